@@ -1,0 +1,88 @@
+"""Stage `base`: the base model, made from nothing on the corpus, or a pointer to the hub.
+
+python -m stages.base --rows data/preprocess --out data/base --metrics metrics/base.json
+"""
+
+import random
+import shutil
+from pathlib import Path
+
+import click
+from transformers import PreTrainedTokenizerFast
+
+from stages.rlhf import runtime
+from stages.rlhf.chat import Codec, prepare_tokenizer
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.hub import write_pointer
+from stages.rlhf.precision import SDPA_FLOAT32, autocasts
+from stages.rlhf.pretraining import new_llama, pretrain
+from stages.rlhf.records import read_jsonl, write_metrics
+
+
+def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that preprocess measured with, as transformers wants it."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(file), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    prepared: PreTrainedTokenizerFast = prepare_tokenizer(tokenizer)
+    return prepared
+
+
+def make(params: Params, rows: Path, out: Path) -> dict[str, float]:
+    """Train the tiny base model and save it with its tokenizer."""
+    chosen = params.chosen
+    assert chosen.architecture is not None
+    assert chosen.base is not None
+    tokenizer = made_tokenizer(rows / "tokenizer.json")
+    codec = Codec(tokenizer)
+    longest = chosen.max_prompt_tokens + chosen.max_answer_tokens
+    documents = [
+        [tokenizer.bos_token_id, *codec.answer_ids(str(row["text"]))][:longest]
+        for row in read_jsonl(rows / "corpus.jsonl")
+    ]
+    ids = {
+        "pad_token_id": codec.pad_id,
+        "bos_token_id": int(tokenizer.bos_token_id),
+        "eos_token_id": codec.eos_id,
+    }
+    model = new_llama(chosen.architecture, ids, longest)
+    rng = random.Random(runtime.derive_seed(params.seed, "base", "batches"))
+    mixed = autocasts(chosen.dtype)
+    if mixed:
+        model.set_attn_implementation(SDPA_FLOAT32)
+    losses = pretrain(model, documents, codec.pad_id, chosen.base, rng, mixed)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    tail = losses[-max(1, len(losses) // 20) :]
+    return {
+        "loss": sum(tail) / len(tail),
+        "documents": len(documents),
+        "tokens": sum(map(len, documents)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--rows", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--metrics", type=click.Path(path_type=Path), required=True)
+def main(rows: Path, out: Path, metrics: Path) -> None:
+    """Make the base model, or point at it."""
+    clock = runtime.Clock()
+    try:
+        params = load_params()
+        runtime.start(params.threads, params.seed, "base")
+        shutil.rmtree(out, ignore_errors=True)
+        if params.chosen.hub is None:
+            figures = make(params, rows, out)
+        else:
+            write_pointer(out, params.chosen.hub, params.chosen.revision)
+            figures = {}
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    write_metrics(metrics, figures)
+    clock.write(metrics.parent / "runtime" / metrics.name)
+
+
+if __name__ == "__main__":
+    main()

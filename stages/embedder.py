@@ -1,0 +1,48 @@
+"""Stage `embedder`: the ruler, a pointer to the hub or a StaticEmbedding model made on the corpus.
+
+python -m stages.embedder --corpus data/preprocess/corpus.jsonl --sft data/preprocess/sft
+    --out data/embedder --runtime metrics/runtime/embedder.json
+
+Reads the training split alone: validation and test are what it measures.
+"""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from stages.rlhf import embedder, runtime
+from stages.rlhf.config import load_params
+from stages.rlhf.hub import write_pointer
+from stages.rlhf.records import SftRow, read_jsonl, read_rows
+
+
+@click.command(help=__doc__)
+@click.option("--corpus", type=click.Path(path_type=Path), required=True)
+@click.option("--sft", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--runtime", "seconds", type=click.Path(path_type=Path), help="Where times go.")
+def main(corpus: Path, sft: Path, out: Path, seconds: Path | None) -> None:
+    """Make the ruler, or point at it."""
+    clock = runtime.Clock()
+    try:
+        params = load_params()
+        knobs = params.embedder
+        runtime.start(params.threads, knobs.seed, "embedder")
+        shutil.rmtree(out, ignore_errors=True)
+        if knobs.hub is None:
+            texts = [str(row["text"]) for row in read_jsonl(corpus)]
+            rows = read_rows(sft / "train.jsonl", SftRow)
+            pairs = [(row.question, row.answer) for row in rows]
+            embedder.save(embedder.train(texts, pairs, knobs), out)
+        else:
+            write_pointer(out, knobs.hub, knobs.revision)
+            embedder.load(out)  # fails here rather than in evaluate
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if seconds is not None:
+        clock.write(seconds)
+
+
+if __name__ == "__main__":
+    main()

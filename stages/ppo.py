@@ -1,0 +1,132 @@
+"""Stage `ppo`: the policy, taught by the reward model, kept near SFT.
+
+python -m stages.ppo --base data/base --sft data/sft --rm data/rm
+    --prompts data/preprocess/ppo/train.jsonl --validation data/preprocess/sft/validation.jsonl
+    --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from stages.rlhf import runtime
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.models import check_card, load_sft, load_tokenizer, save_card
+from stages.rlhf.ppo_trainer import Outcome, PpoTrainer
+from stages.rlhf.ppo_validation import Chooser, validation_metrics
+from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
+from stages.rlhf.reward_model import load_reward_model
+from stages.rlhf.rollout import POLICY
+from stages.rlhf.text_metrics import length
+
+Paths = dict[str, Path]
+
+
+def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:
+    """Load all roles on one backbone and train."""
+    chosen = params.chosen
+    check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    codec = Codec(load_tokenizer(paths["base"]))
+    validation = read_rows(paths["validation"], SftRow)
+    if not validation:
+        raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
+    trainer = PpoTrainer(
+        roles,
+        load_reward_model(roles, paths["rm"]),
+        codec,
+        [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)],
+        params.ppo,
+        chosen.ppo,
+        chosen.max_answer_tokens,
+        params.seed,
+        work=Path(".work") / "ppo",
+    )
+
+    def validate() -> dict[str, float]:
+        return validation_metrics(
+            roles.model, codec, validation, chosen.max_answer_tokens, chosen.generate.batch_size
+        )
+
+    reference_length = sum(length(row.answer) for row in validation) / len(validation)
+    return trainer, trainer.train(validate, Chooser(reference_length))
+
+
+def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
+    """Write the adapters of the best and of the last update."""
+    shutil.rmtree(out, ignore_errors=True)
+    last = trainer.roles.state(POLICY)
+    stands_on = {"base": paths["base"], "sft": paths["sft"], "rm": paths["rm"]}
+    for name, state in {"last": last, "best": trainer.outcome.best_state}.items():
+        trainer.roles.load_state(POLICY, state)
+        trainer.roles.save(POLICY, out / name)
+        save_card(out / name, "ppo", stands_on)
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """metrics/ppo.json: the last update's rollout, and the kept update's validation figures."""
+    last = outcome.updates[-1]
+    rows = {int(row["update"]): row for row in outcome.validation}
+    figures = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
+    return {
+        **{key: last[key] for key in ("kl", "kl_coef", "score", "reward", "eos_rate", "entropy")},
+        "updates": int(last["update"]),
+        "best_update": outcome.best_update,
+        "skipped": outcome.best_update == 0,
+        **({"skipped_reason": "no update beats SFT"} if outcome.best_update == 0 else {}),
+        "stopped": outcome.stopped,
+        "bad_steps": outcome.bad_steps,
+        "validation": {
+            "sft": {key: rows[0][key] for key in figures},
+            "best": {key: rows[outcome.best_update][key] for key in figures},
+        },
+    }
+
+
+def write_curves(outcome: Outcome, plots: Path) -> None:
+    """plots/ppo/updates.csv and validation.csv, one row per update and per evaluation."""
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, rows in {"updates": outcome.updates, "validation": outcome.validation}.items():
+        table = pd.DataFrame(rows)
+        table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def folder_option(name: str) -> Any:
+    """A required path option."""
+    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
+
+
+@click.command(help=__doc__)
+@folder_option("base")
+@folder_option("sft")
+@folder_option("rm")
+@folder_option("prompts")
+@folder_option("validation")
+@folder_option("out")
+@folder_option("metrics")
+@folder_option("plots")
+def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
+    """Train the policy with PPO."""
+    clock = runtime.Clock()
+    try:
+        params = load_params()
+        runtime.start(params.threads, params.seed, "ppo")
+        trainer, outcome = trained(params, paths)
+        save(trainer, out, paths)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    write_curves(outcome, plots)
+    write_metrics(metrics, summary(outcome))
+    answers = params.chosen.ppo.batch_size * len(outcome.updates)
+    seconds = trainer.clock.seconds
+    busy = sum(seconds[phase] for phase in ("generate", "score", "update"))
+    clock.seconds.update(seconds)
+    clock.write(metrics.parent / "runtime" / metrics.name, samples_per_second=answers / busy)
+
+
+if __name__ == "__main__":
+    main()

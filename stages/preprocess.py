@@ -1,0 +1,28 @@
+"""Clean, split and cap the rows of a source: `data.source` and `data.path` of params.yaml."""
+
+import os
+from pathlib import Path
+
+import click
+
+from stages.rlhf.config import load_params
+from stages.rlhf.preparing import prepare
+from stages.rlhf.records import write_metrics
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="data/preprocess")
+@click.option("--metrics", type=click.Path(path_type=Path), required=True, help="counts (JSON)")
+def main(out: Path, metrics: Path) -> None:
+    """Write the files of stages/rlhf/records.py to OUT."""
+    try:
+        params = load_params()
+        os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
+        report = prepare(params, out)
+        write_metrics(metrics, report)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""params.yaml, checked: frozen, closed and bounded, so that a misspelt knob fails in a second."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]  # a learning rate
+
+
+class Section(BaseModel):
+    """One mapping of params.yaml: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Where the rows come from."""
+
+    source: Literal["sample", "aihub", "kochatgpt", "jsonl"]
+    path: Path
+
+
+class Sample(Section):
+    """The offline sample world."""
+
+    seed: Annotated[int, Field(ge=0)]
+    demonstrations: Positive
+    groups: Positive
+    judge_groups: Positive
+    prompts: Positive
+    documents: Positive
+    demo_full_right: Share
+    rank_noise: Annotated[float, Field(ge=0, le=0.5)]
+    confounded: bool
+
+
+class Preprocess(Section):
+    """Cleaning and splitting."""
+
+    seed: Annotated[int, Field(ge=0)]
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)]
+    test_share: Annotated[float, Field(gt=0, lt=0.5)]
+    judge_share: Annotated[float, Field(ge=0, le=0.5)]
+    long_answers: Literal["clip", "drop"]
+    near_duplicate: Annotated[float, Field(gt=0.5, le=1)]
+    max_items: Positive | None
+
+
+class Eda(Section):
+    """Figures of the data."""
+
+    top_categories: Positive
+
+
+class Embedder(Section):
+    """The SentenceTransformer that measures similarity."""
+
+    hub: str | None
+    revision: str | None
+    seed: Annotated[int, Field(ge=0)]
+    vocab_size: Annotated[int, Field(ge=300)]
+    dimensions: Positive
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Rate
+
+
+class Sft(Section):
+    """Supervised fine-tuning, whatever the model."""
+
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Rm(Section):
+    """Reward model, whatever the model."""
+
+    head: Literal["hybrid", "scalar"]
+    loss: Literal["plackett_luce", "bradley_terry"]
+    lm_coef: Annotated[float, Field(ge=0)]
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Ppo(Section):
+    """PPO, whatever the model."""
+
+    kl_coef: Annotated[float, Field(ge=0)]
+    kl_target: Annotated[float, Field(gt=0)] | None
+    kl_horizon: Positive
+    gamma: Share
+    lam: Share
+    cliprange: Annotated[float, Field(gt=0, lt=1)]
+    cliprange_value: Annotated[float, Field(gt=0)]
+    epochs: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    missing_eos_penalty: Annotated[float, Field(ge=0)]
+    score_clip: Annotated[float, Field(gt=0)]
+    value_warmup: Annotated[int, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    stop_kl_batch: Annotated[float, Field(gt=0)]
+    stop_kl_run: Annotated[float, Field(gt=0)]
+    evaluate_every: Positive
+    patience: Positive
+
+
+class Evaluate(Section):
+    """The final comparison on test."""
+
+    max_questions: Positive | None
+    samples_shown: Positive
+
+
+class Architecture(Section):
+    """A Llama made from nothing, with tied embeddings."""
+
+    vocab_size: Annotated[int, Field(ge=300)]
+    hidden_size: Positive
+    intermediate_size: Positive
+    layers: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Architecture":
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by heads ({self.heads})"
+            )
+        return self
+
+
+class Lora(Section):
+    """Adapters on every linear layer of the backbone; dropout is 0."""
+
+    r: Positive
+    alpha: Positive
+
+
+class Pretraining(Section):
+    """Steps of next-token training on the corpus."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+
+
+class _MicroBatched(Section):
+    batch_size: Positive
+    micro_batch_size: Positive
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> "_MicroBatched":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be divisible by"
+                f" micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class SftSettings(_MicroBatched):
+    """SFT of one base model; batches are rows."""
+
+    method: Literal["full", "lora"]
+    epochs: Positive
+    learning_rate: Rate
+
+
+class RmSettings(_MicroBatched):
+    """Reward model of one base model; batches are questions with all their answers."""
+
+    epochs: Positive
+    learning_rate: Rate
+
+
+class PpoSettings(_MicroBatched):
+    """PPO of one base model; batches are answers."""
+
+    updates: Positive
+    minibatches: Positive
+    learning_rate: Rate
+    value_learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> "PpoSettings":
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be divisible by"
+                f" minibatches ({self.minibatches})"
+            )
+        size = self.batch_size // self.minibatches
+        if size % self.micro_batch_size:  # the rollout's parts must be the first epoch's
+            raise ValueError(
+                f"batch_size / minibatches ({size}) must be divisible by"
+                f" micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class GenerateSettings(Section):
+    """Rows decoded at once outside PPO's rollouts."""
+
+    batch_size: Positive
+
+
+class Model(Section):
+    """One base model: what differs from model to model."""
+
+    hub: str | None
+    revision: str | None
+    dtype: Literal["float32", "bfloat16", "mixed"]
+    max_prompt_tokens: Positive
+    max_answer_tokens: Positive
+    architecture: Architecture | None
+    base: Pretraining | None
+    lora: Lora
+    sft: SftSettings
+    rm: RmSettings
+    ppo: PpoSettings
+    generate: GenerateSettings
+
+    @model_validator(mode="after")
+    def _hub_or_made(self) -> "Model":
+        made = self.architecture is not None and self.base is not None
+        if (self.hub is None) != made:
+            raise ValueError(
+                "either hub is an id and architecture and base are null,"
+                f" or hub is null and both are given (hub: {self.hub})"
+            )
+        return self
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    model: str
+    seed: Annotated[int, Field(ge=0)]
+    threads: Positive
+    data: Data
+    sample: Sample
+    preprocess: Preprocess
+    eda: Eda
+    embedder: Embedder
+    sft: Sft
+    rm: Rm
+    ppo: Ppo
+    evaluate: Evaluate
+    models: dict[str, Model]
+
+    @model_validator(mode="after")
+    def _known_model(self) -> "Params":
+        if self.model not in self.models:
+            raise ValueError(f"model: '{self.model}' is not one of {', '.join(self.models)}")
+        return self
+
+    @property
+    def chosen(self) -> Model:
+        """The entry of `models` that `model` names."""
+        return self.models[self.model]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises ValueError naming the file, the key, the value and what was expected.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; run from the repository's root")
+    try:
+        raw = YAML(typ="safe", pure=True).load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a mapping was expected, not {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key} = {problem['input']!r}: no such key"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {problem['input']!r}: {message}"

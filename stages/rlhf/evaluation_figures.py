@@ -1,0 +1,128 @@
+"""Seed figures 8 and 13 to 16, each with the table behind it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.rlhf import figures
+from stages.rlhf.describe import bin_table
+from stages.rlhf.evaluation import Measured, spread
+
+NAMES = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO"}
+SHOWN_IN_FIGURE = 12  # rows of the sample table that fit on a page
+CELL_CHARACTERS = 150  # of an answer in the figure
+TABLE_CHARACTERS = 15_000  # of a column of the CSV, which must stay small
+
+PANELS = {
+    "cosine": "코사인 유사도",
+    "euclidean_distance": "유클리드 거리 (작을수록 가까움)",
+    "pearson": "피어슨 상관",
+}
+
+
+def draw_all(
+    models: Mapping[str, Measured], samples: Sequence[Mapping[str, Any]], shown: int, out: Path
+) -> None:
+    """Every figure of the comparison; `shown` rows in the sample table's CSV and Markdown."""
+    two = {name: models[name] for name in ("base", "sft")}
+    draw_distribution(two, "SFT 전후: 참조 답변과의 유사도", out / "8_base_sft")
+    draw_distribution(models, "참조 답변과의 유사도 분포", out / "13_similarity")
+    draw_lengths(models, out / "14_length_similarity")
+    draw_side_by_side(models, out / "15_distributions")
+    draw_samples(samples, list(models), shown, out / "16_samples")
+
+
+def draw_distribution(models: Mapping[str, Measured], title: str, path: Path) -> None:
+    """Histogram of cosine per model."""
+    figure, (axes,) = figures.new_figure(title)
+    table = _bins(models, "cosine")
+    _draw_bins(axes, table, models)
+    axes.set_xlabel(PANELS["cosine"])
+    axes.set_ylabel("답변의 비중 (%)")
+    _save(figure, table, path)
+
+
+def draw_side_by_side(models: Mapping[str, Measured], path: Path) -> None:
+    """Figure 15: cosine, euclidean distance and Pearson, a panel each."""
+    figure, panels = figures.new_figure("모델별 유사도 분포", columns=3, width=12)
+    tables = []
+    for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
+        table = _bins(models, metric)
+        _draw_bins(axes, table, models)
+        axes.set_xlabel(title)
+        tables.append(table.assign(metric=metric))
+    panels[0].set_ylabel("답변의 비중 (%)")
+    _save(figure, pd.concat(tables), path)
+
+
+def draw_lengths(models: Mapping[str, Measured], path: Path) -> None:
+    """Figure 14: an answer's length against its cosine; the table by tenths of each model."""
+    figure, (axes,) = figures.new_figure("답변 길이와 유사도")
+    values = {name: measured.values for name, measured in models.items()}
+    figures.scatter(
+        axes,
+        {
+            NAMES[name]: (frame["length"].to_numpy(), frame["cosine"].to_numpy())
+            for name, frame in values.items()
+        },
+    )
+    axes.set_xlabel("답변의 글자 수")
+    axes.set_ylabel(PANELS["cosine"])
+    tables = []
+    for name, frame in values.items():
+        tenth = (frame["length"].rank(method="first", pct=True) * 10).apply(np.ceil).astype(int)
+        grouped = frame.groupby(tenth.rename("tenth"))
+        table = grouped.agg(
+            answers=("length", "size"), length=("length", "mean"), cosine=("cosine", "mean")
+        )
+        tables.append(table.reset_index().assign(model=name))
+    _save(figure, pd.concat(tables), path)
+
+
+def draw_samples(
+    samples: Sequence[Mapping[str, Any]], models: Sequence[str], shown: int, path: Path
+) -> None:
+    """Figure 16: questions with the reference and every model's answer, evenly from the test."""
+    header = ["질문", "참조 답변", *(NAMES[name] for name in models)]
+    chosen = [
+        [sample["question"], sample["reference"], *(sample[name]["answer"] for name in models)]
+        for sample in spread(samples, shown)
+    ]
+    limit = max(40, min(500, TABLE_CHARACTERS // shown))
+    rows = [[figures.shorten(" ".join(cell.split()), limit) for cell in row] for row in chosen]
+    drawn = [
+        [figures.shorten(cell, CELL_CHARACTERS) for cell in row]
+        for row in spread(rows, SHOWN_IN_FIGURE)
+    ]
+    wrap = 20
+    height = figures.table_height(header, drawn, wrap)
+    figure, (axes,) = figures.new_figure("질문과 답변의 예", width=12, height=height)
+    figures.table(axes, header, drawn, wrap)
+    _save(figure, pd.DataFrame(rows, columns=header), path)
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join(
+        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
+    )
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _bins(models: Mapping[str, Measured], metric: str, bins: int = 30) -> pd.DataFrame:
+    series = {name: measured.values[metric].to_numpy() for name, measured in models.items()}
+    everything = np.concatenate([*series.values()])
+    low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    return bin_table(series, np.linspace(low, high, bins + 1))
+
+
+def _draw_bins(axes: Any, table: pd.DataFrame, models: Mapping[str, Measured]) -> None:
+    edges = np.append(table["low"].to_numpy(), table["high"].iloc[-1])
+    figures.histogram(axes, edges, {NAMES[name]: table[name].to_numpy() * 100 for name in models})
+
+
+def _save(figure: Any, table: pd.DataFrame, path: Path) -> None:
+    figures.save(figure, path.with_suffix(".png"))
+    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")

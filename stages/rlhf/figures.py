@@ -1,0 +1,225 @@
+"""One look for every figure of the project; importing this module sets it.
+
+A figure is made by `new_figure`, filled by the draw functions below, and written by `save`, whose
+bytes depend on the data alone: matplotlib's own defaults (no user's matplotlibrc), a font file that
+comes with a package, and no date or version in the PNG.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+MAX_BYTES = 300_000
+DPI = 110
+MIN_DPI = 50
+# Okabe and Ito's colours, dark enough for paper, told apart under the usual colour blindnesses.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
+GREY = "#555555"
+
+Series = Mapping[str, Sequence[float] | np.ndarray]
+
+
+def _register_font() -> str:
+    """The family name of NanumGothic, taken from koreanize-matplotlib's folder.
+
+    The package itself is not imported: that needs distutils, gone from Python 3.12.
+    """
+    spec = find_spec("koreanize_matplotlib")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("koreanize-matplotlib, which carries the Korean font, is not installed")
+    fonts = Path(spec.submodule_search_locations[0]) / "fonts"
+    for name in ("NanumGothic.ttf", "NanumGothicBold.ttf"):
+        font_manager.fontManager.addfont(fonts / name)
+    return "NanumGothic"
+
+
+matplotlib.rcdefaults()
+matplotlib.rcParams.update(
+    {
+        "font.family": _register_font(),
+        "font.size": 10,
+        "axes.unicode_minus": False,  # NanumGothic has no U+2212
+        "text.parse_math": False,  # a dollar sign in an answer is a dollar sign
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "semibold",
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": "#DDDDDD",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "hatch.linewidth": 0.5,
+        "savefig.dpi": DPI,
+    }
+)
+
+
+def new_figure(
+    title: str, columns: int = 1, width: float = 7.0, height: float = 4.0
+) -> tuple[Figure, list[Axes]]:
+    """A titled figure with `columns` panels side by side; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=12, fontweight="semibold")
+    return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG whose bytes depend on the figure alone, coarser where it would be over MAX_BYTES.
+
+    Raises ValueError where it is larger than git should carry even at MIN_DPI.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dpi, size = float(DPI), MAX_BYTES + 1
+    while size > MAX_BYTES and dpi >= MIN_DPI:
+        figure.savefig(path, format="png", metadata={"Software": None}, dpi=dpi)
+        size = path.stat().st_size
+        dpi *= 0.85
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: {size} bytes; a figure must stay under {MAX_BYTES}")
+
+
+def bars(axes: Axes, labels: Sequence[str], series: Series, form: str | None = "{:.1f}") -> None:
+    """Grouped bars: one group per label, one colour and hatch per series; `form` writes values."""
+    places = np.arange(len(labels))
+    width = 0.8 / max(len(series), 1)
+    for i, (name, values) in enumerate(series.items()):
+        left = places + (i - (len(series) - 1) / 2) * width
+        drawn = axes.bar(left, values, width, label=name, **_fill(i))
+        if form is not None:
+            axes.bar_label(drawn, [form.format(v) for v in values], fontsize=7, padding=1)
+    axes.set_xticks(places, labels)
+    axes.margins(y=0.12)
+    _legend(axes, len(series))
+
+
+def horizontal_bars(axes: Axes, labels: Sequence[str], series: Series) -> None:
+    """Grouped bars for long labels, the first label on top."""
+    places = np.arange(len(labels))
+    height = 0.8 / max(len(series), 1)
+    for i, (name, values) in enumerate(series.items()):
+        top = places + (i - (len(series) - 1) / 2) * height
+        axes.barh(top, values, height, label=name, **_fill(i))
+    axes.set_yticks(places, [shorten(label, 24) for label in labels])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    _legend(axes, len(series))
+
+
+def histogram(axes: Axes, edges: Sequence[float] | np.ndarray, series: Series) -> None:
+    """Outlines of several distributions over the same bin edges; heights as given."""
+    for i, (name, heights) in enumerate(series.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        style = ("-", "--", "-.", ":")[i % 4]
+        axes.stairs(heights, edges, label=name, color=colour, linestyle=style, linewidth=1.6)
+        axes.stairs(heights, edges, fill=True, color=colour, alpha=0.15)
+    axes.set_ylim(bottom=0)
+    _legend(axes, len(series))
+
+
+def mark(axes: Axes, values: Mapping[str, float]) -> None:
+    """Named vertical lines, such as percentiles, the labels at falling heights."""
+    top = axes.get_ylim()[1]
+    middle = sum(axes.get_xlim()) / 2
+    for i, (name, value) in enumerate(values.items()):
+        axes.axvline(value, color=GREY, linestyle=":", linewidth=1)
+        side = "left" if value < middle else "right"
+        words = f" {name} {value:,.0f} "
+        axes.text(value, top * (0.97 - 0.08 * i), words, ha=side, fontsize=8, color=GREY)
+
+
+def boxes(axes: Axes, summaries: Mapping[str, Mapping[str, float]]) -> None:
+    """Boxes P25-P75 with the median, whiskers P5-P95 and a diamond at the mean, from summaries.
+
+    A summary has the keys p5, p25, p50, p75, p95 and mean.
+    """
+    drawn = [
+        {
+            "label": name,
+            "whislo": values["p5"],
+            "q1": values["p25"],
+            "med": values["p50"],
+            "q3": values["p75"],
+            "whishi": values["p95"],
+            "mean": values["mean"],
+        }
+        for name, values in summaries.items()
+    ]
+    parts = axes.bxp(
+        drawn,
+        showmeans=True,
+        showfliers=False,
+        patch_artist=True,
+        widths=0.5,
+        medianprops={"color": "black"},
+        meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black"},
+    )
+    for i, box in enumerate(parts["boxes"]):
+        box.set(**_fill(i))
+
+
+def scatter(axes: Axes, points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Clouds of (x, y), one colour and marker per name."""
+    for i, (name, (x, y)) in enumerate(points.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        axes.scatter(x, y, s=9, alpha=0.5, color=colour, marker="osD^"[i % 4], label=name)
+    _legend(axes, len(points))
+
+
+def table(axes: Axes, header: Sequence[str], rows: Sequence[Sequence[str]], wrap: int) -> None:
+    """A table of wrapped text, `wrap` characters (Hangul width) a line; rows as high as needed."""
+    axes.axis("off")
+    cells = [[_wrapped(cell, wrap) for cell in row] for row in [header, *rows]]
+    lines = [max(cell.count("\n") + 1 for cell in row) + 0.6 for row in cells]
+    drawn = axes.table(cellText=cells, cellLoc="left", bbox=Bbox.unit())
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set_height(lines[row] / sum(lines))
+        cell.set_edgecolor("#BBBBBB")
+        cell.PAD = 0.03
+        cell.get_text().set_linespacing(1.4)
+        if row == 0:
+            cell.set_facecolor("#E8E8E8")
+            cell.get_text().set_fontweight("semibold")
+
+
+def table_height(header: Sequence[str], rows: Sequence[Sequence[str]], wrap: int) -> float:
+    """Inches that `table` needs for these rows."""
+    cells = [[_wrapped(cell, wrap) for cell in row] for row in [header, *rows]]
+    return 0.9 + 0.15 * sum(max(cell.count("\n") + 1 for cell in row) + 0.6 for row in cells)
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters, the last an ellipsis where something was cut."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or " "
+
+
+def _legend(axes: Axes, names: int) -> None:
+    # Above the panel, where it hides no data; one name needs none.
+    if names > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=names, borderaxespad=0.2)
+
+
+def _fill(i: int) -> dict[str, Any]:
+    return {
+        "facecolor": PALETTE[i % len(PALETTE)],
+        "hatch": HATCHES[i % len(HATCHES)],
+        "edgecolor": "white",
+    }

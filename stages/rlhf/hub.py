@@ -1,0 +1,87 @@
+"""A hub model is a pointer on disk: repository, commit sha and file hashes; weights stay cached."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+POINTER = "pointer.json"
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # no pickles, no code
+OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """One sha256 for the names and bytes of all files of a folder."""
+    files = _files(folder)
+    if not files:
+        raise ValueError(f"{folder}: no files there")
+    lines = [f"{name}:{file_hash(folder / name)}\n" for name in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
+    """The folder of the hub's cache that holds these files; downloaded where they are not there.
+
+    Raises ValueError in one sentence where they cannot be had.
+    """
+    try:
+        folder = snapshot_download(
+            hub,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(OTHER_RUNTIMES),
+        )
+    except (OSError, ValueError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{hub} (revision {revision or 'latest'}) is not in the hub's cache"
+            f" and cannot be downloaded: {cause}"
+        ) from error
+    return Path(folder)
+
+
+def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
+    """Write pointer.json and return the cached folder that it points to.
+
+    Raises ValueError where the model cannot be had, or holds no safetensors.
+    """
+    cached = fetch(hub, revision)
+    # the cache may hold more of the repository than we asked for: two machines, one pointer
+    wanted = [n for n in _files(cached) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
+    files = {name: file_hash(cached / name) for name in wanted}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ValueError(f"{hub}: no *.safetensors among its files {_files(cached)}")
+    pointer = {"hub": hub, "revision": cached.name, "files": files}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
+    return cached
+
+
+def follow_pointer(folder: Path) -> Path:
+    """The cached folder that pointer.json names, its files checked.
+
+    Raises ValueError where the cache no longer holds what the pointer was made from.
+    """
+    pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
+    cached = fetch(pointer["hub"], pointer["revision"])
+    for name, expected in pointer["files"].items():
+        if not (cached / name).is_file() or file_hash(cached / name) != expected:
+            raise ValueError(f"{cached / name}: not the file that {folder / POINTER} names")
+    return cached
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,102 @@
+"""Korean text as it must look before a tokenizer meets it: normal forms, keys, sentence ends."""
+
+import re
+import unicodedata
+
+# Controls, format characters (BOM, zero-width, direction marks), Hangul fillers without width and
+# lone surrogates: invisible in an editor, distinct to a tokenizer. White space is not among them.
+_INVISIBLE = re.compile(
+    "[\u0000-\u0008\u000e-\u001b\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u180e"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_FILLERS = str.maketrans({"\u3164": " ", "\uffa0": " "})  # Hangul fillers that take up a width
+
+# Tokens that a tokenizer of the `models` table, or of their kin, reads as more than text.
+_SPECIAL = re.compile(
+    r"<\|[^<>|\s]{1,40}\|>"
+    r"|</?s>|<(?:pad|unk|bos|eos|mask|cls|sep|start_of_turn|end_of_turn|unused\d{1,3})>"
+    r"|\[/?INST\]|<</?SYS>>|\[(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]",
+    re.IGNORECASE,
+)
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_BLANKS = re.compile(r"[^\S\n]+")
+
+# What AI-Hub and its like leave where a name or an address was taken out.
+_PLACEHOLDER = re.compile(
+    r"<(?:NAME|PERSON|ADDRESS|PHONE|TEL|EMAIL|URL|DATE|ORG|ORGANIZATION|LOCATION|ID|NUMBER|NUM|AGE"
+    r"|이름|주소|전화번호|이메일|기관명|지명)[_\-]?\d*>|#@[^#\s]{1,12}#",
+    re.IGNORECASE,
+)
+
+# Punctuation and space, which a key leaves out; not "#%&*+-/@": "3*4" is not "3/4", nor C# C.
+_NOT_IN_KEY = {
+    point: None
+    for point in range(0x20000)
+    if (unicodedata.category(chr(point))[0] == "P" and chr(point) not in "#%&*+-/@")
+    or chr(point).isspace()
+}
+
+_CLOSERS = "\"'”’」』》〉)]】"
+_CLOSING = f"[{re.escape(_CLOSERS)}]*"
+_ENDS = re.compile(
+    rf"[.!?…。！？]+{_CLOSING}(?=\s|$)"  # a mark, then perhaps a closing quote or bracket
+    r"|(?<=[다요죠까])[.!?](?=[가-힣])"  # the space behind it forgotten
+    rf"|(?<=[다요죠까]){_CLOSING}(?=\n|$)"  # no mark, but a final ending and a line break
+)
+_NO_END = re.compile(
+    r"(?:\d|(?:^|[^A-Za-z])(?:[A-Za-z]|Dr|Mr|Mrs|Ms|Prof|vs|No|St|etc))\.$"  # 1. Dr. 2024. e.g.
+    r"|(?:\.\.|…)$"  # a pause
+)
+
+
+def clean(text: str) -> str:
+    """Normal form of a text: NFC, nothing invisible, no special token, white space folded.
+
+    A run of white space becomes one space, or one line break where it holds a line break.
+    """
+    removed = 1
+    while removed:  # what is taken out may leave a token behind: <</s>/s>
+        text = _INVISIBLE.sub("", text.translate(_FILLERS).replace("<[!newline]>", "\n"))
+        text, removed = _SPECIAL.subn("", unicodedata.normalize("NFC", text))
+    return _BLANKS.sub(" ", _BREAKS.sub("\n", text)).strip()
+
+
+def clean_line(text: str) -> str:
+    """`clean`, on one line: for questions and phrases."""
+    return clean(text).replace("\n", " ")
+
+
+def has_placeholder(text: str) -> bool:
+    """Whether a name, an address or the like was taken out of a clean text: `<NAME>`, `#@이름#`."""
+    return _PLACEHOLDER.search(text) is not None
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two clean texts are one but for case, white space between words and a final mark.
+
+    Stricter than equal keys: "add a comma to this sentence" may be answered by the sentence.
+    """
+    return _bare(one) == _bare(other)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(" .?!~…")
+
+
+def question_key(text: str) -> str:
+    """What two wordings that differ in spaces, case, width or punctuation alone have in common."""
+    return unicodedata.normalize("NFKC", clean(text)).casefold().translate(_NOT_IN_KEY)
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Offsets just behind each sentence end of a clean text, in order.
+
+    A full stop behind a number or an abbreviation ("1. ", "2024. 3. 1. ", "Dr. ") and a pause
+    ("음... ") end no sentence, except where the text ends there.
+    """
+    return [
+        match.end()
+        for match in _ENDS.finditer(text)
+        if match.end() == len(text)
+        or not _NO_END.search(text[max(0, match.start() - 5) : match.end()].rstrip(_CLOSERS))
+    ]

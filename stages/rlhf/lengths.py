@@ -1,0 +1,80 @@
+"""Lengths in tokens: caps on questions and answers, clipping, and what the data measures."""
+
+from bisect import bisect_right
+from collections import Counter
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from stages.rlhf.chat import TEMPLATE_TOKENS
+from stages.rlhf.korean import sentence_ends
+
+
+class Caps:
+    """The caps of the chosen model, and the lengths met on the way.
+
+    `answer` leaves a token of max_answer_tokens for EOS.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_prompt_tokens: int,
+        max_answer_tokens: int,
+        policy: Literal["clip", "drop"],
+    ) -> None:
+        self.question = max_prompt_tokens - TEMPLATE_TOKENS
+        self.answer = max_answer_tokens - 1
+        self._tokenizer = tokenizer
+        self._policy = policy
+        self._met: dict[str, Counter[int]] = {}
+        if self.question < 1:
+            raise ValueError(
+                f"max_prompt_tokens ({max_prompt_tokens}) must be above {TEMPLATE_TOKENS},"
+                " which the prompt template may take"
+            )
+
+    def question_fits(self, question: str) -> bool:
+        """Whether the question is within its cap."""
+        length = len(self._tokenizer.encode(question, add_special_tokens=False))
+        self._count("question", length)
+        return length <= self.question
+
+    def fit_answer(self, answer: str, kind: Literal["sft_answer", "rm_answer"]) -> str | None:
+        """The answer, or the sentences of it that fit; None where it is too long.
+
+        Cut behind the last sentence end within the cap, since EOS follows a clipped answer too.
+        """
+        encoding = self._tokenizer.encode(answer, add_special_tokens=False)
+        self._count(kind, len(encoding))
+        if len(encoding) <= self.answer:
+            return answer
+        if self._policy == "drop":
+            return None
+        limit = encoding.offsets[self.answer][0]  # of the first token that is too much
+        ends = sentence_ends(answer)
+        for end in reversed(ends[: bisect_right(ends, limit)]):
+            if len(self._tokenizer.encode(answer[:end], add_special_tokens=False)) <= self.answer:
+                return answer[:end]
+        return None
+
+    def percentiles(self) -> dict[str, dict[str, int | None]]:
+        """P50, P95 and P99 of all lengths met, before any cap; nearest rank."""
+        return {
+            kind: {f"p{share}": _percentile(self._met.get(kind), share) for share in (50, 95, 99)}
+            for kind in ("question", "sft_answer", "rm_answer")
+        }
+
+    def _count(self, kind: str, length: int) -> None:
+        self._met.setdefault(kind, Counter())[length] += 1
+
+
+def _percentile(counts: Counter[int] | None, share: int) -> int | None:
+    if not counts:
+        return None
+    left = -(-counts.total() * share // 100)
+    for length in sorted(counts):
+        left -= counts[length]
+        if left <= 0:
+            return length
+    raise AssertionError("the shares are at most 100")

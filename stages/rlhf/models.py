@@ -1,0 +1,194 @@
+"""Models on disk and in memory: one frozen backbone, several adapters, one role each.
+
+On disk, a model is one of
+    a folder with model.safetensors, config.json and the tokenizer  (made here, or SFT in full)
+    pointer.json {hub, revision, files}                             (weights stay in the hub cache)
+    adapter_config.json + adapter_model.safetensors                 (LoRA on one of the above)
+and model.json beside it names what it stands on by sha256.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.rlhf.chat import prepare_tokenizer, template_hash
+from stages.rlhf.config import Lora
+from stages.rlhf.hub import POINTER, file_hash, follow_pointer
+from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, products
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where a model's weights lie: the folder itself, or the one its pointer names.
+
+    Raises ValueError where the hub's cache no longer holds what the pointer was made from.
+    """
+    if (folder / POINTER).is_file():
+        return follow_pointer(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: neither config.json nor {POINTER}; no model lies here")
+    return folder
+
+
+def model_hash(folder: Path) -> str:
+    """One sha256 for a model as it lies on disk: pointer or weights, tokenizer and config."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".model"} and path.name != "model.json":
+            digest.update(f"{path.name}:{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a base model, with our template and a padding token that is not EOS."""
+    return prepare_tokenizer(AutoTokenizer.from_pretrained(weights_folder(folder)))
+
+
+def load_causal_lm(folder: Path, dtype: str) -> Any:
+    """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode."""
+    model = AutoModelForCausalLM.from_pretrained(
+        weights_folder(folder),
+        dtype=WEIGHTS[dtype],
+        use_safetensors=True,
+        trust_remote_code=False,  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa lacks
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and autocasts(dtype):
+        model.set_attn_implementation(SDPA_FLOAT32)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """LoRA on every linear layer, no dropout."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+class Roles:
+    """One backbone and the adapters that make it policy, reference, reward or value model.
+
+    `reference` is the adapter that is the SFT model, or None where SFT trained the whole backbone:
+    then the backbone without any adapter is.
+    """
+
+    def __init__(self, backbone: Any, lora: Lora, autocast: bool = False) -> None:
+        self._config = lora_config(lora)
+        self.autocast = autocast
+        self.model = backbone  # a PeftModel from the first adapter on
+        self.reference: str | None = None
+
+    def add(self, name: str, like: str | None = None) -> None:
+        """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, self._config)
+        else:
+            self.model = PeftModel(self.model, self._config, adapter_name=name)
+        if like is not None:
+            self.load_state(name, self.state(like))
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """Copies of an adapter's tensors, on the CPU, without the adapter's name."""
+        state = get_peft_model_state_dict(self.model, adapter_name=name)
+        return {k: v.detach().cpu().clone() for k, v in sorted(state.items())}
+
+    def load_state(self, name: str, state: dict[str, torch.Tensor]) -> None:
+        """Overwrite an adapter. Raises ValueError where tensors are missing, or foreign."""
+        own = set(get_peft_model_state_dict(self.model, adapter_name=name))
+        if own != set(state):
+            odd = sorted(own ^ set(state))
+            raise ValueError(f"adapter {name}: {len(odd)} tensors do not fit, such as {odd[0]}")
+        set_peft_model_state_dict(self.model, state, adapter_name=name)
+
+    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The trainable tensors of an adapter, in a fixed order."""
+        own = (f".lora_A.{name}.", f".lora_B.{name}.")
+        return [p for n, p in self.model.named_parameters() if any(part in n for part in own)]
+
+    @contextmanager
+    def use(self, name: str | None, train: bool = False) -> Iterator[Any]:
+        """The model in the role of adapter `name`; None is the bare backbone."""
+        bare = isinstance(self.model, PeftModel) and name is None
+        if name is not None:
+            self.model.set_adapter(name, inference_mode=not train)
+        with (
+            products(self.model.device, self.autocast),
+            self.model.disable_adapter() if bare else nullcontext(),
+        ):
+            yield self.model
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write adapter_model.safetensors and adapter_config.json, the same bytes every time."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state(name), folder / "adapter_model.safetensors")
+        config = self.model.peft_config[name].to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        plain["base_model_name_or_path"] = None  # model.json names it by hash, not by place
+        plain["inference_mode"] = True
+        text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def load(self, name: str, folder: Path) -> None:
+        """Add an adapter from its folder. Raises ValueError where it does not fit the backbone."""
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{weights}: no such file; an adapter was expected")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        for knob, here in {"r": self._config.r, "lora_alpha": self._config.lora_alpha}.items():
+            if config[knob] != here:
+                raise ValueError(f"{weights}: trained with {knob} {config[knob]}, not {here}")
+        self.add(name)
+        try:
+            self.load_state(name, load_file(weights))
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
+
+
+def save_card(folder: Path, kind: str, stands_on: dict[str, Path], **more: Any) -> None:
+    """Write model.json: what the model is, and the hashes of all it stands on."""
+    card = {
+        "kind": kind,
+        "chat_template_sha256": template_hash(),
+        **{f"{name}_sha256": model_hash(path) for name, path in stands_on.items()},
+        **more,
+    }
+    (folder / "model.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def check_card(folder: Path, stands_on: dict[str, Path]) -> dict[str, Any]:
+    """Read model.json. Raises ValueError where template, backbone or tokenizer are others now."""
+    file = folder / "model.json"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; no trained model lies here")
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    now = {f"{name}_sha256": model_hash(path) for name, path in stands_on.items()}
+    for key, value in {"chat_template_sha256": template_hash(), **now}.items():
+        if card.get(key) != value:
+            raise ValueError(f"{file}: {key} is {card.get(key)}, but {value} lies here now")
+    return card
+
+
+def load_sft(base: Path, sft: Path, dtype: str, lora: Lora) -> Roles:
+    """The SFT model as a frozen backbone with `reference` set; other adapters are added to it.
+
+    Raises ValueError where data/sft was trained on another base or with another template.
+    """
+    card = check_card(sft, {"base": base})
+    if card["method"] == "full":
+        return Roles(load_causal_lm(sft, dtype), lora, autocasts(dtype))
+    roles = Roles(load_causal_lm(base, dtype), lora, autocasts(dtype))
+    roles.load("sft", sft)
+    roles.reference = "sft"
+    return roles

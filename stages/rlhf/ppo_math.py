@@ -1,0 +1,98 @@
+"""The arithmetic of PPO: tensors in, tensors out.
+
+B responses, R response tokens. Masks are bool, True = a token of the response (EOS included).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, R) x 2 -> (): mean over the tokens that count."""
+    return torch.where(mask, values, 0).sum() / mask.sum()
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, R) x 2 -> (B, R): mean 0 and sd 1 over all tokens that count; 0 elsewhere."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean) ** 2, mask)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0)
+
+
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
+) -> Tensor:
+    """(B,), (B, R) x 3 -> (B, R): -kl_coef * k1 at each token, the score at the last one.
+
+    k1 = log(policy / reference) of the sampled token: unbiased, and exact at the optimum
+    (Ziegler et al. 2019, eq. 2).
+    """
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0)
+    last = mask.sum(-1) - 1
+    rewards[torch.arange(len(scores)), last] += scores
+    return rewards
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """(B, R) x 3 -> advantages (B, R), returns (B, R). Schulman et al. 2016, eq. 16.
+
+    The value after the last token is 0: an answer is an episode, cut or not.
+    """
+    values = torch.where(mask, values, 0)
+    advantages = torch.zeros_like(rewards)
+    ahead = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(ahead)
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        ahead = torch.where(mask[:, t], delta + gamma * lam * ahead, 0)
+        advantages[:, t] = ahead
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+class PolicyLoss(NamedTuple):
+    """Sums over tokens, for the caller to divide by its global token count."""
+
+    loss: Tensor  # () with gradient
+    clipped: Tensor  # () tokens where the clip was active
+    kl: Tensor  # () k3 estimate of KL(old || new)
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+) -> PolicyLoss:
+    """(B, R) x 4 -> sums of -min(ratio * A, clip(ratio) * A). Schulman et al. 2017, eq. 7."""
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
+    ratio = torch.exp(log_ratio)
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    with torch.no_grad():
+        active = ((clipped > plain) & mask).sum()
+        kl = torch.where(mask, ratio - 1 - log_ratio, 0).sum()
+    return PolicyLoss(torch.where(mask, torch.maximum(plain, clipped), 0).sum(), active, kl)
+
+
+class ValueLoss(NamedTuple):
+    """Sums over tokens, for the caller to divide by its global token count."""
+
+    loss: Tensor  # () with gradient
+    clipped: Tensor  # () tokens where the clip was active
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float
+) -> ValueLoss:
+    """(B, R) x 4 -> sums of .5 max((V - G)^2, (clip(V) - G)^2). Baselines' PPO2."""
+    near = values.clamp(old_values - cliprange, old_values + cliprange)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    loss = 0.5 * torch.where(mask, torch.maximum(plain, clipped), 0).sum()
+    return ValueLoss(loss, ((clipped > plain) & mask).sum())
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, answers: int, horizon: int) -> float:
+    """Ziegler et al. 2019, section 2.2: proportional control of log kl_coef, kept in [.005, .5]."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return min(max(kl_coef * (1 + error * answers / horizon), 0.005), 0.5)

@@ -1,0 +1,261 @@
+"""PPO: the loop, and nothing else. The arithmetic is in ppo_math, the experience in rollout.
+
+Different here: one frozen backbone carries policy, reference, reward and value model as adapters;
+the reference metrics on validation choose the update that is kept, never the reward.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import Ppo, PpoSettings
+from stages.rlhf.generation import draw_uniforms
+from stages.rlhf.models import Roles
+from stages.rlhf.ppo_math import masked_mean, next_kl_coef, policy_loss, value_loss
+from stages.rlhf.reward import Reward
+from stages.rlhf.reward_model import ROLE as REWARD
+from stages.rlhf.reward_model import RewardModel
+from stages.rlhf.rollout import POLICY, VALUE, Rollout, collect, policy_logprobs, token_values
+from stages.rlhf.runtime import Clock, derive_seed
+
+MAX_BAD_STEPS = 3  # steps in a row whose gradient is not finite, before the run gives up
+
+Validate = Callable[[], dict[str, float]]
+
+
+@dataclass
+class Outcome:
+    """What a run leaves behind, beside the adapter itself."""
+
+    updates: list[dict[str, float]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    best_update: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    stopped: str = "all updates done"
+    bad_steps: int = 0
+
+
+class PpoTrainer:
+    """Policy and value adapters on one backbone, trained on answers the policy samples.
+
+    Raises ValueError where there are no prompts.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        reward_model: RewardModel,
+        codec: Codec,
+        prompts: list[list[int]],
+        ppo: Ppo,
+        settings: PpoSettings,
+        max_new_tokens: int,
+        seed: int,
+        work: Path,
+    ) -> None:
+        if not prompts:
+            raise ValueError("no prompts to train PPO on: ppo/train.jsonl is empty")
+        self.roles, self.reward_model, self.codec = roles, reward_model, codec
+        self.prompts, self.ppo, self.settings = prompts, ppo, settings
+        self.max_new_tokens, self.seed, self.work = max_new_tokens, seed, work
+        roles.add(POLICY, like=roles.reference)
+        roles.add(VALUE, like=REWARD)
+        self.value_head = new_value_head(reward_model)
+        self.policy_parameters = roles.parameters(POLICY)
+        self.value_parameters = [*roles.parameters(VALUE), *self.value_head.parameters()]
+        adam: dict[str, Any] = {"eps": 1e-5, "weight_decay": 0.0}
+        self.policy_optimizer = torch.optim.AdamW(
+            self.policy_parameters, lr=settings.learning_rate, **adam
+        )
+        self.value_optimizer = torch.optim.AdamW(
+            self.value_parameters, lr=settings.value_learning_rate, **adam
+        )
+        self.kl_coef = ppo.kl_coef
+        self.clock = Clock()
+        self.outcome = Outcome()
+        self._bad_in_a_row = 0
+
+    def train(self, validate: Validate, better: Callable[[dict[str, float]], bool]) -> Outcome:
+        """Run all updates; `better` says whether a validation row is the best one so far."""
+        outcome, ppo = self.outcome, self.ppo
+        self._evaluate(0, validate, better)
+        stale = 0
+        stream = self._prompt_stream()
+        updates = range(1 - ppo.value_warmup, self.settings.updates + 1)
+        progress = tqdm(updates, desc="ppo", mininterval=5)
+        for update in progress:
+            prompts = [next(stream) for _ in range(self.settings.batch_size)]
+            rollout, reward = self._collect(update, prompts)
+            row = self._update(update, rollout, train_policy=update > 0)
+            row = {"update": update, **describe(rollout, reward, self.kl_coef), **row}
+            outcome.updates.append(row)
+            progress.set_postfix(score=f"{row['score']:.2f}", kl=f"{row['kl']:.2f}")
+            if ppo.kl_target is not None and update > 0:
+                answers = self.settings.batch_size
+                self.kl_coef = next_kl_coef(
+                    self.kl_coef, row["kl"], ppo.kl_target, answers, ppo.kl_horizon
+                )
+            if row["kl"] > ppo.stop_kl_run:
+                outcome.stopped = f"KL {row['kl']:.2f} > ppo.stop_kl_run ({ppo.stop_kl_run})"
+                break
+            if update > 0 and (update % ppo.evaluate_every == 0 or update == updates[-1]):
+                stale = 0 if self._evaluate(update, validate, better) else stale + 1
+                if stale == ppo.patience:
+                    outcome.stopped = f"no better update in ppo.patience ({stale}) evaluations"
+                    break
+        progress.close()
+        return outcome
+
+    def _prompt_stream(self) -> Iterator[list[int]]:
+        epoch = 0
+        while True:
+            rng = random.Random(derive_seed(self.seed, "ppo", "order", epoch))
+            for i in rng.sample(range(len(self.prompts)), len(self.prompts)):
+                yield self.prompts[i]
+            epoch += 1
+
+    def _collect(self, update: int, prompts: list[list[int]]) -> tuple[Rollout, Reward]:
+        draws = draw_uniforms(len(prompts), self.max_new_tokens, self.seed, "ppo", "draws", update)
+        return collect(
+            self.roles,
+            self.value_head,
+            self.reward_model,
+            self.codec,
+            prompts,
+            draws,
+            self.ppo,
+            self.kl_coef,
+            self.settings.micro_batch_size,
+            self.clock,
+        )
+
+    def _evaluate(
+        self, update: int, validate: Validate, better: Callable[[dict[str, float]], bool]
+    ) -> bool:
+        with self.roles.use(POLICY):
+            row = {"update": update, **validate()}
+        self.outcome.validation.append(row)
+        self.clock.lap("validate")
+        if not better(row):
+            return False
+        self.outcome.best_update = update
+        self.outcome.best_state = self.roles.state(POLICY)
+        return True
+
+    def _update(self, update: int, rollout: Rollout, train_policy: bool) -> dict[str, float]:
+        """All epochs over one rollout: minibatches in the rollout's order first, then shuffled."""
+        size = len(rollout) // self.settings.minibatches
+        rng = random.Random(derive_seed(self.seed, "ppo", "minibatches", update))
+        sums: dict[str, float] = {}
+        minibatches = 0
+        for epoch in range(self.ppo.epochs):
+            order = list(range(len(rollout)))
+            if epoch > 0:
+                rng.shuffle(order)
+            for start in range(0, len(order), size):
+                figures = self._minibatch(rollout, order[start : start + size], train_policy)
+                minibatches += 1
+                for key, value in figures.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                if figures["approx_kl"] > self.ppo.stop_kl_batch:
+                    break
+            else:
+                continue
+            break
+        self.clock.lap("update")
+        return {key: value / minibatches for key, value in sums.items()}
+
+    def _minibatch(self, rollout: Rollout, rows: list[int], train_policy: bool) -> dict[str, float]:
+        """One optimiser step: micro-batch losses are sums over the minibatch's token count."""
+        sums = torch.zeros(5, device=rollout.returns.device)
+        tokens = rollout.sequences.response_mask[rows].sum()
+        for start in range(0, len(rows), self.settings.micro_batch_size):
+            part = rollout[rows[start : start + self.settings.micro_batch_size]]
+            sums += self._backward(part, tokens, train_policy)
+        policy_norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.ppo.max_grad_norm)
+        value_norm = nn.utils.clip_grad_norm_(self.value_parameters, self.ppo.max_grad_norm)
+        finite = bool(torch.isfinite(policy_norm + value_norm + sums.sum()))
+        if finite:
+            if train_policy:
+                self.policy_optimizer.step()
+            self.value_optimizer.step()
+            self._bad_in_a_row = 0
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        self.value_optimizer.zero_grad(set_to_none=True)
+        if not finite:
+            self._bad_step(rollout, rows)
+            sums, policy_norm, value_norm = torch.zeros(5), torch.zeros(()), torch.zeros(())
+        names = ("policy_loss", "clipfrac", "approx_kl", "value_loss", "value_clipfrac")
+        figures = dict(zip(names, (sums / tokens.to(sums.device)).tolist(), strict=True))
+        norms = {"policy_grad_norm": float(policy_norm), "value_grad_norm": float(value_norm)}
+        return {**figures, **norms}
+
+    def _backward(self, part: Rollout, tokens: Tensor, train_policy: bool) -> Tensor:
+        """(5,) sums of policy loss, clipped tokens, KL(old || new), value loss, clipped values."""
+        mask = part.sequences.response_mask
+        with self.roles.use(POLICY, train=train_policy), torch.set_grad_enabled(train_policy):
+            logprobs = policy_logprobs(self.roles, part.sequences, self.ppo.temperature)
+            policy = policy_loss(
+                logprobs, part.old_logprobs, part.advantages, mask, self.ppo.cliprange
+            )
+            if train_policy:
+                (policy.loss / tokens).backward()
+        with self.roles.use(VALUE, train=True):
+            values = token_values(self.roles, self.value_head, part.sequences)
+            value = value_loss(
+                values, part.old_values, part.returns, mask, self.ppo.cliprange_value
+            )
+            (value.loss / tokens).backward()
+        return torch.stack([*policy, *value]).detach().float()
+
+    def _bad_step(self, rollout: Rollout, rows: list[int]) -> None:
+        """Count a step that was not finite; after three in a row save its batch and give up."""
+        self.outcome.bad_steps += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < MAX_BAD_STEPS:
+            return
+        part = rollout[rows]
+        self.work.mkdir(parents=True, exist_ok=True)
+        file = self.work / "bad_batch.json"
+        batch = {"ids": part.sequences.ids.tolist(), "advantages": part.advantages.tolist()}
+        file.write_text(json.dumps(batch), encoding="utf-8")
+        raise ValueError(
+            f"{MAX_BAD_STEPS} steps in a row had a gradient that is not finite;"
+            f" the last batch is in {file}"
+        )
+
+
+def new_value_head(reward_model: RewardModel) -> nn.Linear:
+    """A copy of the reward head's linear part, on the scale of the normalised score."""
+    weight = reward_model.head.value.weight
+    head = nn.Linear(weight.shape[1], 1).to(weight.device)
+    with torch.no_grad():
+        head.weight.copy_(weight / reward_model.sd)
+        head.bias.zero_()
+    return head
+
+
+def describe(rollout: Rollout, reward: Reward, kl_coef: float) -> dict[str, float]:
+    """The rollout in numbers, for one row of the CSV; KL in nats per answer."""
+    mask = rollout.sequences.response_mask
+    kl = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0).sum(-1)
+    left = torch.where(mask, rollout.returns - rollout.old_values, 0)
+    spread = masked_mean((rollout.returns - masked_mean(rollout.returns, mask)) ** 2, mask)
+    return {
+        "score": reward.score.mean().item(),
+        "reward": (reward.total - kl_coef * kl).mean().item(),
+        "eos_rate": reward.ended.float().mean().item(),
+        "kl": kl.mean().item(),
+        "kl_coef": kl_coef,
+        "length": mask.sum(-1).float().mean().item(),
+        "entropy": -masked_mean(rollout.old_logprobs, mask).item(),
+        "explained_variance": 1 - (masked_mean(left**2, mask) / spread.clamp(min=1e-8)).item(),
+    }

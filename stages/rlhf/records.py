@@ -1,0 +1,119 @@
+"""Rows on disk, as preprocess writes them and every later stage reads them.
+
+data/preprocess/
+    sft/{train,validation,test}.jsonl     SftRow
+    rm/{train,validation,test}.jsonl      RmRow
+    judge/{train,test}.jsonl              RmRow; questions no other file holds
+    ppo/{train,validation,test}.jsonl     PromptRow
+    corpus.jsonl                          {"text": ...}
+    tokenizer.json                        where the base model is made from nothing
+    rejects.jsonl                         {"part", "id", "reason", "row"}
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class PromptRow(BaseModel):
+    """A question. `kind` names the hold-out it belongs to, where the source names one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    question: str
+    category: str | None = None
+    question_type: str | None = None
+    kind: str | None = None
+
+
+class SftRow(PromptRow):
+    """A question with its answer; `must_contain` is a phrase that a right answer holds."""
+
+    answer: str
+    must_contain: str | None = None
+    clipped: bool = False
+
+
+class RmRow(PromptRow):
+    """A question with K answers and their ranks, 1 = best; equal ranks are ties.
+
+    `defects` names what is wrong with each answer, worst first and joined by "+", "none" where
+    nothing is, where the source knows it.
+    """
+
+    answers: tuple[str, ...]
+    ranks: tuple[float, ...]
+    defects: tuple[str, ...] | None = None
+
+
+Row = TypeVar("Row", bound=PromptRow)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL file, one per line.
+
+    Raises ValueError naming file and line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: an object was expected, not {line:.60}")
+            yield row
+
+
+def read_rows(path: Path, schema: type[Row]) -> list[Row]:
+    """All rows of a file, checked against their schema.
+
+    Raises ValueError naming file, line and field.
+    """
+    rows = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            rows.append(schema.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{path}, line {number}, {field}: {first['msg']}") from error
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
+    """Write one object per line, keys in their own order, null fields left out; their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            plain = row.model_dump(exclude_none=True) if isinstance(row, BaseModel) else row
+            out.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """The one way numbers leave a stage: indented JSON, floats rounded to 6 digits, never NaN.
+
+    Raises ValueError naming the key of a value that is not finite: write null and `<key>_reason`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded(metrics, ""), ensure_ascii=False, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"metric {key} is {value}; a finite number was expected")
+        return float(f"{value:.6g}")
+    return value

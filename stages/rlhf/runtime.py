@@ -1,0 +1,53 @@
+"""What every torch stage does before its work: threads, determinism, seeds, and its clock."""
+
+import hashlib
+import os
+import resource
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from stages.rlhf.records import write_metrics
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from the one seed and the names of its use; no use shares its draws."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def start(threads: int, seed: int, use: str) -> None:
+    """Fix threads, algorithms and global seeds, so that one commit gives the same bits twice."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or every CUDA product raises
+    # CUDA's cumsum (generation.pick) has no deterministic twin: it warns there, and no more
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # else every torch.empty is filled with NaN first: a quarter of SFT's time on a CPU
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    transformers.set_seed(derive_seed(seed, use) % 2**32)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+class Clock:
+    """Seconds by phase, and the process's peak memory: the figures that dvc.lock must not hash."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._last = self._start
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def write(self, path: Path, **more: float) -> None:
+        """Write `<phase>_s`, `total_s`, `peak_memory_mib` and `more`."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures = {f"{phase}_s": seconds for phase, seconds in self.seconds.items()}
+        total = time.perf_counter() - self._start
+        write_metrics(path, {**figures, "total_s": total, "peak_memory_mib": peak, **more})

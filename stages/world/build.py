@@ -1,0 +1,170 @@
+"""The rows of every part, in the AI-Hub shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from stages.rlhf.config import Sample
+from stages.world.answers import CLEAN, DEMO_DEFECTS, Spec, canonical, write
+from stages.world.corpus import make_corpus
+from stages.world.groups import Group, make_group, noisy_ranks
+from stages.world.questions import ENDINGS, Question
+from stages.world.splits import UNSEEN_WORDING, Sizes, Splits, deal_questions
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part's rows: the Training file's (pinned ones among them) and the Validation file's."""
+
+    training: list[Row] = field(default_factory=list)
+    validation: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the sample holds, before any dirt."""
+
+    splits: Splits
+    sft: Part
+    rm: Part
+    ppo: Part
+    corpus: list[str]
+
+
+def _head(part: str, number: int, question: Question, split: str, kind: str | None) -> Row:
+    """The keys that all parts share; `split` pins a row, `kind` names its hold-out."""
+    ending = ENDINGS[question.ending]
+    row: Row = {
+        "data_id": str(uuid5(NAMESPACE_URL, f"koqa/{part}/{split}/{number}/{question.text}")),
+        "data_category": {
+            "main": "구어체" if ending.spoken else "문어체",
+            "middle": question.fact.category,
+        },
+        "question": question.text,
+        "question_type": ending.question_type,
+        "question_count": len(question.text),
+        "split": split,
+    }
+    if kind:
+        row["kind"] = kind
+    return row
+
+
+def _contents(text: str) -> Row:
+    return {"contents": text, "answer_count": len(text)}
+
+
+def _sft_row(head: Row, question: Question, answer: str) -> Row:
+    return head | {"answer": _contents(answer), "must_contain": question.fact.value}
+
+
+def _rm_row(head: Row, group: Group, ranks: Sequence[int], rng: Random) -> Row:
+    order = rng.sample(range(len(ranks)), len(ranks))
+    answers = {
+        f"answer{place:02}": {"ranking": ranks[i]} | _contents(group.answers[i])
+        for place, i in enumerate(order, 1)
+    }
+    return head | answers | {"defects": [group.specs[i].defects for i in order]}
+
+
+def demo_specs(count: int, full_right: float, rng: Random) -> list[Spec]:
+    """`count` specs in random order: `full_right` of them clean, the others by DEMO_DEFECTS."""
+    clean = round(count * full_right)
+    flawed = count - clean
+    specs = [CLEAN] * clean
+    due = 0.0
+    for share, spec in DEMO_DEFECTS.values():
+        due += share * flawed
+        specs += [spec] * (clean + round(due) - len(specs))
+    rng.shuffle(specs)
+    return specs
+
+
+def _sft(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+    rng = Random(f"{sample.seed}/sft")
+    asked = _draw(splits.training, sample.demonstrations, "demonstrations", rng)
+    specs = demo_specs(len(asked), sample.demo_full_right, rng)
+    part = Part()
+    for number, (question, spec) in enumerate(zip(asked, specs, strict=True)):
+        head = _head("sft", number, question, "train", None)
+        part.training.append(_sft_row(head, question, write(question, spec, rng)))
+    for number, question in enumerate(splits.validation[: sizes.validation_sft]):
+        head = _head("sft", number, question, "validation", UNSEEN_WORDING)
+        part.training.append(_sft_row(head, question, canonical(question.fact)))
+    for kind, questions in splits.test.items():
+        for number, question in enumerate(questions):
+            head = _head("sft", number, question, "test", kind)
+            part.validation.append(_sft_row(head, question, canonical(question.fact)))
+    return _shuffled(part, rng)
+
+
+def _rm(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+    rng = Random(f"{sample.seed}/rm")
+    part = Part()
+
+    def add(rows: list[Row], asked: Sequence[Question], split: str, kind: str | None) -> None:
+        trains = split in ("train", "judge_train")
+        confounded = sample.confounded and split == "train"
+        groups = [make_group(question, rng, confounded) for question in asked]
+        noise = sample.rank_noise if trains else 0.0
+        ranks = noisy_ranks(groups, noise, Random(f"{sample.seed}/noise/{split}"))
+        for number, (group, given) in enumerate(zip(groups, ranks, strict=True)):
+            head = _head("rm", number, group.question, split, kind)
+            rows.append(_rm_row(head, group, given, rng))
+
+    asked = _draw(splits.training, sample.groups, "groups", rng)
+    judged = sample.judge_groups
+    add(part.training, asked, "train", None)
+    add(part.training, splits.judge[:judged], "judge_train", None)
+    add(part.training, splits.judge[judged:], "judge_test", None)
+    add(part.training, splits.validation[: sizes.validation_rm], "validation", UNSEEN_WORDING)
+    for kind, questions in splits.test.items():
+        add(part.validation, questions[: sizes.test_rm[kind]], "test", kind)
+    return _shuffled(part, rng)
+
+
+def _ppo(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+    rng = Random(f"{sample.seed}/ppo")
+    part = Part()
+    for number, question in enumerate(_draw(splits.training, sample.prompts, "prompts", rng)):
+        part.training.append(_head("ppo", number, question, "train", None))
+    for number, question in enumerate(splits.validation[: sizes.validation_prompts]):
+        part.training.append(_head("ppo", number, question, "validation", UNSEEN_WORDING))
+    for number, question in enumerate(splits.test[UNSEEN_WORDING][: sizes.test_prompts]):
+        part.validation.append(_head("ppo", number, question, "test", UNSEEN_WORDING))
+    return _shuffled(part, rng)
+
+
+def _draw(questions: Sequence[Question], count: int, name: str, rng: Random) -> list[Question]:
+    if count > len(questions):
+        raise ValueError(
+            f"sample.{name} ({count}) exceeds the {len(questions)} questions open to training"
+        )
+    return rng.sample(questions, count)
+
+
+def _shuffled(part: Part, rng: Random) -> Part:
+    rng.shuffle(part.training)
+    rng.shuffle(part.validation)
+    return part
+
+
+def build_world(sample: Sample) -> World:
+    """Questions, answers, ranks and texts; the same for the same params.
+
+    Raises ValueError, with both numbers, where more is asked for than the tables hold.
+    """
+    splits = deal_questions(sample)
+    sizes = Sizes.of(sample)
+    corpus_rng = Random(f"{sample.seed}/corpus")
+    return World(
+        splits,
+        _sft(sample, splits, sizes),
+        _rm(sample, splits, sizes),
+        _ppo(sample, splits, sizes),
+        make_corpus(sample.documents, splits.training, corpus_rng),
+    )

@@ -1,0 +1,142 @@
+"""Groups of five ranked answers, and the noise of those who ranked them.
+
+About three groups in four hold the full right answer. Half hold a contrast pair: two answers alike
+in form, detail and style, one true and one not. The rest is drawn axis by axis. One bias is built
+in because people's rankings have it (AI-Hub's second-best answers are the longest): where the full
+right answer is there, the runner-up is often a right but wordy one (filler or an extra detail), so
+that rank 2 is on average the longest by a little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+
+from stages.world.answers import CLEAN, STYLE, Spec, possible, write
+from stages.world.questions import Question
+
+ANSWERS = 5
+CLEAN_SHARE = 0.66  # groups given the full right answer; others draw it by chance
+WORDY_SHARE = 0.45  # of these, groups whose runner-up is right but wordy
+CONTRAST_SHARE = 0.5  # groups with a same-form pair of a right and a wrong fact
+TIE_SHARE = 0.04  # groups in which two answers may be equally good
+WORDY = (Spec(detail="extra"), Spec(style="filler"), Spec(detail="extra", style="filler"))
+CONFOUNDED = (
+    CLEAN,
+    Spec(form="short"),
+    Spec(form="vague"),
+    Spec(fact="wrong"),
+    Spec(form="other_entity"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A question with its answers, best first by true quality; equal ranks are ties."""
+
+    question: Question
+    answers: tuple[str, ...]
+    specs: tuple[Spec, ...]
+    ranks: tuple[int, ...]
+
+
+def draw_spec(rng: Random) -> Spec:
+    """A spec drawn axis by axis."""
+    form = rng.choices(
+        ("full", "no_detail", "short", "fragment", "vague", "off_topic", "other_entity"),
+        (0.50, 0.14, 0.08, 0.06, 0.08, 0.07, 0.07),
+    )[0]
+    if form in ("vague", "off_topic", "other_entity"):
+        return Spec(form=form)
+    fact = rng.choice(("right", "wrong"))
+    if form in ("short", "fragment"):
+        style = rng.choices(("plain", "impolite", "filler"), (0.7, 0.15, 0.15))[0]
+        return Spec(form=form, fact=fact, style=style)
+    style = rng.choices(tuple(STYLE), (0.42, 0.11, 0.11, 0.15, 0.11, 0.10))[0]
+    states = ("right", "extra", "other", "wrong")
+    state = rng.choices(states, (0.48, 0.06, 0.16, 0.30))[0] if form == "full" else "right"
+    return Spec(form=form, fact=fact, detail=state, style=style)
+
+
+def _draw_specs(question: Question, rng: Random) -> list[Spec]:
+    specs: list[Spec] = []
+    if rng.random() < CLEAN_SHARE:
+        specs.append(CLEAN)
+        if rng.random() < WORDY_SHARE:
+            specs.append(rng.choice([s for s in WORDY if possible(question.fact, s)]))
+    if rng.random() < CONTRAST_SHARE:
+        one = draw_spec(rng)
+        while one.form in ("vague", "off_topic", "other_entity"):
+            one = draw_spec(rng)
+        specs += [Spec(one.form, fact, one.detail, one.style) for fact in ("right", "wrong")]
+    tie = rng.random() < TIE_SHARE
+    kept: list[Spec] = []
+    while len(kept) < ANSWERS:
+        spec = specs.pop(0) if specs else draw_spec(rng)
+        equal = sum(spec.quality == other.quality for other in kept)
+        if spec.quality == CLEAN.quality and spec in kept:
+            continue
+        if possible(question.fact, spec) and equal <= (1 if tie else 0):
+            tie = tie and not equal
+            kept.append(spec)
+    return kept
+
+
+def make_group(question: Question, rng: Random, confounded: bool = False) -> Group:
+    """Five distinct answers to a question, with their true ranks."""
+    specs = list(CONFOUNDED) if confounded else _draw_specs(question, rng)
+    answers: list[str] = []
+    for spec in specs:
+        for _ in range(50):
+            text = write(question, spec, rng)
+            if text not in answers:
+                break
+        else:  # the tables have no second answer of this kind
+            return make_group(question, rng, confounded)
+        answers.append(text)
+    order = sorted(range(ANSWERS), key=lambda i: -specs[i].quality)
+    ranks = [1 + sum(o.quality > specs[i].quality for o in specs) for i in order]
+    return Group(
+        question,
+        tuple(answers[i] for i in order),
+        tuple(specs[i] for i in order),
+        tuple(ranks),
+    )
+
+
+def competition_ranks(scores: Sequence[float]) -> tuple[int, ...]:
+    """Ranks of scores where lower is better: 1, 2, 2, 4."""
+    return tuple(1 + sum(other < score for other in scores) for score in scores)
+
+
+def flipped_share(true: Sequence[Sequence[float]], noisy: Sequence[Sequence[float]]) -> float:
+    """Share of the truly ordered pairs of answers that the noisy ranks order the other way."""
+    pairs = flips = 0
+    for before, after in zip(true, noisy, strict=True):
+        for i, j in combinations(range(len(before)), 2):
+            if before[i] != before[j]:
+                pairs += 1
+                flips += (before[i] - before[j]) * (after[i] - after[j]) < 0
+    return flips / max(1, pairs)
+
+
+def noisy_ranks(groups: Sequence[Group], share: float, rng: Random) -> list[tuple[int, ...]]:
+    """The ranks as fallible people give them: `share` of the ordered pairs comes out flipped.
+
+    Every rank level is moved by Gaussian noise of one size, found by bisection; noise acts on
+    ranks, not on quality, so that a right and a wrong fact can change places like any neighbours.
+    """
+    true = [group.ranks for group in groups]
+    moves = [{rank: rng.gauss(0, 1) for rank in sorted(set(ranks))} for ranks in true]
+
+    def at(scale: float) -> list[tuple[int, ...]]:
+        return [
+            competition_ranks([rank + scale * move[rank] for rank in ranks])
+            for ranks, move in zip(true, moves, strict=True)
+        ]
+
+    low, high = 0.0, 1e3
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if flipped_share(true, at(middle)) < share else (low, middle)
+    return at(low) if share else true

@@ -1,0 +1,56 @@
+"""The published sweep that chose SFT's settings, by validation loss alone.
+
+    dvc repro base && python -m tests.benchmarks.sft_sweep
+
+Runs stage `sft` in scratch folders on this repository's data/base and data/preprocess, two at a
+time, and writes metrics/tables/sft_sweep.csv. Test data is not read.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ((5.0e-4, 4), (1.0e-3, 4), (2.0e-3, 4), (1.0e-3, 6))  # learning rate, epochs
+TABLE = ROOT / "metrics" / "tables" / "sft_sweep.csv"
+
+
+def run(learning_rate: float, epochs: int) -> dict[str, object]:
+    """One setting of the tiny model, its figures on validation."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["threads"] = 1
+    params["models"]["tiny"]["sft"].update(learning_rate=learning_rate, epochs=epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        yaml.dump(params, Path(folder) / "params.yaml")
+        inputs = ["--base", ROOT / "data/base", "--rows", ROOT / "data/preprocess/sft"]
+        outputs = ["--out", "sft", "--metrics", "sft.json"]
+        subprocess.run(
+            [sys.executable, "-m", "stages.sft", *inputs, *outputs],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        figures = json.loads((Path(folder) / "sft.json").read_text(encoding="utf-8"))
+    return {"learning_rate": learning_rate, "epochs": epochs, **figures}
+
+
+def main() -> None:
+    """Run the grid and write the table."""
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda setting: run(*setting), SETTINGS))
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Helpers that several tests share."""
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_params(folder: Path, **overrides: Any) -> Path:
+    """A copy of the repository's params.yaml, with changes: `**{"model": "micro", "a.b": 1}`."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    for address, value in overrides.items():
+        *sections, key = address.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        section[key] = str(value) if isinstance(value, Path) else value
+    target = folder / "params.yaml"
+    with target.open("w", encoding="utf-8") as out:
+        yaml.dump(params, out)
+    return target

@@ -1,0 +1,56 @@
+"""dvc.yaml says the truth about the code: what a stage imports is what it depends on."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.closure import ROOT, code_of
+
+PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES = PIPELINE["stages"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_import_closure(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("stages/")}
+    needed = code_of(ROOT / "stages" / f"{stage}.py")
+    assert listed == needed, (
+        f"missing: {sorted(needed - listed)}, too many: {sorted(listed - needed)}"
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_command_is_the_module_of_that_name(stage: str) -> None:
+    # a script path would import the library of another checkout inside `dvc exp run --temp`
+    assert STAGES[stage]["cmd"].split()[:3] == ["python", "-m", f"stages.{stage}"]
+    assert STAGES[stage]["desc"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_command_paths_are_declared(stage: str) -> None:
+    declared = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("stages/")]
+    for kind in ("outs", "metrics"):
+        for out in STAGES[stage].get(kind, []):
+            declared.append(out if isinstance(out, str) else next(iter(out)))
+    declared += PIPELINE["metrics"]  # times: shown, never hashed
+    words = STAGES[stage]["cmd"].split()[3:]
+    for path in (Path(word) for word in words if not word.startswith("--")):
+        covered = any(path == Path(d) or Path(d) in path.parents for d in declared)
+        within = any(path in Path(d).parents for d in declared)  # a folder, some files of it
+        assert covered or within, f"{stage}: {path} is neither a dep nor an out"
+
+
+def test_every_stage_module_is_in_the_pipeline() -> None:
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES)
+
+
+def test_metrics_and_figures_are_in_git_and_nothing_timed_is_hashed() -> None:
+    for name, stage in STAGES.items():
+        for out in [*stage.get("metrics", []), *stage.get("outs", [])]:
+            path = out if isinstance(out, str) else next(iter(out))
+            cached = isinstance(out, str) or out[path].get("cache", True)
+            assert cached == path.startswith("data/"), f"{name}: {path}"
+            assert "runtime" not in path, f"{name}: {path} holds times; dvc.lock would hash them"
+    assert all("runtime" in path for path in PIPELINE["metrics"])

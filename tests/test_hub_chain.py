@@ -1,0 +1,132 @@
+"""base, sft, rm and ppo on twins of hub models in a hub cache: LoRA, bfloat16, offline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from stages import base, ppo, rm, sft
+from stages.rlhf.models import check_card, load_sft
+from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
+from tests.conftest import write_params
+from tests.model_fixtures import (
+    QUESTIONS,
+    SENTENCES,
+    fake_hub,
+    llama3_tokenizer,
+    shipped,
+    tiny_gemma2,
+    tiny_llama,
+)
+
+TWIN = {
+    "model": "micro",
+    "models.micro.hub": "org/twin",
+    "models.micro.architecture": None,
+    "models.micro.base": None,
+    "models.micro.dtype": "bfloat16",
+    "models.micro.max_answer_tokens": 8,
+    "models.micro.sft.method": "lora",
+    "models.micro.ppo.updates": 1,
+    "ppo.value_warmup": 1,
+    "threads": 1,
+}
+STAGES = {
+    "base": (base, "--rows rows --out data/base"),
+    "sft": (sft, "--base data/base --rows rows/sft --out data/sft"),
+    "rm": (rm, "--base data/base --sft data/sft --rows rows/rm --prompts rows/sft/validation.jsonl"
+               " --out data/rm"),
+    "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --prompts rows/ppo/train.jsonl"
+                 " --validation rows/sft/validation.jsonl --out data/ppo --plots plots/ppo"),
+}  # fmt: skip
+
+
+def write_rows(folder: Path) -> None:
+    numbered = [*enumerate(QUESTIONS)]
+    answers = [SftRow(id=str(i), question=q, answer=SENTENCES[i % 4]) for i, q in numbered]
+    groups = [
+        RmRow(id=str(i), question=q, answers=tuple(SENTENCES[:3]), ranks=(1.0 + i % 3, 2.5, 3.5))
+        for i, q in numbered
+    ]
+    for split in ("train", "validation", "test"):
+        write_jsonl(folder / "sft" / f"{split}.jsonl", answers)
+        write_jsonl(folder / "rm" / f"{split}.jsonl", groups)
+    write_jsonl(
+        folder / "ppo" / "train.jsonl", [PromptRow(id=str(i), question=q) for i, q in numbered]
+    )
+
+
+TWINS = {
+    "llama3": lambda vocab_size: tiny_llama(vocab_size, eos_id=1),
+    "gemma2": lambda vocab_size: tiny_gemma2(vocab_size, eos_id=1),
+}
+
+
+@pytest.fixture(scope="module", params=["llama3", pytest.param("gemma2", marks=pytest.mark.slow)])
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder after all four stages."""
+    folder = tmp_path_factory.mktemp("hub")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        tokenizer = llama3_tokenizer()
+        fake_hub(folder / "cache", "org/twin", TWINS[request.param](len(tokenizer)), tokenizer)
+        write_params(folder, **TWIN)
+        write_rows(folder / "rows")
+        for name, (module, options) in STAGES.items():
+            command = [*options.split(), "--metrics", f"metrics/{name}.json"]
+            result = CliRunner().invoke(module.main, command, catch_exceptions=False)
+            assert result.exit_code == 0, f"{name}: {result.output}"
+        yield folder
+    torch.set_num_threads(threads)
+
+
+def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
+    names = {str(file.relative_to(chain / "data")) for file in (chain / "data").rglob("*.*")}
+    adapter = ("adapter_config.json", "adapter_model.safetensors", "model.json")
+    assert names == {
+        "base/pointer.json",
+        *(f"sft/{name}" for name in adapter),
+        *(f"rm/{name}" for name in (*adapter, "head.safetensors", "reward.json")),
+        *(f"ppo/{kept}/{name}" for kept in ("best", "last") for name in adapter),
+    }
+    for file in (chain / "data").rglob("*.json"):
+        assert str(chain) not in file.read_text(), f"{file} names a place"
+
+
+def test_sft_trained_its_adapter_through_the_frozen_backbone(chain: Path) -> None:
+    state = load_file(chain / "data" / "sft" / "adapter_model.safetensors")
+    dead = [name for name, tensor in state.items() if "lora_B" in name and not tensor.any()]
+    assert dead == [], f"{len(dead)} of {len(state) // 2} layers got no gradient"
+
+
+def test_ppo_started_at_the_reference_and_moved(chain: Path) -> None:
+    lines = (chain / "plots" / "ppo" / "updates.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [row["update"] for row in rows] == ["0", "1"]
+    assert [float(row["kl"]) for row in rows] == [0.0, 0.0]
+    states = [
+        load_file(chain / "data" / where / "adapter_model.safetensors")
+        for where in ("sft", "ppo/last")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert not any(states[0][name].equal(states[1][name]) for name in states[0])
+    metrics = json.loads((chain / "metrics" / "ppo.json").read_text())
+    assert metrics["updates"] == 1
+    assert metrics["bad_steps"] == 0
+
+
+def test_the_policy_stands_on_all_that_made_it(chain: Path) -> None:
+    data = chain / "data"
+    stands_on = {name: data / name for name in ("base", "sft", "rm")}
+    assert check_card(data / "ppo" / "best", stands_on)["kind"] == "ppo"
+    roles = load_sft(data / "base", data / "sft", "bfloat16", shipped().models["micro"].lora)
+    roles.load("policy", data / "ppo" / "best")
+    assert roles.model.dtype == torch.bfloat16

@@ -1,0 +1,176 @@
+"""The whole chain on the micro model, stage by stage, as dvc.yaml's commands run it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from stages import base, eda, embedder, evaluate, ppo, preprocess, rm, sample, sft
+from stages.rlhf import config
+from tests.closure import ROOT
+from tests.conftest import write_params
+
+MODULES = {
+    "sample": sample,
+    "preprocess": preprocess,
+    "eda": eda,
+    "base": base,
+    "embedder": embedder,
+    "sft": sft,
+    "rm": rm,
+    "ppo": ppo,
+    "evaluate": evaluate,
+}
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+SMALL = {
+    "model": "micro",
+    "sample.demonstrations": 160,
+    "sample.groups": 80,
+    "sample.judge_groups": 20,
+    "sample.prompts": 120,
+    "sample.documents": 2000,
+    "embedder.epochs": 1,
+    "evaluate.max_questions": 24,
+    "ppo.value_warmup": 1,
+    "ppo.evaluate_every": 1,
+}
+
+
+class Recorder:
+    """Params that note which leaves were read."""
+
+    def __init__(self, value: Any, name: str, seen: set[str]) -> None:
+        self._value, self._name, self._seen = value, name, seen
+
+    def __getattr__(self, key: str) -> Any:
+        value = getattr(self._value, key)
+        if callable(value):
+            return value
+        name = f"{self._name}.{key}" if self._name else key
+        if key == "chosen":
+            name = "models.${model}"
+        if isinstance(value, BaseModel):
+            return Recorder(value, name, self._seen)
+        self._seen.add(name)
+        return value
+
+
+def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Run a stage by the command of dvc.yaml; the params it read."""
+    seen: set[str] = set()
+    module = MODULES[name]
+    monkeypatch.setattr(module, "load_params", lambda: Recorder(config.load_params(), "", seen))
+    result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
+    assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
+    return seen
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set[str]]]:
+    """A folder in which every stage has run once, and the params that each has read."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_params(folder, **SMALL)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)
+    read = {name: run_stage(name, monkeypatch) for name in MODULES}
+    monkeypatch.undo()
+    return folder, read
+
+
+@pytest.mark.parametrize("stage", MODULES)
+def test_stage_reads_no_param_it_does_not_declare(
+    chain: tuple[Path, dict[str, set[str]]], stage: str
+) -> None:
+    declared = STAGES[stage]["params"]
+    undeclared = {
+        key
+        for key in chain[1][stage]
+        if not any(key == d or key.startswith(f"{d}.") for d in declared)
+    }
+    assert not undeclared, f"{stage} reads {undeclared}; dvc.yaml declares {declared}"
+
+
+def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> None:
+    files = {str(p.relative_to(chain[0])) for p in chain[0].rglob("*") if p.is_file()}
+    model = {"config.json", "generation_config.json", "model.safetensors"}
+    model |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "model.json"}
+    assert {f for f in files if f.startswith("data/base")} == {f"data/base/{f}" for f in model}
+    assert {f for f in files if f.startswith("data/sft")} == {
+        f"data/sft/{f}" for f in {*model, "model.json"}
+    }
+    assert {f for f in files if f.startswith("data/rm")} == {
+        f"data/rm/{f}" for f in {*adapter, "head.safetensors", "reward.json"}
+    }
+    assert {f for f in files if f.startswith("data/ppo")} == {
+        f"data/ppo/{which}/{f}" for which in ("best", "last") for f in adapter
+    }
+    assert not {f for f in files if Path(f).suffix in {".bin", ".pt", ".pth", ".pkl"}}
+
+
+def test_metrics_have_the_names_that_tools_rely_on(
+    chain: tuple[Path, dict[str, set[str]]],
+) -> None:
+    metrics = {p.stem: json.loads(p.read_text()) for p in (chain[0] / "metrics").glob("*.json")}
+    assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "ppo", "evaluate"}
+    assert {"loss", "eval_loss", "eos_rate"} <= set(metrics["sft"])
+    ranking = {"accuracy", "accuracy_by_gap", "accuracy_by_kind", "margin_mean", "margin_std"}
+    ranking |= {"p_margin_gt_0", "p_margin_gt_0_5", "kendall_tau", "spearman_rho", "top1"}
+    ranking |= {"length_only_accuracy", "accuracy_length_matched", "length_correlation"}
+    ranking |= {"length_correlation_given_rank"}
+    assert ranking | {"by_kind"} <= set(metrics["rm"])
+    assert set(metrics["rm"]["by_kind"]) == {"unseen_wording", "never_asked", "unseen_ending"}
+    assert {"kl", "reward", "eos_rate", "best_update", "skipped"} <= set(metrics["ppo"])
+    block = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}
+    block |= {"contains", "wrong_fact_rate", "eos_rate", "repetition", "copy_rate", "length"}
+    for model in ("base", "sft", "ppo"):
+        assert block | {"by_kind"} <= set(metrics["evaluate"][model])
+    assert {"cosine", "percent"} <= set(metrics["evaluate"]["sft_gain"])
+    part = metrics["preprocess"]["sft"]
+    assert part["read"] == part["kept"] + sum(part["rejected"].values())
+
+
+def test_what_dvc_hashes_holds_no_time_and_no_path(
+    chain: tuple[Path, dict[str, set[str]]],
+) -> None:
+    folder = chain[0]
+    hashed = [p for p in folder.rglob("*") if p.is_file() and "runtime" not in p.parts]
+    for file in hashed:
+        content = file.read_bytes()
+        assert str(folder).encode() not in content, f"{file} holds the place it was made in"
+        if file.suffix == ".json" and "metrics" in file.parts:
+            assert not re.search(rb'"[a-z_]*(seconds|_s|memory\w*)":', content), file
+
+
+def test_a_second_run_gives_the_same_bytes(
+    chain: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path, **SMALL)
+    monkeypatch.chdir(tmp_path)
+    for name in MODULES:
+        run_stage(name, monkeypatch)
+    first = {p.relative_to(chain[0]): p for p in chain[0].rglob("*") if p.is_file()}
+    for name, file in first.items():
+        if "runtime" not in name.parts:
+            assert (tmp_path / name).read_bytes() == file.read_bytes(), f"{name} differs"
+
+
+def test_another_seed_moves_the_model_but_not_the_ruler(
+    chain: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path, **SMALL, seed=1)
+    monkeypatch.chdir(tmp_path)
+    for name in ("sample", "preprocess", "base", "embedder"):
+        run_stage(name, monkeypatch)
+    same = "data/embedder/model.safetensors", "data/preprocess/sft/train.jsonl"
+    for file in same:
+        found = [p for p in tmp_path.rglob(Path(file).name) if str(p).endswith(file)]
+        for path in found:
+            assert path.read_bytes() == (chain[0] / path.relative_to(tmp_path)).read_bytes()
+    base_file = Path("data/base/model.safetensors")
+    assert (tmp_path / base_file).read_bytes() != (chain[0] / base_file).read_bytes()

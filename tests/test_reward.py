@@ -1,0 +1,18 @@
+"""The reward's parts, each counted once."""
+
+import torch
+
+from stages.rlhf.reward import final_reward
+
+
+def test_final_reward_by_hand() -> None:
+    found = final_reward(
+        torch.tensor([0.5, 0.5, 9.0, -9.0, -9.0]),
+        torch.tensor([True, False, True, True, False]),
+        score_clip=5.0,
+        missing_eos_penalty=1.5,
+    )
+    assert found.score.tolist() == [0.5, 0.5, 5.0, -5.0, -5.0]
+    assert found.penalty.tolist() == [0.0, 1.5, 0.0, 0.0, 1.5]
+    assert found.total.tolist() == [0.5, -1.0, 5.0, -5.0, -6.5]
+    assert found.ended.tolist() == [True, False, True, True, False]
