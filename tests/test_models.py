@@ -253,6 +253,21 @@ def test_a_pointer_leads_to_the_cached_model(
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("hub", ["org/name", "org/unknown"])
+def test_a_hub_out_of_reach_is_like_being_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: str
+) -> None:
+    snapshot = fake_hub(tmp_path, "org/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    if hub == "org/name":
+        assert fetch(hub, snapshot.name) == snapshot
+    else:
+        with pytest.raises(ValueError, match=r"^org/unknown \(revision 0+\) is not in"):
+            fetch(hub, "0" * 40)
+
+
 def test_the_pointer_is_the_same_whatever_else_the_cache_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

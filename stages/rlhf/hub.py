@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
+import httpx
 from huggingface_hub import snapshot_download
 
 POINTER = "pointer.json"
@@ -33,20 +36,24 @@ def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Pa
 
     Raises ValueError in one sentence where they cannot be had.
     """
+    download = partial(
+        snapshot_download,
+        hub,
+        revision=revision,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(OTHER_RUNTIMES),
+    )
     try:
-        folder = snapshot_download(
-            hub,
-            revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(OTHER_RUNTIMES),
-        )
-    except (OSError, ValueError) as error:
+        return Path(download())
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        # a commit's list of files is asked of the hub, even where the cache holds them all
+        with suppress(OSError, ValueError):
+            return Path(download(local_files_only=True))
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{hub} (revision {revision or 'latest'}) is not in the hub's cache"
             f" and cannot be downloaded: {cause}"
         ) from error
-    return Path(folder)
 
 
 def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
