@@ -161,26 +161,34 @@ def test_test_and_validation_have_their_sizes(world: World) -> None:
     kinds = Counter(row["kind"] for row in world.rm.validation)
     assert kinds == {UNSEEN_WORDING: 250, NEVER_ASKED: 120, UNSEEN_ENDING: 80}
     splits = Counter(row["split"] for row in world.rm.training)
-    assert splits == {"train": 2400, "judge_train": 600, "judge_test": 120, "validation": 150}
+    assert splits == {"train": 2400, "judge_train": 600, "judge_test": 120, "validation": 210}
     splits = Counter(row["split"] for row in world.sft.training)
-    assert splits == {"train": 3200, "validation": 200}
+    assert splits == {"train": 3200, "validation": 300}
+    kinds = Counter(row["kind"] for row in world.sft.training if row["split"] == "validation")
+    assert kinds == {UNSEEN_WORDING: 200, NEVER_ASKED: 100}
     assert len(world.ppo.validation) == 100
 
 
-def test_a_never_asked_pair_is_asked_in_test_alone(
-    world: World, files: dict[str, list[Any]]
+@pytest.mark.parametrize(("side", "pairs"), [("test", 50), ("validation", 25)])
+def test_a_never_asked_pair_is_asked_on_its_own_side_alone(
+    world: World, files: dict[str, list[Any]], side: str, pairs: int
 ) -> None:
-    hidden = {question.fact for question in world.splits.test[NEVER_ASKED]}
-    assert len(hidden) >= 50
+    hidden = {question.fact for question in getattr(world.splits, side)[NEVER_ASKED]}
+    assert len(hidden) >= pairs
     banned = set().union(*(texts(fact) for fact in hidden))
-    training = [row for name, rows in files.items() if name.startswith("Train") for row in rows]
-    everything = json.dumps(training, ensure_ascii=False)
+    rows = [row for each in files.values() for row in each]
+    elsewhere = [row for row in rows if row.get("split") != side]
+    everything = json.dumps(elsewhere, ensure_ascii=False)
     corpus = "\n".join(world.corpus)
     for text in banned:
         assert not asked_in(everything, text), text
         assert not asked_in(corpus, text), text
-    others = world.splits.test[UNSEEN_WORDING] + world.splits.test[UNSEEN_ENDING]
-    assert not hidden & {question.fact for question in others}
+    for kinds in (world.splits.test, world.splits.validation):
+        for kind, questions in kinds.items():
+            facts = {question.fact for question in questions}
+            assert (
+                kinds is getattr(world.splits, side) and kind == NEVER_ASKED
+            ) or not hidden & facts
 
 
 def test_an_unseen_ending_occurs_in_test_alone(world: World, files: dict[str, list[Any]]) -> None:
@@ -198,7 +206,7 @@ def test_an_unseen_ending_occurs_in_test_alone(world: World, files: dict[str, li
 def test_an_unseen_wording_is_of_a_trained_pair(world: World) -> None:
     trained = {question.fact for question in world.splits.training}
     combos = {(question.ask, question.ending) for question in world.splits.training}
-    for question in world.splits.test[UNSEEN_WORDING] + world.splits.validation:
+    for question in world.splits.test[UNSEEN_WORDING] + world.splits.validation[UNSEEN_WORDING]:
         assert question.fact in trained
         assert (question.ask, question.ending) not in combos
         assert question.ending < len(TRAINING_ENDINGS)
@@ -225,7 +233,8 @@ def test_no_question_is_on_two_sides(world: World, files: dict[str, list[Any]]) 
 def test_no_near_duplicates_across_sides(world: World) -> None:
     splits = world.splits
     held = [("test", q) for each in splits.test.values() for q in each]
-    held += [("validation", q) for q in splits.validation] + [("judge", q) for q in splits.judge]
+    held += [("validation", q) for each in splits.validation.values() for q in each]
+    held += [("judge", q) for q in splits.judge]
     blocks: dict[Any, list[tuple[str, Question]]] = defaultdict(list)
     for side, question in held + [("train", q) for q in splits.training]:
         blocks[question.fact.attribute, question.ask, question.ending].append((side, question))

@@ -92,9 +92,10 @@ def _sft(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
     for number, (question, spec) in enumerate(zip(asked, specs, strict=True)):
         head = _head("sft", number, question, "train", None)
         part.training.append(_sft_row(head, question, write(question, spec, rng)))
-    for number, question in enumerate(splits.validation[: sizes.validation_sft]):
-        head = _head("sft", number, question, "validation", UNSEEN_WORDING)
-        part.training.append(_sft_row(head, question, canonical(question.fact)))
+    for kind, questions in splits.validation.items():
+        for number, question in enumerate(questions[: sizes.validation_sft[kind]]):
+            head = _head("sft", number, question, "validation", kind)
+            part.training.append(_sft_row(head, question, canonical(question.fact)))
     for kind, questions in splits.test.items():
         for number, question in enumerate(questions):
             head = _head("sft", number, question, "test", kind)
@@ -121,7 +122,8 @@ def _rm(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
     add(part.training, asked, "train", None)
     add(part.training, splits.judge[:judged], "judge_train", None)
     add(part.training, splits.judge[judged:], "judge_test", None)
-    add(part.training, splits.validation[: sizes.validation_rm], "validation", UNSEEN_WORDING)
+    for kind, questions in splits.validation.items():
+        add(part.training, questions[: sizes.validation_rm[kind]], "validation", kind)
     for kind, questions in splits.test.items():
         add(part.validation, questions[: sizes.test_rm[kind]], "test", kind)
     return _shuffled(part, rng)
@@ -132,7 +134,9 @@ def _ppo(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
     part = Part()
     for number, question in enumerate(_draw(splits.training, sample.prompts, "prompts", rng)):
         part.training.append(_head("ppo", number, question, "train", None))
-    for number, question in enumerate(splits.validation[: sizes.validation_prompts]):
+    for number, question in enumerate(
+        splits.validation[UNSEEN_WORDING][: sizes.validation_prompts]
+    ):
         part.training.append(_head("ppo", number, question, "validation", UNSEEN_WORDING))
     for number, question in enumerate(splits.test[UNSEEN_WORDING][: sizes.test_prompts]):
         part.validation.append(_head("ppo", number, question, "test", UNSEEN_WORDING))

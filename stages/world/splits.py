@@ -4,6 +4,8 @@ Held out of training, three kinds of question:
     unseen_wording   the pair is asked in training, never in this noun phrase with this ending
     never_asked      the (entity, attribute) pair is asked nowhere else
     unseen_ending    the ending occurs nowhere else
+Validation has the first two, the second of pairs of its own, so that what test asks can be chosen
+for; unseen endings are test's alone.
 No question is a near-duplicate of one that another side asks.
 """
 
@@ -24,7 +26,7 @@ from stages.world.questions import (
 )
 
 UNSEEN_WORDING, NEVER_ASKED, UNSEEN_ENDING = "unseen_wording", "never_asked", "unseen_ending"
-NEVER_ASKED_SHARE = 0.10  # of the pairs of every attribute
+NEVER_ASKED_SHARES = {"test": 0.10, "validation": 0.05}  # of the pairs of every attribute
 NEAR = 0.85  # similarity from which two questions may not be on two sides; stricter than 0.9
 
 
@@ -34,8 +36,8 @@ class Sizes:
 
     test_sft: dict[str, int]
     test_rm: dict[str, int]
-    validation_sft: int
-    validation_rm: int
+    validation_sft: dict[str, int]
+    validation_rm: dict[str, int]
     judge_test: int
     test_prompts: int
     validation_prompts: int
@@ -47,13 +49,16 @@ class Sizes:
         def part(most: int, trained: int, default: int) -> int:
             return max(4, min(most, round(most * trained / default)))
 
-        demos, groups = sample.demonstrations, sample.groups
-        kinds = (UNSEEN_WORDING, NEVER_ASKED, UNSEEN_ENDING)
+        def kinds(trained: int, default: int, *most: int) -> dict[str, int]:
+            names = (UNSEEN_WORDING, NEVER_ASKED, UNSEEN_ENDING)
+            return {k: part(n, trained, default) for k, n in zip(names, most, strict=False)}
+
+        demos, groups = (sample.demonstrations, 3200), (sample.groups, 2400)
         return cls(
-            {k: part(n, demos, 3200) for k, n in zip(kinds, (400, 200, 150), strict=True)},
-            {k: part(n, groups, 2400) for k, n in zip(kinds, (250, 120, 80), strict=True)},
-            part(200, demos, 3200),
-            part(150, groups, 2400),
+            kinds(*demos, 400, 200, 150),
+            kinds(*groups, 250, 120, 80),
+            kinds(*demos, 200, 100),
+            kinds(*groups, 150, 60),
             part(120, sample.judge_groups, 600),
             part(100, sample.prompts, 3000),
             part(100, sample.prompts, 3000),
@@ -62,11 +67,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Splits:
-    """Questions by side. `test` is by kind; validation is of unseen wordings."""
+    """Questions by side; those of validation and test by kind."""
 
     training: list[Question]
     judge: list[Question]
-    validation: list[Question]
+    validation: dict[str, list[Question]]
     test: dict[str, list[Question]]
 
 
@@ -106,18 +111,19 @@ class _Sides:
         return wording, fact.pair
 
 
-def never_asked(rng: Random) -> set[Fact]:
-    """The pairs that only test asks: a share of every attribute's, of different entities."""
-    held: set[Fact] = set()
+def never_asked(rng: Random) -> dict[str, set[Fact]]:
+    """Side -> the pairs that it alone asks: a share of every attribute's, of different entities."""
+    held: dict[str, set[Fact]] = {side: set() for side in NEVER_ASKED_SHARES}
     entities: set[tuple[str, str]] = set()
     attributes = dict.fromkeys((fact.table, fact.attribute) for fact in all_facts())
-    for table, attribute in attributes:
-        facts = list(column(table, attribute))
-        rng.shuffle(facts)
-        free = [fact for fact in facts if (table, fact.entity) not in entities]
-        for fact in free[: max(1, round(len(facts) * NEVER_ASKED_SHARE))]:
-            held.add(fact)
-            entities.add((table, fact.entity))
+    for side, share in NEVER_ASKED_SHARES.items():
+        for table, attribute in attributes:
+            facts = list(column(table, attribute))
+            rng.shuffle(facts)
+            free = [fact for fact in facts if (table, fact.entity) not in entities]
+            for fact in free[: max(1, round(len(facts) * share))]:
+                held[side].add(fact)
+                entities.add((table, fact.entity))
     return held
 
 
@@ -140,21 +146,29 @@ def deal_questions(sample: Sample) -> Splits:
     rng = Random(f"{sample.seed}/splits")
     sizes = Sizes.of(sample)
     held = never_asked(rng)
-    asked = [fact for fact in all_facts() if fact not in held]
-    hidden = [fact for fact in all_facts() if fact in held]
+    asked = [fact for fact in all_facts() if not any(fact in hidden for hidden in held.values())]
+    hidden = {side: [f for f in all_facts() if f in pairs] for side, pairs in held.items()}
     sides = _Sides()
     unseen = _in_turn(asked, list(HELD_OUT_COMBOS), rng)
+
+    def deal_hidden(side: str, count: int) -> list[Question]:
+        return sides.deal(side, _in_turn(hidden[side], training_combos(), rng), count)
+
     test = {
         UNSEEN_WORDING: sides.deal("test", unseen, sizes.test_sft[UNSEEN_WORDING]),
-        NEVER_ASKED: sides.deal(
-            "test", _in_turn(hidden, training_combos(), rng), sizes.test_sft[NEVER_ASKED]
-        ),
+        NEVER_ASKED: deal_hidden("test", sizes.test_sft[NEVER_ASKED]),
         UNSEEN_ENDING: sides.deal(
             "test", _in_turn(asked, unseen_ending_combos(), rng), sizes.test_sft[UNSEEN_ENDING]
         ),
     }
-    wanted = max(sizes.validation_sft, sizes.validation_rm, sizes.validation_prompts)
-    validation = sides.deal("validation", unseen, wanted)
+    parts = (sizes.validation_sft, sizes.validation_rm)
+    wanted = {kind: max(part[kind] for part in parts) for kind in sizes.validation_sft}
+    validation = {
+        UNSEEN_WORDING: sides.deal(
+            "validation", unseen, max(wanted[UNSEEN_WORDING], sizes.validation_prompts)
+        ),
+        NEVER_ASKED: deal_hidden("validation", wanted[NEVER_ASKED]),
+    }
     open_ = _in_turn(asked, training_combos(), rng)
     judge_count = sample.judge_groups + sizes.judge_test
     judge = sides.deal("judge", open_, judge_count)
