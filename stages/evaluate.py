@@ -50,8 +50,8 @@ def answers_and_scores(
     scores = {}
     for name, said in answers.items():
         ids = [answer_ids(codec, answer) for answer in said]
-        raw = reward_model.score(prompts, ids, codec, chosen.generate.batch_size)
-        scores[name] = reward_model.normalise(raw).tolist()
+        found = reward_model.score(prompts, ids, codec, chosen.generate.batch_size)
+        scores[name] = found.mean.tolist()
     clock.lap("score")
     return answers, scores
 

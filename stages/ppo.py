@@ -25,6 +25,8 @@ from stages.rlhf.text_metrics import length
 
 Paths = dict[str, Path]
 
+LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
+
 
 def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:
     """Load all roles on one backbone and train."""
@@ -73,7 +75,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     rows = {int(row["update"]): row for row in outcome.validation}
     figures = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
     return {
-        **{key: last[key] for key in ("kl", "kl_coef", "score", "reward", "eos_rate", "entropy")},
+        **{key: last[key] for key in LAST_UPDATE},
         "updates": int(last["update"]),
         "best_update": outcome.best_update,
         "skipped": outcome.best_update == 0,

@@ -4,7 +4,6 @@ python -m stages.rm --base data/base --sft data/sft --rows data/preprocess/rm
     --prompts data/preprocess/sft/validation.jsonl --out data/rm --metrics metrics/rm.json
 """
 
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,19 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.generation import draw_uniforms, generate_all
+from stages.rlhf.hard_negatives import Fits, best_of, counts, for_training, held_out
 from stages.rlhf.models import load_sft, load_tokenizer, save_card
-from stages.rlhf.ranking_metrics import report
+from stages.rlhf.ranking_metrics import accuracy, report
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
+from stages.rlhf.reward_groups import encode_groups
 from stages.rlhf.reward_model import RewardModel, new_reward_model
-from stages.rlhf.reward_training import encode_groups, scored, train
+from stages.rlhf.reward_training import SCORING_BATCH, scored, train
 
 
 def measure_scale(
     model: RewardModel, questions: list[str], codec: Codec, params: Params
-) -> tuple[float, float]:
-    """Mean and sd of the raw score over answers that SFT samples for these questions."""
+) -> list[tuple[float, float]]:
+    """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
     if len(questions) < 2:
         raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
     chosen, roles = params.chosen, model.roles
@@ -41,41 +42,81 @@ def measure_scale(
             params.ppo.temperature,
             draws,
         )
-    scores = model.score(prompts, answers, codec, chosen.generate.batch_size)
-    return scores.mean().item(), max(scores.std().item(), 1e-6)
+    raw = model.raw_scores(prompts, answers, codec, chosen.generate.batch_size)
+    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
 
 
-def metrics_by_kind(model: RewardModel, rows: list[RmRow], codec: Codec) -> dict[str, Any]:
+def metrics_by_kind(
+    model: RewardModel, rows: list[RmRow], codec: Codec, window: int
+) -> dict[str, Any]:
     """The report over all test groups, and again for each kind of hold-out."""
-    groups = scored(model, encode_groups(rows, codec), codec, 256)
+    groups = scored(model, encode_groups(rows, codec, window), codec, SCORING_BATCH)
     kinds = sorted({g.kind for g in groups if g.kind})
     whole = report(groups)
     whole["by_kind"] = {kind: report([g for g in groups if g.kind == kind]) for kind in kinds}
     return whole
 
 
+def hard_negative_accuracy(
+    model: RewardModel, rows: list[RmRow], codec: Codec, fits: Fits, *seed: object
+) -> dict[str, Any]:
+    """Per kind: share of best answers that score above what was made of them; null where none."""
+
+    def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
+        prompts = [codec.prompt_ids(row.question) for row, _ in pairs]
+        answers = [codec.answer_ids(text) for _, text in pairs]
+        return list(model.score(prompts, answers, codec, SCORING_BATCH).mean.tolist())
+
+    best = scores([(row, row.answers[best_of(row)]) for row in rows])
+    originals = {row.id: score for row, score in zip(rows, best, strict=True)}
+    found: dict[str, Any] = {}
+    for kind, twins in held_out(rows, fits, *seed).items():
+        if not twins:
+            found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
+            continue
+        worse = scores([(row, twin.text) for row, twin in twins])
+        found[kind] = accuracy(
+            originals[row.id] - score for (row, _), score in zip(twins, worse, strict=True)
+        )
+    return found
+
+
 def run(params: Params, base: Path, sft: Path, rows: Path, prompts: Path, out: Path) -> Any:
     """Train, scale, save and measure; the metrics."""
-    chosen = params.chosen
+    chosen, seed = params.chosen, (params.seed, "rm")
     roles = load_sft(base, sft, chosen.dtype, chosen.lora)
     codec = Codec(load_tokenizer(base))
-    model = new_reward_model(roles, params.rm.head)
+    window = roles.model.config.max_position_embeddings
+
+    def fits(answer: str) -> bool:
+        return len(codec.answer_ids(answer)) <= chosen.max_answer_tokens
+
+    told = read_rows(rows / "train.jsonl", RmRow)
+    extras = for_training(told, params.rm.hard_negatives, fits, *seed, "hard_negatives")
+    model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
     training = train(
         model,
-        encode_groups(read_rows(rows / "train.jsonl", RmRow), codec),
-        encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec),
+        encode_groups(told, codec, window, extras),
+        encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window),
         params.rm,
         chosen.rm,
         codec,
-        random.Random(runtime.derive_seed(params.seed, "rm", "order")),
+        *seed,
     )
     questions = [row.question for row in read_rows(prompts, SftRow)]
-    model.mean, model.sd = measure_scale(model, questions, codec, params)
+    scales = measure_scale(model, questions, codec, params)
+    for member, (mean, sd) in zip(model.members, scales, strict=True):
+        member.mean, member.sd = mean, sd
+        training[member.name] |= {"mean": mean, "sd": sd}
     shutil.rmtree(out, ignore_errors=True)
     model.save(out)
     save_card(out, "reward", {"base": base, "sft": sft})
-    test = metrics_by_kind(model, read_rows(rows / "test.jsonl", RmRow), codec)
-    return {**test, "training": {**training, "mean": model.mean, "sd": model.sd}}
+    test = read_rows(rows / "test.jsonl", RmRow)
+    return {
+        **metrics_by_kind(model, test, codec, window),
+        "hard_negatives": hard_negative_accuracy(model, test, codec, fits, *seed, "held_out"),
+        "training": {**training, "hard_negatives": counts(extras)},
+    }
 
 
 @click.command(help=__doc__)

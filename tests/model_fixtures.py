@@ -26,7 +26,6 @@ from stages.rlhf.config import Lora, Params, Ppo, PpoSettings, load_params
 from stages.rlhf.models import Roles, load_sft, save_card
 from stages.rlhf.ppo_trainer import PpoTrainer
 from stages.rlhf.precision import WEIGHTS
-from stages.rlhf.reward_model import ROLE as REWARD
 from stages.rlhf.reward_model import RewardModel, new_reward_model
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
@@ -212,14 +211,20 @@ def sft_roles(folder: Path, method: str, dtype: str = "float32") -> Roles:
     return load_sft(base, sft, dtype, LORA)
 
 
-def random_reward_model(roles: Roles, head: str = "hybrid") -> RewardModel:
-    """A reward model with a random adapter, on some scale of its own."""
-    torch.manual_seed(2)
-    model = new_reward_model(roles, head)
-    shake(roles, REWARD, seed=3)
-    model.head.eval().requires_grad_(False)
-    model.mean, model.sd = -9.0, 2.5
+def random_reward_model(roles: Roles, head: str = "hybrid", members: int = 2) -> RewardModel:
+    """A reward model with random adapters, each on some scale of its own."""
+    model = new_reward_model(roles, head, members, "random")
+    for i, member in enumerate(model.members):
+        shake(roles, member.name, seed=3 + i)
+        member.head.eval().requires_grad_(False)
+        member.mean, member.sd = -9.0 + i, 2.5 + i
     return model
+
+
+def next_to_no_scores(model: RewardModel) -> None:
+    """Put the members on a scale on which every score is next to nothing."""
+    for member in model.members:
+        member.mean, member.sd = 0.0, 1e6
 
 
 @cache
@@ -242,6 +247,7 @@ def ppo_knobs(**changed: Any) -> Ppo:
         "temperature": 1.0,
         "missing_eos_penalty": 1.0,
         "score_clip": 5.0,
+        "uncertainty_coef": 0.1,
         "value_warmup": 0,
         "max_grad_norm": 1.0,
         "stop_kl_batch": 100.0,

@@ -94,7 +94,9 @@ def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
     assert names == {
         "base/pointer.json",
         *(f"sft/{name}" for name in adapter),
-        *(f"rm/{name}" for name in (*adapter, "head.safetensors", "reward.json")),
+        "rm/model.json",
+        "rm/reward.json",
+        *(f"rm/reward{i}/{name}" for i in range(2) for name in (*adapter[:2], "head.safetensors")),
         *(f"ppo/{kept}/{name}" for kept in ("best", "last") for name in adapter),
     }
     for file in (chain / "data").rglob("*.json"):
@@ -112,6 +114,7 @@ def test_ppo_started_at_the_reference_and_moved(chain: Path) -> None:
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
     assert [row["update"] for row in rows] == ["0", "1"]
     assert [float(row["kl"]) for row in rows] == [0.0, 0.0]
+    assert all(float(row["uncertainty"]) > 0 for row in rows), "the members agree on everything"
     states = [
         load_file(chain / "data" / where / "adapter_model.safetensors")
         for where in ("sft", "ppo/last")

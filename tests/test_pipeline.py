@@ -105,7 +105,13 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
         f"data/sft/{f}" for f in {*model, "model.json"}
     }
     assert {f for f in files if f.startswith("data/rm")} == {
-        f"data/rm/{f}" for f in {*adapter, "head.safetensors", "reward.json"}
+        "data/rm/model.json",
+        "data/rm/reward.json",
+        *(
+            f"data/rm/reward{i}/{f}"
+            for i in range(2)
+            for f in {*adapter - {"model.json"}, "head.safetensors"}
+        ),
     }
     assert {f for f in files if f.startswith("data/ppo")} == {
         f"data/ppo/{which}/{f}" for which in ("best", "last") for f in adapter
@@ -123,7 +129,10 @@ def test_metrics_have_the_names_that_tools_rely_on(
     ranking |= {"p_margin_gt_0", "p_margin_gt_0_5", "kendall_tau", "spearman_rho", "top1"}
     ranking |= {"length_only_accuracy", "accuracy_length_matched", "length_correlation"}
     ranking |= {"length_correlation_given_rank"}
-    assert ranking | {"by_kind"} <= set(metrics["rm"])
+    assert ranking | {"by_kind", "hard_negatives"} <= set(metrics["rm"])
+    assert {"loop", "echo", "cut", "other", "filler", "empty"} <= set(
+        metrics["rm"]["hard_negatives"]
+    )
     assert set(metrics["rm"]["by_kind"]) == {"unseen_wording", "never_asked", "unseen_ending"}
     assert {"kl", "reward", "eos_rate", "best_update", "skipped"} <= set(metrics["ppo"])
     block = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}

@@ -20,7 +20,7 @@ from tests.model_fixtures import (
 )
 
 FIGURES = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
-UPDATE = ("kl", "kl_coef", "score", "reward", "eos_rate", "entropy")
+UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
 
 
 def outcome(best: int) -> Outcome:

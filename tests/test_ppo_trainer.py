@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stages.rlhf.generation import generate_all
-from stages.rlhf.reward_model import ROLE as REWARD
 from stages.rlhf.rollout import POLICY, VALUE, Rollout
-from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer
+from tests.model_fixtures import PpoTrainer, next_to_no_scores, ppo_knobs, ppo_settings, ppo_trainer
 
 KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
 
@@ -92,10 +91,12 @@ def test_base_reference_and_reward_model_keep_their_bits(
     trainer = ppo_trainer(
         tmp_path, method, dtype, settings=ppo_settings(), ppo=ppo_knobs(value_warmup=1, epochs=1)
     )
-    roles, frozen = trainer.roles, [REWARD] + (["sft"] if method == "lora" else [])
+    roles, members = trainer.roles, trainer.reward_model.members
+    assert [member.name for member in members] == ["reward0", "reward1"]
+    frozen = [member.name for member in members] + (["sft"] if method == "lora" else [])
     backbone = {n: p.clone() for n, p in roles.model.named_parameters() if ".lora_" not in n}
     adapters = {name: roles.state(name) for name in [*frozen, POLICY, VALUE]}
-    head = {k: v.clone() for k, v in trainer.reward_model.head.state_dict().items()}
+    heads = [{k: v.clone() for k, v in m.head.state_dict().items()} for m in members]
     value_head = trainer.value_head.weight.clone()
     outcome = trainer.train(nothing, lambda row: len(trainer.outcome.validation) == 1)
     assert [row["update"] for row in outcome.updates] == [0, 1, 2]
@@ -107,8 +108,9 @@ def test_base_reference_and_reward_model_keep_their_bits(
         state = roles.state(name)
         changed = [key for key, tensor in state.items() if not tensor.equal(adapters[name][key])]
         assert changed == [], f"adapter {name}"
-    state = trainer.reward_model.head.state_dict()
-    assert all(state[key].equal(tensor) for key, tensor in head.items())
+    for member, head in zip(members, heads, strict=True):
+        state = member.head.state_dict()
+        assert all(state[key].equal(tensor) for key, tensor in head.items())
     for name in (POLICY, VALUE):
         state = roles.state(name)
         still = [key for key, tensor in state.items() if tensor.equal(adapters[name][key])]
@@ -340,7 +342,7 @@ def test_policy_learns_what_the_reward_pays_for(tmp_path: Path) -> None:
         value_learning_rate=1e-2,
     )
     trainer = ppo_trainer(tmp_path, ppo=knobs, settings=settings)
-    trainer.reward_model.mean, trainer.reward_model.sd = 0.0, 1e6
+    next_to_no_scores(trainer.reward_model)
     trainer.value_head.weight.data.zero_()
     outcome = trainer.train(nothing, lambda row: True)
     first, last = (

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.rlhf import reward_model
 from stages.rlhf.chat import Codec
 from stages.rlhf.generation import draw_uniforms, generate_all
-from stages.rlhf.models import check_card, load_sft, save_card
+from stages.rlhf.models import check_card, load_sft, model_hash, save_card
 from stages.rlhf.ppo_trainer import new_value_head
 from stages.rlhf.reward_model import (
-    ROLE,
     Head,
+    Member,
     RewardModel,
     load_reward_model,
+    member_name,
     new_reward_model,
 )
 from stages.rlhf.sequences import collate, hidden_states
@@ -51,59 +53,122 @@ def test_head_by_hand() -> None:
 def test_a_score_is_read_at_the_last_attended_token(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "full")
     model = random_reward_model(roles, "scalar")
-    scores = model.score(PROMPTS, ANSWERS, ids_codec(), 7)
+    scores = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7)
+    assert scores.shape == (2, 7)
     for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        with torch.no_grad(), roles.use(ROLE):
-            hidden = hidden_states(roles.model, collate([prompt], [answer], 0))
-        expected = float(hidden[0, -1] @ model.head.value.weight[0])
-        assert scores[i].item() == pytest.approx(expected, abs=1e-5)
+        for index, member in enumerate(model.members):
+            with torch.no_grad(), roles.use(member_name(index)):
+                hidden = hidden_states(roles.model, collate([prompt], [answer], 0))
+            expected = float(hidden[0, -1] @ member.head.value.weight[0])
+            assert scores[index, i].item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("head", ["hybrid", "scalar"])
 def test_scores_do_not_depend_on_their_batch(tmp_path: Path, head: str) -> None:
     model = random_reward_model(sft_roles(tmp_path, "lora"), head)
-    expected = model.score(PROMPTS, ANSWERS, ids_codec(), 7)
-    assert expected.unique().numel() == 7
+    expected = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7)
+    assert expected.unique().numel() == 14
     for batch_size in (1, 2, 3):
-        found = model.score(PROMPTS, ANSWERS, ids_codec(), batch_size)
+        found = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), batch_size)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     order = [3, 1, 6, 0, 5, 2, 4]
-    found = model.score([PROMPTS[i] for i in order], [ANSWERS[i] for i in order], ids_codec(), 3)
-    torch.testing.assert_close(found, expected[order], rtol=0, atol=1e-5)
+    shuffled = [PROMPTS[i] for i in order], [ANSWERS[i] for i in order]
+    found = model.raw_scores(*shuffled, ids_codec(), 3)
+    torch.testing.assert_close(found, expected[:, order], rtol=0, atol=1e-5)
+    one = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7, members=[1])
+    torch.testing.assert_close(one, expected[1:], rtol=0, atol=1e-5)
+
+
+def test_answers_are_collated_once_for_all_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "full"), members=3)
+    calls = []
+    monkeypatch.setattr(reward_model, "collate", lambda *args: calls.append(args) or collate(*args))
+    model.score(PROMPTS, ANSWERS, ids_codec(), 4)
+    assert len(calls) == 2
+
+
+def test_only_the_hybrid_head_asks_for_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_model, "response_logprobs", lambda *args: 1 / 0)
+    roles = sft_roles(tmp_path, "full")
+    random_reward_model(roles, "scalar").score(PROMPTS, ANSWERS, ids_codec(), 4)
+    with pytest.raises(ZeroDivisionError):
+        random_reward_model(sft_roles(tmp_path, "full"), "hybrid").score(
+            PROMPTS, ANSWERS, ids_codec(), 4
+        )
 
 
 def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"), "scalar")
     with torch.no_grad():
-        model.head.value.weight[0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"score of answer 0 is (-inf|inf|nan): \[\d+"):
+        model.members[1].head.value.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"reward1: score of answer 0 is nan: \[\d+"):
         model.score(PROMPTS, ANSWERS, ids_codec(), 7)
 
 
-def test_a_new_reward_model_starts_as_the_reference(tmp_path: Path) -> None:
+def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
+    codec = Codec(tiny_tokenizer())
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    ids = codec.answer_ids("")
+    assert ids == [codec.eos_id]
+    scores = model.score([codec.prompt_ids(q) for q in QUESTIONS], [ids] * 8, codec, 3)
+    assert scores.mean.isfinite().all()
+    assert scores.mean.unique().numel() > 1
+
+
+def test_new_members_start_as_the_reference_with_heads_of_their_own(tmp_path: Path) -> None:
     for method in ("full", "lora"):
         roles = sft_roles(tmp_path / method, method)
-        new_reward_model(roles, "hybrid")
+        made = new_reward_model(roles, "hybrid", 3, "seed")
         ids = torch.tensor(random_ids(2, 6, 6, 300, 0))
         with torch.no_grad():
-            with roles.use(ROLE) as model:
-                mine = model(ids).logits
             with roles.use(roles.reference) as model:
-                assert mine.equal(model(ids).logits), method
+                expected = model(ids).logits
+            for member in made.members:
+                with roles.use(member.name) as model:
+                    assert model(ids).logits.equal(expected), (method, member.name)
+        weights = [member.head.value.weight for member in made.members]
+        assert not any(weights[i].equal(weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_normalised_scores() -> None:
-    model = RewardModel(roles=None, head=None, mean=-3.0, sd=2.0)  # type: ignore[arg-type]
-    assert model.normalise(torch.tensor([-3.0, 1.0])).tolist() == [0.0, 2.0]
+def test_a_members_start_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    starts = []
+    for seed, drawn in (("one", 0), ("one", 5), ("two", 0)):
+        roles = sft_roles(tmp_path, "full")
+        torch.rand(drawn)  # global draws must not count, nor be moved
+        before = torch.get_rng_state()
+        made = new_reward_model(roles, "hybrid", 2, seed)
+        assert torch.get_rng_state().equal(before)
+        starts.append((roles.state("reward1"), made.members[1].head.value.weight))
+    (state, head), (same_state, same_head), (_, other_head) = starts
+    assert head.equal(same_head)
+    assert all(state[key].equal(same_state[key]) for key in state)
+    assert not head.equal(other_head)
+
+
+def test_scores_are_mean_and_variance_over_members_each_on_its_scale() -> None:
+    members = [
+        Member("a", None, mean=-3.0, sd=2.0),  # type: ignore[arg-type]
+        Member("b", None, mean=1.0, sd=0.5),  # type: ignore[arg-type]
+    ]
+    model = RewardModel(None, members)  # type: ignore[arg-type]
+    found = model.combine(torch.tensor([[-3.0, 1.0], [1.0, 3.0]]))
+    assert found.mean.tolist() == [0.0, 3.0]  # 0 and 0; 2 and 4
+    assert found.variance.tolist() == [0.0, 1.0]
+    alone = RewardModel(None, members[:1])  # type: ignore[arg-type]
+    assert alone.combine(torch.tensor([[1.0]])).variance.tolist() == [0.0]
 
 
 def test_the_value_head_starts_on_the_normalised_scale(tmp_path: Path) -> None:
-    model = random_reward_model(sft_roles(tmp_path, "full"))
-    head = new_value_head(model)
+    member = random_reward_model(sft_roles(tmp_path, "full")).members[0]
+    head = new_value_head(member)
     last = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(head(last), model.head.value(last) / model.sd)
+    torch.testing.assert_close(head(last), member.head.value(last) / member.sd)
     assert head.weight.requires_grad
-    assert head.weight.data_ptr() != model.head.value.weight.data_ptr()
+    assert head.weight.data_ptr() != member.head.value.weight.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed"])
@@ -113,24 +178,37 @@ def test_saved_and_loaded_it_gives_the_same_scores(
     tmp_path: Path, head: str, method: str, dtype: str
 ) -> None:
     base, sft, rm = (tmp_path / name for name in ("base", "sft", "rm"))
-    model = random_reward_model(sft_roles(tmp_path, method, dtype), head)
+    model = random_reward_model(sft_roles(tmp_path, method, dtype), head, members=3)
     expected = model.score(PROMPTS, ANSWERS, ids_codec(), 4)
+    raw = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 4)
     model.save(rm)
     save_card(rm, "reward", {"base": base, "sft": sft})
 
     torch.manual_seed(99)  # what loading would draw, were something not loaded
     check_card(rm, {"base": base, "sft": sft})
     again = load_reward_model(load_sft(base, sft, dtype, LORA), rm)
-    assert again.score(PROMPTS, ANSWERS, ids_codec(), 4).equal(expected)
-    assert (again.mean, again.sd) == (model.mean, model.sd)
-    assert not any(p.requires_grad for p in again.head.parameters())
-    assert {file.name for file in rm.iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "head.safetensors",
+    assert again.raw_scores(PROMPTS, ANSWERS, ids_codec(), 4).equal(raw)
+    found = again.score(PROMPTS, ANSWERS, ids_codec(), 4)
+    assert found.mean.equal(expected.mean)
+    assert found.variance.equal(expected.variance)
+    assert found.variance.gt(0).all()
+    assert [(m.mean, m.sd) for m in again.members] == [(m.mean, m.sd) for m in model.members]
+    assert not any(p.requires_grad for m in again.members for p in m.head.parameters())
+    member = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
+    assert {str(file.relative_to(rm)) for file in rm.rglob("*") if file.is_file()} == {
         "model.json",
         "reward.json",
+        *(f"reward{i}/{name}" for i in range(3) for name in member),
     }
+
+
+def test_every_member_counts_in_the_hash_of_the_model(tmp_path: Path) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    model.save(tmp_path / "rm")
+    before = model_hash(tmp_path / "rm")
+    shake(model.roles, "reward1", seed=9)
+    model.save(tmp_path / "rm")
+    assert model_hash(tmp_path / "rm") != before
 
 
 def test_a_reward_model_of_another_backbone_is_refused(tmp_path: Path) -> None:

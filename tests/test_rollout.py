@@ -8,7 +8,14 @@ import torch
 from stages.rlhf.ppo_math import gae, policy_loss, whiten
 from stages.rlhf.reward import Reward
 from stages.rlhf.rollout import POLICY, Rollout, policy_logprobs
-from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer, shake
+from tests.model_fixtures import (
+    PpoTrainer,
+    next_to_no_scores,
+    ppo_knobs,
+    ppo_settings,
+    ppo_trainer,
+    shake,
+)
 
 KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
 
@@ -66,7 +73,7 @@ def test_ratios_of_the_first_epoch_are_exactly_one(
 def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
     knobs = ppo_knobs(gamma=1.0, lam=1.0, kl_coef=0.3, missing_eos_penalty=1.25)
     trainer = ppo_trainer(tmp_path, ppo=knobs)
-    trainer.reward_model.mean, trainer.reward_model.sd = 0.0, 1e6  # scores are next to nothing
+    next_to_no_scores(trainer.reward_model)
     shake(trainer.roles, POLICY, seed=9, size=0.1)
     rollout, reward = collected(trainer)
     mask = rollout.sequences.response_mask
@@ -93,15 +100,18 @@ def test_advantages_are_whitened_over_the_whole_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["hybrid", "scalar"])
 def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path, head: str) -> None:
-    trainer = ppo_trainer(tmp_path, head=head, ppo=ppo_knobs(score_clip=1e9))
+    trainer = ppo_trainer(tmp_path, head=head, ppo=ppo_knobs(score_clip=1e9, uncertainty_coef=0.5))
     rollout, reward = collected(trainer)
     sequences = rollout.sequences
     lengths = sequences.response_mask.sum(-1).tolist()
     prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
     answers = [row[:n] for row, n in zip(sequences.response.tolist(), lengths, strict=True)]
-    model = trainer.reward_model
-    expected = model.normalise(model.score(prompts, answers, trainer.codec, 5))
-    torch.testing.assert_close(reward.score, expected, rtol=0, atol=1e-4)
+    expected = trainer.reward_model.score(prompts, answers, trainer.codec, 5)
+    torch.testing.assert_close(reward.score, expected.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(reward.uncertainty, 0.5 * expected.variance, rtol=1e-4, atol=1e-4)
+    assert expected.variance.min() > 1e-3
+    paid = reward.total + reward.uncertainty + reward.penalty
+    torch.testing.assert_close(paid, reward.score, rtol=1e-4, atol=1e-4)
     rewards = torch.zeros_like(rollout.old_values)  # no KL yet
     rewards[torch.arange(16), torch.tensor(lengths) - 1] = reward.total
     _, returns = gae(

@@ -72,8 +72,10 @@ def say(trainer: PpoTrainer, rows: Sequences) -> dict[str, Tensor]:
     with torch.no_grad():
         with roles.use(VALUE):
             values = token_values(roles, trainer.value_head, rows)
-        with roles.use("reward"):
-            scores, logprobs = trainer.reward_model.forward(rows)
+        with roles.use("reward0"):
+            scores = trainer.reward_model.forward(rows)
+            logprobs = trainer.reward_model.features(rows, logprobs=True).logprobs
+    assert logprobs is not None
     return {"logprobs": logprobs, "values": values, "scores": scores}
 
 

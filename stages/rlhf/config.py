@@ -83,8 +83,25 @@ class Rm(Section):
     head: Literal["hybrid", "scalar"]
     loss: Literal["plackett_luce", "bradley_terry"]
     lm_coef: Annotated[float, Field(ge=0)]
+    members: Annotated[int, Field(ge=1, le=9)]
+    margin: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    odin_coef: Annotated[float, Field(ge=0)]
+    length_balance: bool
+    hard_negatives: Share
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _pairwise_knobs(self) -> "Rm":
+        if self.loss != "bradley_terry":
+            for name in ("margin", "label_smoothing"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"{name} ({getattr(self, name)}) is of pairs, and loss {self.loss} has"
+                        " none; set it to 0, or loss to bradley_terry"
+                    )
+        return self
 
 
 class Ppo(Section):
@@ -101,6 +118,7 @@ class Ppo(Section):
     temperature: Annotated[float, Field(gt=0)]
     missing_eos_penalty: Annotated[float, Field(ge=0)]
     score_clip: Annotated[float, Field(gt=0)]
+    uncertainty_coef: Annotated[float, Field(ge=0)]
     value_warmup: Annotated[int, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     stop_kl_batch: Annotated[float, Field(gt=0)]
@@ -256,6 +274,15 @@ class Params(Section):
     def _known_model(self) -> "Params":
         if self.model not in self.models:
             raise ValueError(f"model: '{self.model}' is not one of {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _members_disagree(self) -> "Params":
+        if self.ppo.uncertainty_coef > 0 and self.rm.members == 1:
+            raise ValueError(
+                f"ppo.uncertainty_coef ({self.ppo.uncertainty_coef}) weighs the variance over"
+                " rm.members, which is 0 with 1 member; set it to 0"
+            )
         return self
 
     @property

@@ -40,9 +40,9 @@ def weights_folder(folder: Path) -> Path:
 def model_hash(folder: Path) -> str:
     """One sha256 for a model as it lies on disk: pointer or weights, tokenizer and config."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json", ".model"} and path.name != "model.json":
-            digest.update(f"{path.name}:{file_hash(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}:{file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 

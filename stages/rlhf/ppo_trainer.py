@@ -21,8 +21,7 @@ from stages.rlhf.generation import draw_uniforms
 from stages.rlhf.models import Roles
 from stages.rlhf.ppo_math import masked_mean, next_kl_coef, policy_loss, value_loss
 from stages.rlhf.reward import Reward
-from stages.rlhf.reward_model import ROLE as REWARD
-from stages.rlhf.reward_model import RewardModel
+from stages.rlhf.reward_model import Member, RewardModel
 from stages.rlhf.rollout import POLICY, VALUE, Rollout, collect, policy_logprobs, token_values
 from stages.rlhf.runtime import Clock, derive_seed
 
@@ -67,8 +66,8 @@ class PpoTrainer:
         self.prompts, self.ppo, self.settings = prompts, ppo, settings
         self.max_new_tokens, self.seed, self.work = max_new_tokens, seed, work
         roles.add(POLICY, like=roles.reference)
-        roles.add(VALUE, like=REWARD)
-        self.value_head = new_value_head(reward_model)
+        roles.add(VALUE, like=reward_model.members[0].name)
+        self.value_head = new_value_head(reward_model.members[0])
         self.policy_parameters = roles.parameters(POLICY)
         self.value_parameters = [*roles.parameters(VALUE), *self.value_head.parameters()]
         adam: dict[str, Any] = {"eps": 1e-5, "weight_decay": 0.0}
@@ -233,12 +232,12 @@ class PpoTrainer:
         )
 
 
-def new_value_head(reward_model: RewardModel) -> nn.Linear:
-    """A copy of the reward head's linear part, on the scale of the normalised score."""
-    weight = reward_model.head.value.weight
+def new_value_head(member: Member) -> nn.Linear:
+    """A copy of the linear part of a member's head, on the scale of the normalised score."""
+    weight = member.head.value.weight
     head = nn.Linear(weight.shape[1], 1).to(weight.device)
     with torch.no_grad():
-        head.weight.copy_(weight / reward_model.sd)
+        head.weight.copy_(weight / member.sd)
         head.bias.zero_()
     return head
 
@@ -251,6 +250,7 @@ def describe(rollout: Rollout, reward: Reward, kl_coef: float) -> dict[str, floa
     spread = masked_mean((rollout.returns - masked_mean(rollout.returns, mask)) ** 2, mask)
     return {
         "score": reward.score.mean().item(),
+        "uncertainty": reward.uncertainty.mean().item(),
         "reward": (reward.total - kl_coef * kl).mean().item(),
         "eos_rate": reward.ended.float().mean().item(),
         "kl": kl.mean().item(),

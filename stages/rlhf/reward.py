@@ -8,16 +8,26 @@ from torch import Tensor
 class Reward(NamedTuple):
     """Every part of it, (B,) each, in standard deviations over SFT's own answers."""
 
-    score: Tensor  # normalised score of the reward model, clipped
+    score: Tensor  # mean over the reward model's members, clipped
+    uncertainty: Tensor  # taken off where the members disagree, clipped
     penalty: Tensor  # taken off for an answer that did not end
-    total: Tensor  # score - penalty: what stands at the answer's last token
+    total: Tensor  # score - uncertainty - penalty: what stands at the answer's last token
     ended: Tensor  # bool: the answer ended by itself
 
 
 def final_reward(
-    normalised: Tensor, ended: Tensor, score_clip: float, missing_eos_penalty: float
+    mean: Tensor,
+    variance: Tensor,
+    ended: Tensor,
+    score_clip: float,
+    uncertainty_coef: float,
+    missing_eos_penalty: float,
 ) -> Reward:
-    """(B,), (B,) bool -> the reward's parts; the KL is taken off token by token elsewhere."""
-    score = normalised.clamp(-score_clip, score_clip)
+    """(B,) x 2, (B,) bool -> the reward's parts; the KL is taken off token by token elsewhere.
+
+    mean - uncertainty_coef * variance over the members: Coste et al. 2024, arXiv 2310.02743.
+    """
+    score = mean.clamp(-score_clip, score_clip)
+    uncertainty = (uncertainty_coef * variance).clamp(max=score_clip)
     penalty = missing_eos_penalty * (~ended).float()
-    return Reward(score, penalty, score - penalty, ended)
+    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, ended)

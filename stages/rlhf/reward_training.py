@@ -1,75 +1,170 @@
-"""Training the reward model on groups: one question with its K ranked answers is one element."""
+"""Training the reward model on groups: one question with its K ranked answers is one element.
+
+Different here: a length head (ODIN, arXiv 2402.07319) may stand beside each member's head while it
+trains, takes up what answers owe to their length, and is thrown away; a question that a member's
+bootstrap draws c times is encoded once and counts c times.
+
+G groups, K answers of a group, N answers of a batch.
+"""
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Rm, RmSettings
-from stages.rlhf.ranking import LOSSES
+from stages.rlhf.ranking import (
+    bradley_terry,
+    length_disentangling,
+    length_weights,
+    overlap,
+    plackett_luce,
+)
 from stages.rlhf.ranking_metrics import Group, report
-from stages.rlhf.records import RmRow
-from stages.rlhf.reward_model import ROLE, RewardModel
+from stages.rlhf.reward_groups import (
+    EncodedGroup,
+    GroupBatch,
+    batch_groups,
+    flat,
+    length_balance,
+)
+from stages.rlhf.reward_model import RewardModel
+from stages.rlhf.runtime import derive_seed
 from stages.rlhf.schedule import cosine_schedule
 from stages.rlhf.sequences import collate
 
-
-@dataclass(frozen=True)
-class EncodedGroup:
-    """A question's answers as ids, with their ranks, and the row they come from."""
-
-    prompt: list[int]
-    answers: list[list[int]]
-    row: RmRow
+SCORING_BATCH = 256  # answers scored at once on validation
 
 
-def encode_groups(rows: list[RmRow], codec: Codec) -> list[EncodedGroup]:
-    """Rows -> ids."""
-    return [
-        EncodedGroup(
-            codec.prompt_ids(row.question), [codec.answer_ids(a) for a in row.answers], row
+class Outputs(NamedTuple):
+    """What a member says of the N answers of G groups, with the graph behind it."""
+
+    quality: Tensor  # (N,) the score that is kept
+    length: Tensor | None  # (N,) of the length head, where there is one
+    lm: Tensor | None  # (G,) language-model losses of the best answers, where they have a weight
+
+
+Slopes = tuple[Tensor, Tensor]  # of the length terms by the N quality and the N length scores
+
+
+class MemberTrainer:
+    """One member, its length head if there is one, and the arithmetic of a step."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        index: int,
+        rm: Rm,
+        settings: RmSettings,
+        codec: Codec,
+        length_pairs: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        self.model, self.index, self.member = model, index, model.members[index]
+        self.rm, self.settings, self.codec = rm, settings, codec
+        self.length_pairs = length_pairs
+        self.device = model.roles.model.device
+        self.length_head: nn.Linear | None = None
+        if rm.odin_coef > 0:
+            width = self.member.head.value.weight.shape[1]
+            self.length_head = nn.Linear(width, 1, bias=False).to(self.device)
+            nn.init.normal_(self.length_head.weight, std=1 / (width + 1) ** 0.5)
+        heads = [self.member.head] + ([self.length_head] if self.length_head else [])
+        self.parameters = [
+            *model.roles.parameters(self.member.name),
+            *(p for head in heads for p in head.parameters()),
+        ]
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=rm.weight_decay
         )
-        for row in rows
-    ]
+
+    def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
+        """Scores of all answers of these groups; call inside `roles.use`."""
+        prompts = [g.prompt for g in groups for _ in g.answers]
+        answers = [a for g in groups for a in g.answers]
+        rows = collate(prompts, answers, self.codec.pad_id, self.device)
+        asked = self.model.hybrid or self.rm.lm_coef > 0
+        last, logprobs, mask = self.model.features(rows, asked)
+        quality = self.member.head(last, logprobs, mask)
+        length = None
+        if self.length_head is not None:
+            with torch.autocast(self.device.type, enabled=False):
+                length = self.length_head(last.float()).squeeze(-1)
+        lm = None
+        if self.rm.lm_coef > 0:
+            assert logprobs is not None
+            best = mask[batch.best_rows]
+            lm = -torch.where(best, logprobs[batch.best_rows], 0).sum(-1) / best.sum(-1)
+        return Outputs(quality, length, lm)
+
+    def ranking_losses(self, scores: Tensor, batch: GroupBatch) -> Tensor:
+        """(N,) -> (G,) by `rm.loss`."""
+        table = torch.zeros(batch.present.shape, device=scores.device)
+        table = table.masked_scatter(batch.present, scores)
+        weights = length_weights(batch.lengths, *self.length_pairs)
+        if self.rm.loss == "plackett_luce":
+            return plackett_luce(table, batch.pairs, weights)
+        return bradley_terry(
+            table, batch.pairs, weights, self.rm.margin * batch.gaps, self.rm.label_smoothing
+        )
+
+    def step(self, groups: Sequence[EncodedGroup], counts: Sequence[int]) -> Tensor:
+        """One optimiser step on all these groups; their mean ranking loss, on the device.
+
+        Correlations with length are the whole batch's, whatever the micro-batch: where there are
+        several, a forward without a graph finds their slope by each score first.
+        """
+        size, whole = self.settings.micro_batch_size, sum(counts)
+        total = torch.zeros((), device=self.device)
+        starts = range(0, len(groups), size)
+        parts = [groups[i : i + size] for i in starts]
+        batches = [
+            batch_groups(groups[i : i + size], counts[i : i + size], self.device) for i in starts
+        ]
+        with self.model.roles.use(self.member.name, train=True):
+            slopes: list[Slopes] = []
+            if self.length_head is not None and len(parts) > 1:
+                with torch.no_grad():
+                    outs = [self.outputs(*part) for part in zip(parts, batches, strict=True)]
+                slopes = _length_slopes(outs, batches)
+            for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
+                out = self.outputs(part, batch)
+                ranked = out.quality if out.length is None else out.quality + out.length
+                ranking = (batch.counts * self.ranking_losses(ranked, batch)).sum() / whole
+                loss = ranking
+                if out.lm is not None:
+                    loss = loss + self.rm.lm_coef * (batch.counts * out.lm).sum() / whole
+                if self.length_head is not None and out.length is not None:
+                    by_quality, by_length = (slopes or _length_slopes([out], [batch]))[i]
+                    apart = overlap(self.member.head.value.weight, self.length_head.weight)
+                    odin = (by_quality * out.quality + by_length * out.length).sum()
+                    loss = loss + self.rm.odin_coef * (odin + apart / len(parts))
+                loss.backward()
+                total += ranking.detach()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
 
 
-def group_losses(
-    model: RewardModel, groups: list[EncodedGroup], rm: Rm, codec: Codec
-) -> tuple[Tensor, Tensor]:
-    """G groups -> ranking losses (G,) and language-model losses of the best answers (G,)."""
-    device = model.roles.model.device
-    prompts = [g.prompt for g in groups for _ in g.answers]
-    answers = [a for g in groups for a in g.answers]
-    batch = collate(prompts, answers, codec.pad_id, device)
-    flat, logprobs = model.forward(batch)
-
-    widest = max(len(g.answers) for g in groups)
-    present = torch.tensor([[k < len(g.answers) for k in range(widest)] for g in groups])
-    ranks = torch.zeros(present.shape)
-    ranks[present] = torch.tensor([float(r) for g in groups for r in g.row.ranks])
-    present, ranks = present.to(device), ranks.to(device)
-    scores = torch.zeros(present.shape, device=device).masked_scatter(present, flat)
-    ranking = LOSSES[rm.loss](scores, ranks, present)
-
-    best = [g.row.ranks.index(min(g.row.ranks)) for g in groups]
-    starts = torch.tensor([len(g.answers) for g in groups]).cumsum(0)
-    rows = torch.tensor(
-        [s - len(g.answers) + b for s, g, b in zip(starts.tolist(), groups, best, strict=True)]
-    )
-    mask = batch.response_mask[rows]
-    return ranking, -torch.where(mask, logprobs[rows], 0).sum(-1) / mask.sum(-1)
+def _length_slopes(outs: Sequence[Outputs], batches: Sequence[GroupBatch]) -> list[Slopes]:
+    """Per part, the gradient of `length_disentangling` over all parts together."""
+    sizes = [len(out.quality) for out in outs]
+    quality = torch.cat([out.quality.detach() for out in outs]).requires_grad_()
+    length = torch.cat([out.length.detach() for out in outs if out.length is not None])
+    tokens = torch.cat([batch.lengths[batch.present] for batch in batches])
+    term = length_disentangling(quality, length.requires_grad_(), tokens)
+    found = torch.autograd.grad(term, [quality, length])
+    return list(zip(*(slope.split(sizes) for slope in found), strict=True))
 
 
-def scored(
-    model: RewardModel, groups: list[EncodedGroup], codec: Codec, batch_size: int
-) -> list[Group]:
-    """Groups with their scores, for `ranking_metrics.report`; lengths are in characters."""
-    prompts = [g.prompt for g in groups for _ in g.answers]
-    answers = [a for g in groups for a in g.answers]
-    flat = iter(model.normalise(model.score(prompts, answers, codec, batch_size)).tolist())
+def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
+    """Groups with their N scores, for `ranking_metrics.report`; lengths are in characters."""
+    flat = iter(scores.tolist())
     return [
         Group(
             scores=[next(flat) for _ in g.answers],
@@ -82,77 +177,99 @@ def scored(
     ]
 
 
+def scored(
+    model: RewardModel, groups: Sequence[EncodedGroup], codec: Codec, batch_size: int
+) -> list[Group]:
+    """Groups without hard negatives, with the mean score over the members."""
+    return with_scores(groups, model.score(*flat(groups), codec, batch_size).mean)
+
+
+def bootstrap(count: int, seed: int) -> list[int]:
+    """How often each of `count` questions is drawn in as many draws with replacement."""
+    drawn = Counter(random.Random(seed).choices(range(count), k=count))
+    return [drawn[i] for i in range(count)]
+
+
 def train(
     model: RewardModel,
-    groups: list[EncodedGroup],
-    validation: list[EncodedGroup],
+    groups: Sequence[EncodedGroup],
+    validation: Sequence[EncodedGroup],
     rm: Rm,
     settings: RmSettings,
     codec: Codec,
-    rng: random.Random,
-) -> dict[str, float]:
-    """Train in place; the epoch with the best validation accuracy is kept.
+    *seed: object,
+) -> dict[str, Any]:
+    """Train every member in place; of each, the epoch with the best validation accuracy is kept.
 
-    Raises ValueError where there are no groups to train on or to choose by.
+    Groups without a pair (all tied) are counted and left out. Raises ValueError where there are no
+    groups to train on or to choose by, or where a loss is not finite.
     """
-    for name, part in {"rm/train": groups, "rm/validation": validation}.items():
+    taught = [group for group in groups if group.pairs.any()]
+    for name, part in {"rm/train": taught, "rm/validation": validation}.items():
         if not part:
             raise ValueError(f"{name} is empty: at least one group of ranked answers was expected")
-    parameters = [*model.roles.parameters(ROLE), *model.head.parameters()]
-    per_epoch = -(-len(groups) // settings.batch_size)
+    length_pairs = length_balance(taught) if rm.length_balance else (1.0, 1.0)
+    figures: dict[str, Any] = {
+        "groups": len(taught),
+        "groups_without_pairs": len(groups) - len(taught),
+        "weight_better_is_longer": length_pairs[0],
+        "weight_better_is_shorter": length_pairs[1],
+    }
+    several = len(model.members) > 1
+    for index, member in enumerate(model.members):
+        own = (*seed, index)
+        counts = [1] * len(taught)
+        if several:
+            counts = bootstrap(len(taught), derive_seed(*own, "bootstrap"))
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(*own, "length_head"))
+            trainer = MemberTrainer(model, index, rm, settings, codec, length_pairs)
+        rng = random.Random(derive_seed(*own, "order"))
+        drawn = [(group, count) for group, count in zip(taught, counts, strict=True) if count]
+        figures[member.name] = _train_member(trainer, drawn, validation, rng)
+    return figures
+
+
+def _train_member(
+    trainer: MemberTrainer,
+    drawn: Sequence[tuple[EncodedGroup, int]],
+    validation: Sequence[EncodedGroup],
+    rng: random.Random,
+) -> dict[str, float]:
+    model, member, settings = trainer.model, trainer.member, trainer.settings
+    per_epoch = -(-len(drawn) // settings.batch_size)
     steps = settings.epochs * per_epoch
-    warmup = max(1, round(rm.warmup_share * steps))
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=rm.weight_decay
-    )
-    progress = tqdm(total=steps, desc="rm", mininterval=5)
-    best, kept, kept_head, step, chosen = -1.0, model.roles.state(ROLE), {}, 0, 0
+    warmup = max(1, round(trainer.rm.warmup_share * steps))
+    progress = tqdm(total=steps, desc=member.name, mininterval=5)
+    best, chosen = -1.0, 0
+    kept: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     losses: list[Tensor] = []
     for epoch in range(settings.epochs):
-        order = rng.sample(range(len(groups)), len(groups))
+        order = rng.sample(range(len(drawn)), len(drawn))
         for start in range(0, len(order), settings.batch_size):
-            batch = [groups[i] for i in order[start : start + settings.batch_size]]
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * cosine_schedule(step, steps, warmup)
-            losses.append(_step(model, batch, rm, settings, codec, optimizer, parameters))
-            step += 1
+            batch = [drawn[i] for i in order[start : start + settings.batch_size]]
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = settings.learning_rate * cosine_schedule(len(losses), steps, warmup)
+            losses.append(trainer.step([g for g, _ in batch], [count for _, count in batch]))
             progress.update()
-        accuracy = report(scored(model, validation, codec, 256))["accuracy"] or 0.0
-        recent = torch.stack(losses[-per_epoch:]).mean().item()
-        progress.set_postfix(loss=f"{recent:.3f}", validation=f"{accuracy:.3f}")
+        recent = torch.stack(losses[-per_epoch:])
+        if not recent.isfinite().all():
+            step = len(losses) - per_epoch + int((~recent.isfinite()).nonzero()[0]) + 1
+            raise ValueError(f"{member.name}: the loss of step {step} of {steps} is not finite")
+        scores = model.raw_scores(*flat(validation), trainer.codec, SCORING_BATCH, [trainer.index])
+        accuracy = report(with_scores(validation, scores[0]))["accuracy"] or 0.0
+        progress.set_postfix(loss=f"{recent.mean().item():.3f}", validation=f"{accuracy:.3f}")
         if accuracy > best:
             best, chosen = accuracy, epoch + 1
-            kept = model.roles.state(ROLE)
-            kept_head = {k: v.detach().clone() for k, v in model.head.state_dict().items()}
+            head = {k: v.detach().clone() for k, v in member.head.state_dict().items()}
+            kept = model.roles.state(member.name), head
     progress.close()
-    model.roles.load_state(ROLE, kept)
-    model.head.load_state_dict(kept_head)
-    model.head.eval().requires_grad_(False)
+    model.roles.load_state(member.name, kept[0])
+    member.head.load_state_dict(kept[1])
+    member.head.eval().requires_grad_(False)
     return {
         "loss": torch.stack(losses[-per_epoch:]).mean().item(),
         "validation_accuracy": best,
         "best_epoch": chosen,
+        "questions": len(drawn),
     }
-
-
-def _step(
-    model: RewardModel,
-    batch: list[EncodedGroup],
-    rm: Rm,
-    settings: RmSettings,
-    codec: Codec,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[torch.nn.Parameter],
-) -> Tensor:
-    total = torch.zeros(())
-    with model.roles.use(ROLE, train=True):
-        for start in range(0, len(batch), settings.micro_batch_size):
-            part = batch[start : start + settings.micro_batch_size]
-            ranking, lm = group_losses(model, part, rm, codec)
-            loss = (ranking + rm.lm_coef * lm).sum() / len(batch)
-            loss.backward()
-            total += ranking.detach().sum().cpu() / len(batch)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total

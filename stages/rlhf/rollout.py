@@ -104,10 +104,15 @@ def collect(
         values = in_parts(
             sequences, micro_batch_size, lambda part: token_values(roles, value_head, part)
         )
-    scores = reward_model.score(prompts, answers, codec, len(prompts)).to(values.device)
+    scores = reward_model.score(prompts, answers, codec, len(prompts))
     ended = torch.tensor([a[-1] == codec.eos_id for a in answers], device=values.device)
     reward = final_reward(
-        reward_model.normalise(scores), ended, ppo.score_clip, ppo.missing_eos_penalty
+        scores.mean.to(values.device),
+        scores.variance.to(values.device),
+        ended,
+        ppo.score_clip,
+        ppo.uncertainty_coef,
+        ppo.missing_eos_penalty,
     )
     mask = sequences.response_mask
     rewards = token_rewards(reward.total, old_logprobs, ref_logprobs, mask, kl_coef)
