@@ -21,7 +21,7 @@ def places_between(ranks: Tensor, present: Tensor) -> Tensor:
     """(G, K) x 2 -> (G, K, K): places of answer j below answer i; tied answers share a place."""
     below = better(ranks, present)
     same = (ranks[:, :, None] == ranks[:, None, :]) & present[:, :, None] & present[:, None, :]
-    first = present & ~same.tril(-1).any(-1)  # one answer stands for all that share its rank
+    first = ~same.tril(-1).any(-1)  # one answer stands for all that share its rank
     places = (below & first[:, :, None]).sum(1).float()
     return places[:, None, :] - places[:, :, None]
 
