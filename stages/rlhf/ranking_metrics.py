@@ -102,7 +102,7 @@ def _ranking_sums(groups: Sequence[Group], pairs: Sequence[Sequence[Pair]]) -> S
 
 
 def _length_sums(groups: Sequence[Group], unit: Unit) -> Sums:
-    """Per question what `correlation_given` needs of score x and length y; C: the ranks that occur."""
+    """Per question what `correlation_given` needs of score x and length y; a class is a rank."""
     if not groups:
         return {}
     ranks = np.unique([r for g in groups for r in g.ranks])
