@@ -46,8 +46,8 @@ def test_it_scales_with_the_scores() -> None:
 def test_without_a_minimum_it_is_the_bound() -> None:
     margins = np.array([1.0, 2.0, 2.0])
     unit = np.sqrt(np.mean(margins**2))
-    assert fit_temperature(margins) == pytest.approx(LOWEST * unit), "all right"
-    assert fit_temperature(-margins) == pytest.approx(HIGHEST * unit), "all wrong"
+    assert fit_temperature(margins) == pytest.approx(LOWEST * unit, rel=1e-12), "all right"
+    assert fit_temperature(-margins) == pytest.approx(HIGHEST * unit, rel=1e-12), "all wrong"
     assert fit_temperature(np.array([1.0, -1.0])) == pytest.approx(HIGHEST), "chance"
     assert fit_temperature(np.zeros(3)) == 1.0, "nothing known"
 
@@ -108,6 +108,15 @@ def test_reliability_lies_on_the_diagonal_where_calibrated() -> None:
     assert len(table.pairs) == 10
     np.testing.assert_allclose(table.predicted, table.observed, atol=0.03)
     assert ((table.low <= table.predicted) & (table.predicted <= table.high)).all()
+
+
+def test_a_probability_on_an_edge_counts_in_the_upper_bin() -> None:
+    """Equal scores claim 0.5, the lowest edge; 0.75 is the edge of two bins."""
+    edge = np.log(3.0)
+    assert expit(edge) == 0.75
+    table = reliability(np.array([0.0, edge, 0.1]), 1.0, bins=2)
+    assert table.low.tolist() == [0.5, 0.75]
+    assert table.pairs.tolist() == [2, 1]
 
 
 def test_extreme_margins_and_none() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from stages.rlhf.calibration import ece
 from stages.rlhf.length_bias import LengthCurve, correct
@@ -103,11 +104,21 @@ def test_places_of_a_perfect_a_reversed_and_a_tied_model() -> None:
     np.testing.assert_allclose(shares([1.0, 1.0], [1, 2]), np.full((2, 2), 0.5))
     tied = shares([3.0, 2.0, 1.0], [1.5, 1.5, 3.0])
     np.testing.assert_allclose(tied, [[0.5, 0.5, 0], [0, 0, 1], [0, 0, 0]])
+    every = [*GROUPS, Group([1.0, 1.0, 1.0], [1, 2, 3], [5, 5, 5])]
+    assert place_table(every)["answers"].sum() == pytest.approx(5 * len(GROUPS) + 3)
 
 
-def test_many_points_are_drawn_as_a_density(tmp_path: Path) -> None:
+def test_many_points_are_drawn_as_a_density(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    hexbin = Axes.hexbin
+    monkeypatch.setattr(Axes, "hexbin", lambda *a, **k: drawn.append(1) or hexbin(*a, **k))
+    draw_all(GROUPS, CURVE, 0.9, tmp_path)
+    assert not drawn
     many = groups_of(MOST_POINTS)
     draw_all(many, LengthCurve((5.0, 30.0), (-0.5, 0.5), "tokens"), 0.9, tmp_path)
+    assert len(drawn) == 2
     assert all(path.stat().st_size < 300_000 for path in tmp_path.iterdir())
     assert len(read(tmp_path / "9_score_length.csv")) <= 20
 
