@@ -53,7 +53,7 @@ VOCAB, PAD, QUESTIONS, ANSWERS = 2000, 0, 300, 5
 STEP = 16  # questions
 PAIRS = STEP * ANSWERS * (ANSWERS - 1) // 2  # of a step
 MICRO_BATCHES = (160, 80, 40, 20, 10)  # pairs, of which TRL gets its fastest
-MICRO_TOKENS = 256  # of ours; some two questions, so that a part stays in the cache
+MICRO_TOKENS = 256  # of ours, some two questions; 384 is as fast in turn, with 17 % more memory
 RATE, CLIP = 1e-4, 1.0
 STEPS = 19  # 300 questions
 
