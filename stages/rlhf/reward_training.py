@@ -75,6 +75,7 @@ def scored(
             scores=[next(flat) for _ in g.answers],
             ranks=g.row.ranks,
             lengths=[len(a) for a in g.row.answers],
+            tokens=[len(a) for a in g.answers],
             defects=g.row.defects,
             kind=g.row.kind,
         )
