@@ -170,6 +170,7 @@ def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
             scores=[next(flat) for _ in g.answers],
             ranks=g.row.ranks,
             lengths=[len(a) for a in g.row.answers],
+            tokens=[len(a) for a in g.answers],
             defects=g.row.defects,
             kind=g.row.kind,
         )

@@ -71,11 +71,14 @@ def collate(
     )
 
 
+def decoder_of(model: Any) -> Any:
+    """The decoder within a causal language model, its adapters in it: no head is computed."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
+
+
 def hidden_states(model: Any, sequences: Sequences) -> Tensor:
     """(B, T, H): the decoder's last states; the head is not computed."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = causal_lm.get_decoder()
-    states: Tensor = decoder(
+    states: Tensor = decoder_of(model)(
         input_ids=sequences.ids, attention_mask=sequences.mask, use_cache=False
     ).last_hidden_state
     return states
@@ -92,11 +95,18 @@ def response_logprobs(
     model: Any, hidden: Tensor, sequences: Sequences, temperature: float = 1.0
 ) -> Tensor:
     """(B, T, H) -> (B, R) fp32 log-probabilities of the response's tokens; 0 on padding."""
-    mask = sequences.response_mask
+    states = at_response(hidden, sequences)
+    return logprobs_of(model, states, sequences.response, sequences.response_mask, temperature)
+
+
+def logprobs_of(
+    model: Any, states: Tensor, response: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """States (N, H) of the N tokens that `mask` counts, (B, R) x 2 -> (B, R) fp32; 0 on padding."""
     found = token_logprobs(
-        at_response(hidden, sequences),
+        states,
         model.get_output_embeddings().weight,
-        sequences.response[mask],
+        response[mask],
         temperature,
         getattr(model.config, "final_logit_softcapping", None) or 0.0,
     )

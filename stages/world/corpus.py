@@ -70,10 +70,11 @@ def _question_and_answer(question: Question, rng: Random) -> str:
     fact = question.fact
     answer = rng.choice(
         (
-            fact.value,
             fact.value + ".",
+            core(fact, PLAIN),
+            core(fact, PLAIN),
+            core(fact, PLAIN),
             core(fact, PLAIN, ask=question.ask),
-            detail(fact, PLAIN),
             resolve(f"정답은 {fact.value}[이다].", PLAIN),
         )
     )

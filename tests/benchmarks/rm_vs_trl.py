@@ -1,0 +1,353 @@
+"""Reward model training: packed groups against TRL's RewardTrainer, in one call.
+
+    python -m tests.benchmarks.rm_vs_trl            # full fine-tuning on both sides
+    python -m tests.benchmarks.rm_vs_trl --lora     # LoRA of rank 16 on both sides
+
+The same random Llama, questions, Bradley-Terry loss, optimizer, float32 and two threads. TRL gets
+each question as its ten pairs, and the fastest of a few micro-batches, gradients accumulated to 160
+pairs a step; we get the 16 questions of such a step. First both sides' loss and gradient of one
+batch are compared; then each side's peak memory is measured in a process of its own; then steps of
+all sides alternate in this process, so that a busy machine slows all alike.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+from transformers.utils import logging
+from trl import RewardConfig, RewardTrainer
+
+from stages.rlhf.packing import (
+    answer_logprobs,
+    by_length,
+    last_states,
+    pack,
+    packed_states,
+    row_length,
+)
+from stages.rlhf.ranking import bradley_terry
+from tests.model_fixtures import random_ids
+
+VOCAB, PAD, QUESTIONS, ANSWERS = 2000, 0, 300, 5
+STEP = 16  # questions
+PAIRS = STEP * ANSWERS * (ANSWERS - 1) // 2  # of a step
+MICRO_BATCHES = (160, 80, 40, 20, 10)  # pairs, of which TRL gets its fastest
+MICRO_TOKENS = 256  # of ours, some two questions; 384 is as fast in turn, with 17 % more memory
+RATE, CLIP = 1e-4, 1.0
+STEPS = 19  # 300 questions
+
+Question = tuple[list[int], list[list[int]]]  # prompt, answers from best to worst
+
+
+def make_questions() -> list[Question]:
+    """Prompts of 12 tokens, five answers of 8 to 24 each."""
+    prompts = random_ids(QUESTIONS, 12, 12, VOCAB, seed=0)
+    answers = random_ids(QUESTIONS * ANSWERS, 8, 24, VOCAB, seed=1)
+    return [(p, answers[ANSWERS * i : ANSWERS * (i + 1)]) for i, p in enumerate(prompts)]
+
+
+def make_pairs(questions: list[Question]) -> list[dict[str, list[int]]]:
+    """TRL's rows: each question's ten pairs, prompt included in both."""
+    return [
+        {"chosen_ids": prompt + better, "rejected_ids": prompt + worse}
+        for prompt, answers in questions
+        for better, worse in combinations(answers, 2)
+    ]
+
+
+def make_model(kind: Any, lora: bool, **more: Any) -> Any:
+    """A random Llama; the decoder, or its adapter, has the same weights whatever the head."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=PAD,
+        **more,
+    )
+    torch.manual_seed(0)
+    model = kind(config)
+    torch.manual_seed(1)
+    for weight in model.get_decoder().parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.05)
+    if lora:
+        torch.manual_seed(2)
+        saved = ["score"] if kind is LlamaForSequenceClassification else None
+        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=32, target_modules=linear, modules_to_save=saved)
+        )
+    return model
+
+
+def first_head() -> Tensor:
+    """(1, H): the score's weights on both sides."""
+    return torch.randn(1, 192, generator=torch.Generator().manual_seed(3)) / 192**0.5
+
+
+class Ours:
+    """Packed groups, micro-batches by tokens; the hybrid head reads the answers' log-probs too."""
+
+    def __init__(self, lora: bool, hybrid: bool) -> None:
+        self.model = make_model(LlamaForCausalLM, lora).train()
+        self.model.get_output_embeddings().requires_grad_(False)  # as the reward model's is
+        self.value = nn.Linear(192, 1, bias=False)
+        self.fluency = nn.Parameter(torch.tensor([1.0, 0.5])) if hybrid else None
+        with torch.no_grad():
+            self.value.weight.copy_(first_head())
+        own = [*self.value.parameters(), *([] if self.fluency is None else [self.fluency])]
+        self.trained = [*(p for p in self.model.parameters() if p.requires_grad), *own]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=RATE, fused=True)
+
+    def backward(self, questions: list[Question]) -> Tensor:
+        """The mean loss of the questions; gradients are left behind."""
+        loss = torch.zeros(())
+        for part in by_length([row_length(*q) for q in questions], MICRO_TOKENS):
+            groups = pack([questions[i][0] for i in part], [questions[i][1] for i in part], PAD)
+            hidden = packed_states(self.model, groups)
+            scores = self.value(last_states(hidden, groups)).squeeze(-1)
+            if self.fluency is not None:
+                logprobs = answer_logprobs(self.model, hidden, groups)
+                mean = logprobs.sum(-1) / groups.response_mask.sum(-1)
+                scores = scores + self.fluency[0] * mean + self.fluency[1] * logprobs.amin(-1)
+            scores = scores.view(len(part), ANSWERS)
+            ranks = torch.arange(ANSWERS).expand_as(scores)
+            present = torch.ones_like(ranks, dtype=torch.bool)
+            share = bradley_terry(scores, ranks, present).sum() / len(questions)
+            share.backward()
+            loss += share.detach()
+        return loss
+
+    def step(self, questions: list[Question]) -> None:
+        """One optimizer step."""
+        self.backward(questions)
+        nn.utils.clip_grad_norm_(self.trained, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class AfterStep(TrainerCallback):
+    """Calls back with a step's seconds: everything since the call before returned."""
+
+    def __init__(self, then: Callable[[float], None]) -> None:
+        self.then, self.since = then, time.perf_counter()
+
+    def on_step_end(self, *args: Any, **more: Any) -> None:
+        self.then(time.perf_counter() - self.since)
+        self.since = time.perf_counter()
+
+
+def trl_model(lora: bool) -> Any:
+    """The same decoder with TRL's scalar head."""
+    model = make_model(LlamaForSequenceClassification, lora, num_labels=1)
+    score = [p for n, p in model.named_parameters() if "score" in n and p.requires_grad]
+    with torch.no_grad():
+        for weight in score:
+            weight.copy_(first_head())
+    return model
+
+
+def trl_trainer(
+    model: Any,
+    questions: list[Question],
+    micro_batch: int,
+    steps: int,
+    folder: str,
+    then: Callable[[float], None],
+) -> RewardTrainer:
+    """TRL's trainer, no slower than it need be: no checkpoints, no recomputing, no logging."""
+    words = {"<pad>": PAD, **{str(i): i for i in range(1, VOCAB)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="1"))
+    args = RewardConfig(
+        output_dir=folder,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=PAIRS // micro_batch,
+        max_steps=steps,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=CLIP,
+        weight_decay=0.01,
+        optim="adamw_torch_fused",
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        pad_to_multiple_of=None,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+    return RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(make_pairs(questions)),
+        processing_class=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="2"
+        ),
+        callbacks=[AfterStep(then)],
+    )
+
+
+def batches(questions: list[Question], steps: int) -> list[list[Question]]:
+    """The questions of each step, shuffled anew at each epoch."""
+    generator = torch.Generator().manual_seed(0)
+    made: list[list[Question]] = []
+    while len(made) < steps:
+        order = torch.randperm(len(questions), generator=generator).tolist()
+        whole = range(0, len(order) - STEP + 1, STEP)
+        made += [[questions[i] for i in order[start : start + STEP]] for start in whole]
+    return made[:steps]
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most (ru_maxrss would count the parent's too)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{field}:")[1].split()[0]) / 2**10
+
+
+def measure(side: str, lora: bool, micro_batch: int, steps: int) -> dict[str, float]:
+    """One side alone in this process: peak MiB above imports and model; its rate.
+
+    The rate is the fastest step's, which a busy machine disturbs least.
+    """
+    questions, seconds = make_questions(), []
+    if side == "trl":
+        model = trl_model(lora)
+        start = memory("VmRSS")
+        with tempfile.TemporaryDirectory() as folder:
+            trl_trainer(model, questions, micro_batch, steps, folder, seconds.append).train()
+    else:
+        ours = Ours(lora, side == "hybrid")
+        start = memory("VmRSS")
+        for batch in batches(questions, steps):
+            begin = time.perf_counter()
+            ours.step(batch)
+            seconds.append(time.perf_counter() - begin)
+    return {"rate": STEP / min(seconds[1:]), "mib": memory("VmHWM") - start}
+
+
+def in_a_process(side: str, lora: bool, micro_batch: int = 0, steps: int = 4) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    words = ["--side", side, "--micro-batch", str(micro_batch), "--steps", str(steps)]
+    command = [sys.executable, "-m", "tests.benchmarks.rm_vs_trl", *words]
+    done = subprocess.run(
+        [*command, *(["--lora"] if lora else [])], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def same_training(lora: bool) -> dict[str, float]:
+    """Loss and gradient norm of one batch on both sides. Raises ValueError where they differ."""
+    batch = make_questions()[:STEP]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(trl_model(lora), batch, PAIRS, 1, folder, lambda _: None)
+        trainer.model.train()
+        theirs = trainer.compute_loss(trainer.model, trainer.data_collator(make_pairs(batch)))
+        theirs.backward()
+    ours = Ours(lora, hybrid=False)
+    loss = ours.backward(batch)
+    norms = [
+        float(torch.stack([p.grad.norm() for p in trained if p.grad is not None]).norm())
+        for trained in (trainer.model.parameters(), ours.trained)
+    ]
+    found = {
+        "loss": float(theirs.detach()),
+        "ours": float(loss),
+        "norm": norms[0],
+        "our_norm": norms[1],
+    }
+    if abs(found["loss"] - found["ours"]) > 1e-5 or abs(norms[1] / norms[0] - 1) > 1e-4:
+        raise ValueError(f"the two sides do not train the same thing: {found}")
+    return found
+
+
+def alternate(lora: bool, micro_batch: int) -> dict[str, list[float]]:
+    """Seconds of each side's steps, taken in turn."""
+    questions = make_questions()
+    sides = {"plain": Ours(lora, hybrid=False), "hybrid": Ours(lora, hybrid=True)}
+    seconds: dict[str, list[float]] = {"trl": [], "plain": [], "hybrid": []}
+    waiting = iter(batches(questions, STEPS + 1))
+
+    def then(spent: float) -> None:
+        seconds["trl"].append(spent)
+        batch = next(waiting)
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            side.step(batch)
+            seconds[name].append(time.perf_counter() - begin)
+
+    with tempfile.TemporaryDirectory() as folder:
+        trl_trainer(trl_model(lora), questions, micro_batch, STEPS + 1, folder, then).train()
+    return {name: spent[1:] for name, spent in seconds.items()}  # the first warms up
+
+
+def main() -> None:
+    """Print the two sides' figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--side", choices=["trl", "plain", "hybrid"], help="used by this itself")
+    parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--steps", type=int)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    if given.side:
+        print(json.dumps(measure(given.side, given.lora, given.micro_batch, given.steps)))
+        return
+    print("LoRA on both sides" if given.lora else "full fine-tuning on both sides")
+    one = same_training(given.lora)
+    print(f"one batch: loss TRL {one['loss']:.6f}, ours {one['ours']:.6f};", end=" ")
+    print(f"gradient norm TRL {one['norm']:.5f}, ours {one['our_norm']:.5f}")
+    tried = {size: in_a_process("trl", given.lora, size) for size in MICRO_BATCHES}
+    for size, found in tried.items():
+        print(f"TRL at {size:3d} pairs: {found['rate']:5.1f} questions/s, {found['mib']:6.0f} MiB")
+    best = max(tried, key=lambda size: tried[size]["rate"])
+    least = min(found["mib"] for found in tried.values())
+    peak = {"trl": tried[best]["mib"]}
+    for name in ("plain", "hybrid"):
+        peak[name] = in_a_process(name, given.lora)["mib"]
+    spent = alternate(given.lora, best)
+    print(f"{len(spent['trl'])} steps in turn, TRL at {best} pairs; MiB above the start")
+    for name, seconds in spent.items():
+        rate = STEP * len(seconds) / sum(seconds)
+        times = statistics.median(t / own for t, own in zip(spent["trl"], seconds, strict=True))
+        share = peak[name] / peak["trl"]
+        print(f"{name:6s} {rate:6.1f} questions/s (x{times:5.2f}, median of steps)", end=", ")
+        print(
+            f"{peak[name]:6.0f} MiB ({share:4.2f} of TRL's, {peak[name] / least:4.2f} of its least)"
+        )
+
+
+if __name__ == "__main__":
+    main()
