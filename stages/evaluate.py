@@ -50,7 +50,8 @@ def answers_and_scores(
     scores = {}
     for name, said in answers.items():
         ids = [answer_ids(codec, answer) for answer in said]
-        found = reward_model.score(prompts, ids, codec, chosen.generate.batch_size)
+        read = [(p, [a]) for p, a in zip(prompts, ids, strict=True)]
+        found = reward_model.score(read, codec)
         scores[name] = found.mean.tolist()
     clock.lap("score")
     return answers, scores

@@ -20,7 +20,7 @@ from stages.rlhf.ranking_metrics import accuracy, report
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
 from stages.rlhf.reward_groups import encode_groups
 from stages.rlhf.reward_model import RewardModel, new_reward_model
-from stages.rlhf.reward_training import SCORING_BATCH, scored, train
+from stages.rlhf.reward_training import scored, train
 
 
 def measure_scale(
@@ -42,7 +42,7 @@ def measure_scale(
             params.ppo.temperature,
             draws,
         )
-    raw = model.raw_scores(prompts, answers, codec, chosen.generate.batch_size)
+    raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
     return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
 
 
@@ -50,7 +50,7 @@ def metrics_by_kind(
     model: RewardModel, rows: list[RmRow], codec: Codec, window: int
 ) -> dict[str, Any]:
     """The report over all test groups, and again for each kind of hold-out."""
-    groups = scored(model, encode_groups(rows, codec, window), codec, SCORING_BATCH)
+    groups = scored(model, encode_groups(rows, codec, window), codec)
     kinds = sorted({g.kind for g in groups if g.kind})
     whole = report(groups)
     whole["by_kind"] = {kind: report([g for g in groups if g.kind == kind]) for kind in kinds}
@@ -63,9 +63,8 @@ def hard_negative_accuracy(
     """Per kind: share of best answers that score above what was made of them; null where none."""
 
     def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        prompts = [codec.prompt_ids(row.question) for row, _ in pairs]
-        answers = [codec.answer_ids(text) for _, text in pairs]
-        return list(model.score(prompts, answers, codec, SCORING_BATCH).mean.tolist())
+        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
+        return list(model.score(read, codec).mean.tolist())
 
     best = scores([(row, row.answers[best_of(row)]) for row in rows])
     originals = {row.id: score for row, score in zip(rows, best, strict=True)}

@@ -33,6 +33,7 @@ from tests.model_fixtures import (
 )
 
 PROMPTS, ANSWERS = random_ids(7, 2, 9, 300, 0), random_ids(7, 1, 6, 300, 1)
+READ = [(prompt, [answer]) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
 
 
 def test_head_by_hand() -> None:
@@ -53,7 +54,7 @@ def test_head_by_hand() -> None:
 def test_a_score_is_read_at_the_last_attended_token(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "full")
     model = random_reward_model(roles, "scalar")
-    scores = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7)
+    scores = model.raw_scores(READ, ids_codec())
     assert scores.shape == (2, 7)
     for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         for index, member in enumerate(model.members):
@@ -66,39 +67,63 @@ def test_a_score_is_read_at_the_last_attended_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["hybrid", "scalar"])
 def test_scores_do_not_depend_on_their_batch(tmp_path: Path, head: str) -> None:
     model = random_reward_model(sft_roles(tmp_path, "lora"), head)
-    expected = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7)
+    expected = model.raw_scores(READ, ids_codec())
     assert expected.unique().numel() == 14
-    for batch_size in (1, 2, 3):
-        found = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), batch_size)
+    for tokens in (1, 30, 60):
+        found = model.raw_scores(READ, ids_codec(), tokens=tokens)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     order = [3, 1, 6, 0, 5, 2, 4]
-    shuffled = [PROMPTS[i] for i in order], [ANSWERS[i] for i in order]
-    found = model.raw_scores(*shuffled, ids_codec(), 3)
+    found = model.raw_scores([READ[i] for i in order], ids_codec(), tokens=40)
     torch.testing.assert_close(found, expected[:, order], rtol=0, atol=1e-5)
-    one = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 7, members=[1])
+    one = model.raw_scores(READ, ids_codec(), members=[1])
     torch.testing.assert_close(one, expected[1:], rtol=0, atol=1e-5)
 
 
-def test_answers_are_collated_once_for_all_members(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = random_reward_model(sft_roles(tmp_path, "full"), members=3)
-    calls = []
-    monkeypatch.setattr(reward_model, "collate", lambda *args: calls.append(args) or collate(*args))
-    model.score(PROMPTS, ANSWERS, ids_codec(), 4)
-    assert len(calls) == 2
+@pytest.mark.parametrize("head", ["hybrid", "scalar"])
+def test_a_score_is_the_same_in_a_shared_row_and_in_its_own(tmp_path: Path, head: str) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "lora"), head)
+    long = random_ids(3, 40, 60, 300, 2)  # prompts worth sharing
+    mixed = [
+        (long[0], ANSWERS[:3]),
+        (PROMPTS[0], ANSWERS[3:4]),  # nothing to share
+        (long[1], ANSWERS[4:6]),
+        (long[2], ANSWERS[6:]),
+    ]
+    assert model.parts(mixed, 10_000) == [[0, 2], [3, 1]]
+    apart = [(prompt, [answer]) for prompt, answers in mixed for answer in answers]
+    expected = model.raw_scores(apart, ids_codec())
+    assert expected.unique().numel() == 14
+    for tokens in (1, 150, 10_000):
+        found = model.raw_scores(mixed, ids_codec(), tokens=tokens)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_part_holds_no_more_tokens_than_asked(tmp_path: Path, shared: bool) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    prompts = random_ids(20, 30, 60, 300, 3)
+    answers = random_ids(40, 1, 9, 300, 4)
+    each = 2 if shared else 1
+    asked = [(p, answers[i * each : (i + 1) * each]) for i, p in enumerate(prompts)]
+    parts = model.parts(asked, 200)
+    assert sorted(i for part in parts for i in part) == list(range(20))
+    assert 1 < len(parts) < 20
+    for part in parts:
+        widths = [len(asked[i][0]) + (sum if shared else max)(map(len, asked[i][1])) for i in part]
+        assert len(part) * max(widths) <= 200
 
 
 def test_only_the_hybrid_head_asks_for_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reward_model, "response_logprobs", lambda *args: 1 / 0)
-    roles = sft_roles(tmp_path, "full")
-    random_reward_model(roles, "scalar").score(PROMPTS, ANSWERS, ids_codec(), 4)
-    with pytest.raises(ZeroDivisionError):
-        random_reward_model(sft_roles(tmp_path, "full"), "hybrid").score(
-            PROMPTS, ANSWERS, ids_codec(), 4
-        )
+    for name in ("response_logprobs", "answer_logprobs"):
+        monkeypatch.setattr(reward_model, name, lambda *args: 1 / 0)
+    shared = [(random_ids(1, 40, 40, 300, 2)[0], ANSWERS)]
+    for read in (READ, shared):
+        roles = sft_roles(tmp_path, "full")
+        random_reward_model(roles, "scalar").score(read, ids_codec())
+        with pytest.raises(ZeroDivisionError):
+            random_reward_model(sft_roles(tmp_path, "full"), "hybrid").score(read, ids_codec())
 
 
 def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -106,7 +131,7 @@ def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.members[1].head.value.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"reward1: score of answer 0 is nan: \[\d+"):
-        model.score(PROMPTS, ANSWERS, ids_codec(), 7)
+        model.score(READ, ids_codec())
 
 
 def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
@@ -114,7 +139,7 @@ def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"))
     ids = codec.answer_ids("")
     assert ids == [codec.eos_id]
-    scores = model.score([codec.prompt_ids(q) for q in QUESTIONS], [ids] * 8, codec, 3)
+    scores = model.score([(codec.prompt_ids(q), [ids]) for q in QUESTIONS], codec)
     assert scores.mean.isfinite().all()
     assert scores.mean.unique().numel() > 1
 
@@ -179,16 +204,16 @@ def test_saved_and_loaded_it_gives_the_same_scores(
 ) -> None:
     base, sft, rm = (tmp_path / name for name in ("base", "sft", "rm"))
     model = random_reward_model(sft_roles(tmp_path, method, dtype), head, members=3)
-    expected = model.score(PROMPTS, ANSWERS, ids_codec(), 4)
-    raw = model.raw_scores(PROMPTS, ANSWERS, ids_codec(), 4)
+    expected = model.score(READ, ids_codec())
+    raw = model.raw_scores(READ, ids_codec())
     model.save(rm)
     save_card(rm, "reward", {"base": base, "sft": sft})
 
     torch.manual_seed(99)  # what loading would draw, were something not loaded
     check_card(rm, {"base": base, "sft": sft})
     again = load_reward_model(load_sft(base, sft, dtype, LORA), rm)
-    assert again.raw_scores(PROMPTS, ANSWERS, ids_codec(), 4).equal(raw)
-    found = again.score(PROMPTS, ANSWERS, ids_codec(), 4)
+    assert again.raw_scores(READ, ids_codec()).equal(raw)
+    found = again.score(READ, ids_codec())
     assert found.mean.equal(expected.mean)
     assert found.variance.equal(expected.variance)
     assert found.variance.gt(0).all()

@@ -18,10 +18,9 @@ from stages.rlhf.generation import draw_uniforms, generate_all
 from stages.rlhf.hard_negatives import for_training
 from stages.rlhf.ranking import better, bradley_terry, plackett_luce
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward_groups import EncodedGroup, batch_groups, encode_groups
+from stages.rlhf.reward_groups import EncodedGroup, batch_groups, encode_groups, questions_of
 from stages.rlhf.reward_model import Features, Head, Member, RewardModel, new_reward_model
 from stages.rlhf.reward_training import MemberTrainer, bootstrap, scored, train
-from stages.rlhf.sequences import Sequences
 from tests.model_fixtures import QUESTIONS, sft_roles, shake, shipped, tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
@@ -58,7 +57,7 @@ def knobs(**changed: Any) -> Rm:
 
 
 def settings(**changed: Any) -> RmSettings:
-    fixed = {"epochs": 2, "batch_size": 6, "micro_batch_size": 6, "learning_rate": 1e-2}
+    fixed = {"epochs": 2, "batch_size": 6, "micro_batch_tokens": 9999, "learning_rate": 1e-2}
     return RmSettings(**{**fixed, **changed})
 
 
@@ -93,8 +92,7 @@ def test_group_losses_are_each_groups_own(tmp_path: Path, loss: str) -> None:
     assert out.length is None
     assert out.lm is not None
     for i, group in enumerate(GROUPS):
-        prompts = [group.prompt] * len(group.answers)
-        flat = model.raw_scores(prompts, group.answers, CODEC, 8)
+        flat = model.raw_scores([(group.prompt, group.answers)], CODEC)
         pairs = better(torch.tensor([group.row.ranks]), torch.ones(flat.shape, dtype=torch.bool))
         torch.testing.assert_close(ranking[i], LOSSES[loss](flat, pairs)[0], rtol=0, atol=1e-5)
         best = group.answers[group.row.ranks.index(min(group.row.ranks))]
@@ -111,7 +109,7 @@ def gradients(
     model: RewardModel, rm: Rm, micro: int, groups: Any, counts: list[int], batch: int = 12
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of a step and its gradients; no weight moves."""
-    trainer = one_trainer(model, rm, settings(batch_size=batch, micro_batch_size=micro))
+    trainer = one_trainer(model, rm, settings(batch_size=batch, micro_batch_tokens=micro))
     recorder = Recorder(trainer.parameters, lr=1.0)
     trainer.optimizer = recorder
     return trainer.step(groups, counts), recorder.seen
@@ -126,23 +124,30 @@ def same_gradients(found: list[Tensor], expected: list[Tensor], name: str) -> No
 @pytest.mark.parametrize("groups", [6, 5], ids=["full batch", "last partial batch"])
 @pytest.mark.parametrize("odin_coef", [0.0, 0.5])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_micro_batches_change_no_gradient(
-    tmp_path: Path, loss: str, odin_coef: float, groups: int
+def test_micro_batches_and_shared_rows_change_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, odin_coef: float, groups: int
 ) -> None:
     model, rm = reward_model(tmp_path), knobs(loss=loss, odin_coef=odin_coef)
     counts = [1, 2, 1, 3, 1, 1][:groups]
-    loss_6, whole = gradients(model, rm, 6, GROUPS[:groups], counts)
+    told = GROUPS[:groups]
+    loss_all, whole = gradients(model, rm, 9999, told, counts)
     assert all(grad.abs().sum() > 0 for grad in whole)
-    for micro in (4, 2, 1):
-        found, grads = gradients(model, rm, micro, GROUPS[:groups], counts)
-        torch.testing.assert_close(found, loss_6, rtol=1e-5, atol=0)
-        same_gradients(grads, whole, f"micro-batches of {micro}")
+    asked = questions_of(told)
+    assert len(model.parts(asked, 1)) == groups > len(model.parts(asked, 200)) > 1
+    for micro in (200, 1):
+        found, grads = gradients(model, rm, micro, told, counts)
+        torch.testing.assert_close(found, loss_all, rtol=1e-5, atol=0)
+        same_gradients(grads, whole, f"micro-batches of {micro} tokens")
+    monkeypatch.setattr(reward_model_module, "can_pack", lambda model: False)
+    found, grads = gradients(model, rm, 9999, told, counts)
+    torch.testing.assert_close(found, loss_all, rtol=1e-5, atol=0)
+    same_gradients(grads, whole, "answers in rows of their own")
 
 
 def test_a_question_drawn_twice_counts_as_two(tmp_path: Path) -> None:
     model, rm = reward_model(tmp_path), knobs()
-    _, expected = gradients(model, rm, 6, [GROUPS[0], *GROUPS[:3], GROUPS[0]], [1] * 5)
-    _, found = gradients(model, rm, 6, GROUPS[:3], [3, 1, 1])
+    _, expected = gradients(model, rm, 9999, [GROUPS[0], *GROUPS[:3], GROUPS[0]], [1] * 5)
+    _, found = gradients(model, rm, 9999, GROUPS[:3], [3, 1, 1])
     same_gradients(found, expected, "counted")
 
 
@@ -164,13 +169,11 @@ def test_a_scalar_head_without_lm_loss_never_computes_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm_coef: float, asked: bool
 ) -> None:
     model, calls = reward_model(tmp_path, "scalar"), []
-    inner = reward_model_module.response_logprobs
-
-    def watched(*args: Any) -> Tensor:
-        calls.append(1)
-        return inner(*args)
-
-    monkeypatch.setattr(reward_model_module, "response_logprobs", watched)
+    for name in ("response_logprobs", "answer_logprobs"):
+        inner = getattr(reward_model_module, name)
+        monkeypatch.setattr(
+            reward_model_module, name, lambda *args, inner=inner: calls.append(1) or inner(*args)
+        )
     one_trainer(model, knobs(head="scalar", lm_coef=lm_coef)).step(GROUPS, [1] * 6)
     assert bool(calls) == asked
 
@@ -187,9 +190,7 @@ def test_the_length_head_trains_and_is_thrown_away(tmp_path: Path) -> None:
     batch = batch_groups(GROUPS, [1] * 6, "cpu")
     with torch.no_grad(), model.roles.use("reward0"):
         out = trainer.outputs(GROUPS, batch)
-    prompts = [g.prompt for g in GROUPS for _ in g.answers]
-    answers = [a for g in GROUPS for a in g.answers]
-    raw = model.raw_scores(prompts, answers, CODEC, 64)[0]
+    raw = model.raw_scores(questions_of(GROUPS), CODEC)[0]
     torch.testing.assert_close(out.quality, raw, rtol=0, atol=1e-4)
     model.save(tmp_path / "rm")
     assert load_file(tmp_path / "rm" / "reward0" / "head.safetensors").keys() == {
@@ -213,7 +214,7 @@ def test_training_keeps_the_best_epoch_and_leaves_the_backbone_alone(
         return {"accuracy": next(said)}
 
     monkeypatch.setattr(reward_training, "report", report)
-    three = settings(epochs=3, batch_size=2, micro_batch_size=1)
+    three = settings(epochs=3, batch_size=2, micro_batch_tokens=1)
     rm = knobs(members=2, odin_coef=0.1)
     found = train(model, GROUPS, GROUPS, rm, three, CODEC, "seed")
     assert found["reward0"]["best_epoch"] == 2
@@ -230,7 +231,7 @@ def test_training_keeps_the_best_epoch_and_leaves_the_backbone_alone(
 
 
 def accuracy(model: RewardModel, groups: Any) -> float:
-    found = reward_training.report(scored(model, groups, CODEC, 8))["accuracy"]
+    found = reward_training.report(scored(model, groups, CODEC))["accuracy"]
     return float(found)
 
 
@@ -238,7 +239,7 @@ def test_training_learns_the_order_it_is_shown(tmp_path: Path) -> None:
     model = reward_model(tmp_path)
     told = [GROUPS[i] for i in (0, 1, 4)]
     before = accuracy(model, told)
-    many = settings(epochs=12, batch_size=3, micro_batch_size=3)
+    many = settings(epochs=12, batch_size=3, micro_batch_tokens=9999)
     found = train(model, told, told, knobs(lm_coef=0.0), many, CODEC, "seed")
     after = accuracy(model, told)
     assert after == found["reward0"]["validation_accuracy"]
@@ -257,7 +258,7 @@ def test_one_member_sees_every_question_and_several_see_bootstraps(
         return inner(self, groups, counts)
 
     monkeypatch.setattr(MemberTrainer, "step", watched)
-    once = settings(epochs=1, batch_size=2, micro_batch_size=2)
+    once = settings(epochs=1, batch_size=2, micro_batch_tokens=9999)
     taught = {"0", "1", "2", "4", "5"}  # row 3 is tied
 
     def orders(members: int, *seed: object) -> dict[str, list[tuple[str, int]]]:
@@ -289,8 +290,8 @@ def test_a_bootstrap_draws_as_many_with_replacement() -> None:
 def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
     model = reward_model(tmp_path, members=2)
     model.members[0].mean, model.members[0].sd = 1.0, 2.0
-    groups = scored(model, GROUPS, CODEC, 3)
-    raw = model.raw_scores([GROUPS[1].prompt] * 2, GROUPS[1].answers, CODEC, 2)
+    groups = scored(model, GROUPS, CODEC)
+    raw = model.raw_scores(questions_of(GROUPS[1:2]), CODEC)
     expected = ((raw[0] - 1) / 2 + raw[1]) / 2
     assert groups[1].scores == pytest.approx(expected.tolist(), abs=1e-5)
     assert groups[1].ranks == (2.0, 1.0)
@@ -315,7 +316,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     model = reward_model(tmp_path)
     with torch.no_grad():
         model.members[0].head.value.weight[0, 0] = torch.nan
-    one = settings(epochs=1, batch_size=2, micro_batch_size=2)
+    one = settings(epochs=1, batch_size=2, micro_batch_tokens=9999)
     with pytest.raises(ValueError, match="reward0: the loss of step 1 of 3 is not finite"):
         train(model, GROUPS, GROUPS, knobs(), one, CODEC, "seed")
 
@@ -341,21 +342,26 @@ def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Pat
     rm = knobs(members=2, odin_coef=0.1, length_balance=True, lm_coef=0.3)
     train(
         model, groups, encode_groups(rows, CODEC, 256), rm,
-        settings(epochs=12, batch_size=8, micro_batch_size=8), CODEC, "seed",
+        settings(epochs=12, batch_size=8, micro_batch_tokens=9999), CODEC, "seed",
     )  # fmt: skip
     prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 12, "sft")
     with model.roles.use(model.roles.reference) as sft:
         said = generate_all(sft, prompts, CODEC, 12, 8, 0.7, draws)
-    median = model.score(prompts, said, CODEC, 8).mean.median()
+
+    def scores(answers: list[list[int]]) -> Tensor:
+        read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
+        return model.score(read, CODEC).mean
+
+    median = scores(said).median()
     bad = {
         "looped": [CODEC.answer_ids(f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다.")] * 8,
         "echoed": [CODEC.answer_ids(question) for question in QUESTIONS],
         "empty": [CODEC.answer_ids("")] * 8,
     }
     for name, answers in bad.items():
-        scores = model.score(prompts, answers, CODEC, 8).mean
-        assert scores.median() < median, f"{name}: {scores.median():.2f}, SFT {median:.2f}"
+        found = scores(answers).median()
+        assert found < median, f"{name}: {found:.2f}, SFT {median:.2f}"
 
 
 # ---- proof 13: planted length bias
@@ -368,9 +374,13 @@ class Planted(RewardModel):
     length. Both features are seen through noise; wordiness follows length, and length moves worth.
     """
 
-    def features(self, sequences: Sequences, logprobs: bool) -> Features:
-        read = (sequences.response[:, :2].float() - 1000) / 100
-        return Features(read, None, sequences.response_mask)
+    def features(self, questions: Any, codec: Codec, logprobs: bool = True) -> Features:
+        answers = [answer for _, given in questions for answer in given]
+        read = (torch.tensor([answer[:2] for answer in answers]).float() - 1000) / 100
+        return Features(read, None, torch.ones(len(answers), 1, dtype=torch.bool))
+
+    def parts(self, questions: Any, tokens: int) -> list[list[int]]:
+        return [list(range(len(questions)))]
 
 
 class NoBackbone:
@@ -432,11 +442,11 @@ def planted_report(answers: int, **changed: Any) -> dict[str, float]:
     roles: Any = NoBackbone()
     model = Planted(roles, [Member("reward0", Head(2, hybrid=False))])
     rm = knobs(head="scalar", lm_coef=0.0, **changed)
-    now = settings(epochs=1, batch_size=8, micro_batch_size=8, learning_rate=5e-2)
+    now = settings(epochs=1, batch_size=8, micro_batch_tokens=9999, learning_rate=5e-2)
     biased = planted_groups(1600, answers, bias=1.5, matched=False, seed=1)
     train(model, biased, planted_groups(60, answers, 0.0, False, 2), rm, now, CODEC, "seed")
-    matched = scored(model, planted_groups(800, 2, 0.0, True, 3), CODEC, 2048)
-    free = scored(model, planted_groups(400, 5, 0.0, False, 4), CODEC, 2048)
+    matched = scored(model, planted_groups(800, 2, 0.0, True, 3), CODEC)
+    free = scored(model, planted_groups(400, 5, 0.0, False, 4), CODEC)
     given_rank = reward_training.report(free)["length_correlation_given_rank"]
     return {
         "matched": reward_training.report(matched)["accuracy_length_matched"],

@@ -36,13 +36,14 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
     with roles.use(roles.reference) as sft:  # not the reward model's own adapters
         temperature = shipped().ppo.temperature
         answers = generate_all(sft, prompts, codec, 8, 3, temperature, draws)
-    raw = model.raw_scores(prompts, answers, codec, 3)
+    read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
+    raw = model.raw_scores(read, codec)
     for member, scores, (mean, sd) in zip(model.members, raw, scales, strict=True):
         assert mean == pytest.approx(scores.mean().item(), abs=1e-5)
         assert sd == pytest.approx(scores.std().item(), abs=1e-5)
         member.mean, member.sd = mean, sd
     assert scales[0] != scales[1]
-    scores = model.score(prompts, answers, codec, 3)
+    scores = model.score(read, codec)
     assert abs(scores.mean.mean()) < 1e-5
     # each member has variance 1, so that of their mean and the mean of their variances make 1
     n = len(prompts)
@@ -68,9 +69,8 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
     assert found["empty"] is None
     above = 0.0
     for row in rows:
-        prompt = [codec.prompt_ids(row.question)] * 2
         said = [codec.answer_ids(text) for text in (row.answers[0], row.question)]
-        best, echo = model.score(prompt, said, codec, 2).mean.tolist()
+        best, echo = model.score([(codec.prompt_ids(row.question), said)], codec).mean.tolist()
         above += best > echo
     assert found["echo"] == above / len(rows)
 

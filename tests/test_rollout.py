@@ -106,7 +106,8 @@ def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path,
     lengths = sequences.response_mask.sum(-1).tolist()
     prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
     answers = [row[:n] for row, n in zip(sequences.response.tolist(), lengths, strict=True)]
-    expected = trainer.reward_model.score(prompts, answers, trainer.codec, 5)
+    read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
+    expected = trainer.reward_model.score(read, trainer.codec)
     torch.testing.assert_close(reward.score, expected.mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(reward.uncertainty, 0.5 * expected.variance, rtol=1e-4, atol=1e-4)
     assert expected.variance.min() > 1e-3

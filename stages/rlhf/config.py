@@ -189,10 +189,12 @@ class SftSettings(_MicroBatched):
     learning_rate: Rate
 
 
-class RmSettings(_MicroBatched):
+class RmSettings(Section):
     """Reward model of one base model; batches are questions with all their answers."""
 
     epochs: Positive
+    batch_size: Positive
+    micro_batch_tokens: Positive  # padding counted; a longer question is a micro-batch of its own
     learning_rate: Rate
 
 

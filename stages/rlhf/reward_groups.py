@@ -108,9 +108,9 @@ def batch_groups(groups: Sequence[EncodedGroup], counts: Sequence[int], device: 
     )
 
 
-def flat(groups: Sequence[EncodedGroup]) -> tuple[list[list[int]], list[list[int]]]:
-    """The N prompts and answers of these groups."""
-    return [g.prompt for g in groups for _ in g.answers], [a for g in groups for a in g.answers]
+def questions_of(groups: Sequence[EncodedGroup]) -> list[tuple[list[int], list[list[int]]]]:
+    """The prompts and answers of these groups, as `RewardModel` reads them."""
+    return [(group.prompt, group.answers) for group in groups]
 
 
 def length_balance(groups: Sequence[EncodedGroup]) -> tuple[float, float]:

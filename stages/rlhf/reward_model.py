@@ -14,6 +14,7 @@ B answers of a batch, R response tokens, H hidden size.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,21 @@ from torch import Tensor, nn
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.models import Roles
+from stages.rlhf.packing import (
+    answer_logprobs,
+    by_length,
+    can_pack,
+    last_states,
+    pack,
+    packed_states,
+    row_length,
+    worth_packing,
+)
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.sequences import Sequences, collate, hidden_states, response_logprobs
+from stages.rlhf.sequences import collate, hidden_states, response_logprobs
+
+SCORING_TOKENS = 2048  # of a part that is scored at once
+Question = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
 
 
 def member_name(index: int) -> str:
@@ -92,56 +106,88 @@ class RewardModel:
         """Whether the heads read log-probabilities."""
         return self.members[0].head.fluency is not None
 
-    def features(self, sequences: Sequences, logprobs: bool) -> Features:
-        """What a head reads of these rows under the role in use; `logprobs` only if asked for."""
-        hidden = hidden_states(self.roles.model, sequences)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), sequences.last]
-        said = response_logprobs(self.roles.model, hidden, sequences) if logprobs else None
-        return Features(last, said, sequences.response_mask)
+    def parts(self, questions: Sequence[Question], tokens: int) -> list[list[int]]:
+        """Places of questions that `features` reads at once, at most `tokens` tokens each.
 
-    def forward(self, sequences: Sequences, index: int = 0) -> Tensor:
-        """(B,) raw scores by a member; call inside `roles.use(member_name(index))`."""
-        scores: Tensor = self.members[index].head(*self.features(sequences, self.hybrid))
+        A question's answers share a row with its prompt where the model allows it and it pays;
+        the others have a row each, in parts of their own.
+        """
+        model, found = self.roles.model, []
+        packs = can_pack(model)
+        together = [packs and worth_packing(*q, model.config.hidden_size) for q in questions]
+        for shared in (True, False):
+            places = [i for i, is_shared in enumerate(together) if is_shared is shared]
+            lengths = [
+                row_length(prompt, answers)
+                if shared
+                else len(answers) * (len(prompt) + max(map(len, answers)))
+                for prompt, answers in (questions[i] for i in places)
+            ]
+            found += [[places[i] for i in part] for part in by_length(lengths, tokens)]
+        return found
+
+    def features(
+        self, questions: Sequence[Question], codec: Codec, logprobs: bool = True
+    ) -> Features:
+        """What a head reads of these questions' answers under the role in use, in their order.
+
+        `logprobs` only if asked for.
+        """
+        model = self.roles.model
+        if can_pack(model) and all(worth_packing(*q, model.config.hidden_size) for q in questions):
+            prompts, answers = map(list, zip(*questions, strict=True))
+            packed = pack(prompts, answers, codec.pad_id, model.device)
+            hidden = packed_states(model, packed)
+            said = answer_logprobs(model, hidden, packed) if logprobs else None
+            return Features(last_states(hidden, packed), said, packed.response_mask)
+        rows = collate(
+            [prompt for prompt, answers in questions for _ in answers],
+            [answer for _, answers in questions for answer in answers],
+            codec.pad_id,
+            model.device,
+        )
+        hidden = hidden_states(model, rows)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), rows.last]
+        said = response_logprobs(model, hidden, rows) if logprobs else None
+        return Features(last, said, rows.response_mask)
+
+    def forward(self, questions: Sequence[Question], codec: Codec, index: int = 0) -> Tensor:
+        """(N,) raw scores of all answers by a member, under `roles.use(member_name(index))`."""
+        scores: Tensor = self.members[index].head(*self.features(questions, codec, self.hybrid))
         return scores
 
     @torch.no_grad()
     def raw_scores(
         self,
-        prompts: list[list[int]],
-        answers: list[list[int]],
+        questions: Sequence[Question],
         codec: Codec,
-        batch_size: int,
         members: Sequence[int] | None = None,
+        tokens: int = SCORING_TOKENS,
     ) -> Tensor:
-        """(M, N) raw scores of N answers by all members, or by some, on the CPU.
+        """(M, N) raw scores of the questions' N answers by all members, or some, on the CPU.
 
         Raises ValueError naming the first answer whose score is not finite.
         """
         chosen = range(len(self.members)) if members is None else members
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-        scores = torch.empty(len(chosen), len(prompts))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = collate(
-                [prompts[i] for i in rows],
-                [answers[i] for i in rows],
-                codec.pad_id,
-                self.roles.model.device,
-            )
-            for place, index in enumerate(chosen):
-                with self.roles.use(self.members[index].name):
-                    scores[place, rows] = self.forward(batch, index).cpu()
+        ends = [0, *accumulate(len(answers) for _, answers in questions)]
+        scores = torch.empty(len(chosen), ends[-1])
+        parts = self.parts(questions, tokens)
+        for place, index in enumerate(chosen):
+            with self.roles.use(self.members[index].name):
+                for part in parts:
+                    columns = [i for q in part for i in range(ends[q], ends[q + 1])]
+                    read = [questions[q] for q in part]
+                    scores[place, columns] = self.forward(read, codec, index).float().cpu()
         if not scores.isfinite().all():
             place, first = (~scores.isfinite()).nonzero()[0].tolist()
             name, score = self.members[chosen[place]].name, scores[place, first]
-            raise ValueError(f"{name}: score of answer {first} is {score}: {answers[first]}")
+            answer = [a for _, answers in questions for a in answers][first]
+            raise ValueError(f"{name}: score of answer {first} is {score}: {answer}")
         return scores
 
-    def score(
-        self, prompts: list[list[int]], answers: list[list[int]], codec: Codec, batch_size: int
-    ) -> Scores:
-        """Scores (N,) of N answers, on the CPU. Raises ValueError where one is not finite."""
-        return self.combine(self.raw_scores(prompts, answers, codec, batch_size))
+    def score(self, questions: Sequence[Question], codec: Codec) -> Scores:
+        """Scores (N,) of all answers, on the CPU. Raises ValueError where one is not finite."""
+        return self.combine(self.raw_scores(questions, codec))
 
     def combine(self, raw: Tensor) -> Scores:
         """(M, N) raw scores -> each on its member's scale, then mean and variance over members."""

@@ -30,15 +30,12 @@ from stages.rlhf.reward_groups import (
     EncodedGroup,
     GroupBatch,
     batch_groups,
-    flat,
     length_balance,
+    questions_of,
 )
 from stages.rlhf.reward_model import RewardModel
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.schedule import cosine_schedule
-from stages.rlhf.sequences import collate
-
-SCORING_BATCH = 256  # answers scored at once on validation
 
 
 class Outputs(NamedTuple):
@@ -84,11 +81,8 @@ class MemberTrainer:
 
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
         """Scores of all answers of these groups; call inside `roles.use`."""
-        prompts = [g.prompt for g in groups for _ in g.answers]
-        answers = [a for g in groups for a in g.answers]
-        rows = collate(prompts, answers, self.codec.pad_id, self.device)
         asked = self.model.hybrid or self.rm.lm_coef > 0
-        last, logprobs, mask = self.model.features(rows, asked)
+        last, logprobs, mask = self.model.features(questions_of(groups), self.codec, asked)
         quality = self.member.head(last, logprobs, mask)
         length = None
         if self.length_head is not None:
@@ -118,12 +112,12 @@ class MemberTrainer:
         Correlations with length are the whole batch's, whatever the micro-batch: where there are
         several, a forward without a graph finds their slope by each score first.
         """
-        size, whole = self.settings.micro_batch_size, sum(counts)
-        total = torch.zeros((), device=self.device)
-        starts = range(0, len(groups), size)
-        parts = [groups[i : i + size] for i in starts]
+        whole, total = sum(counts), torch.zeros((), device=self.device)
+        places = self.model.parts(questions_of(groups), self.settings.micro_batch_tokens)
+        parts = [[groups[i] for i in part] for part in places]
         batches = [
-            batch_groups(groups[i : i + size], counts[i : i + size], self.device) for i in starts
+            batch_groups(part, [counts[i] for i in own], self.device)
+            for part, own in zip(parts, places, strict=True)
         ]
         with self.model.roles.use(self.member.name, train=True):
             slopes: list[Slopes] = []
@@ -178,11 +172,9 @@ def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
     ]
 
 
-def scored(
-    model: RewardModel, groups: Sequence[EncodedGroup], codec: Codec, batch_size: int
-) -> list[Group]:
+def scored(model: RewardModel, groups: Sequence[EncodedGroup], codec: Codec) -> list[Group]:
     """Groups without hard negatives, with the mean score over the members."""
-    return with_scores(groups, model.score(*flat(groups), codec, batch_size).mean)
+    return with_scores(groups, model.score(questions_of(groups), codec).mean)
 
 
 def bootstrap(count: int, seed: int) -> list[int]:
@@ -257,7 +249,7 @@ def _train_member(
         if not recent.isfinite().all():
             step = len(losses) - per_epoch + int((~recent.isfinite()).nonzero()[0]) + 1
             raise ValueError(f"{member.name}: the loss of step {step} of {steps} is not finite")
-        scores = model.raw_scores(*flat(validation), trainer.codec, SCORING_BATCH, [trainer.index])
+        scores = model.raw_scores(questions_of(validation), trainer.codec, [trainer.index])
         accuracy = report(with_scores(validation, scores[0]))["accuracy"] or 0.0
         progress.set_postfix(loss=f"{recent.mean().item():.3f}", validation=f"{accuracy:.3f}")
         if accuracy > best:

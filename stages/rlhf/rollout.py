@@ -104,7 +104,7 @@ def collect(
         values = in_parts(
             sequences, micro_batch_size, lambda part: token_values(roles, value_head, part)
         )
-    scores = reward_model.score(prompts, answers, codec, len(prompts))
+    scores = reward_model.score([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
     ended = torch.tensor([a[-1] == codec.eos_id for a in answers], device=values.device)
     reward = final_reward(
         scores.mean.to(values.device),
