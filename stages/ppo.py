@@ -1,10 +1,11 @@
 """Stage `ppo`: the policy, taught by the reward model, kept near SFT.
 
-python -m stages.ppo --base data/base --sft data/sft --rm data/rm
+python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge metrics/judge.json
     --prompts data/preprocess/ppo/train.jsonl --validation data/preprocess/sft/validation.jsonl
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,28 @@ from stages.rlhf.text_metrics import length
 Paths = dict[str, Path]
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
+UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
+
+
+def closed_gate(file: Path) -> str | None:
+    """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
+
+    Raises ValueError where the file holds no gate.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["gate"]["best_of_4"]
+        gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
+        passed: bool = found["passed"]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file}: gate.best_of_4 of stage judge was expected: {error!r}"
+        ) from error
+    if passed:
+        return None
+    return (
+        f"by the judge, best-of-4 under the reward model is worth {gain:+.3f} sd"
+        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
+    )
 
 
 def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:
@@ -54,8 +77,13 @@ def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:
             roles.model, codec, validation, chosen.max_answer_tokens, chosen.generate.batch_size
         )
 
-    reference_length = sum(length(row.answer) for row in validation) / len(validation)
-    return trainer, trainer.train(validate, Chooser(reference_length))
+    chooser = Chooser(sum(length(row.answer) for row in validation) / len(validation))
+    closed = closed_gate(paths["judge"]) if params.ppo.require_gate else None
+    if closed:
+        outcome = trainer.keep_sft(validate, chooser)
+        outcome.stopped = closed
+        return trainer, outcome
+    return trainer, trainer.train(validate, chooser)
 
 
 def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
@@ -71,15 +99,19 @@ def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """metrics/ppo.json: the last update's rollout, and the kept update's validation figures."""
-    last = outcome.updates[-1]
+    last = outcome.updates[-1] if outcome.updates else {"update": 0}
     rows = {int(row["update"]): row for row in outcome.validation}
     figures = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
-    return {
-        **{key: last[key] for key in LAST_UPDATE},
+    found: dict[str, Any] = {key: last.get(key) for key in LAST_UPDATE}
+    found |= {f"{key}_reason": "no update was made" for key in LAST_UPDATE if key not in last}
+    found |= {
         "updates": int(last["update"]),
         "best_update": outcome.best_update,
         "skipped": outcome.best_update == 0,
-        **({"skipped_reason": "no update beats SFT"} if outcome.best_update == 0 else {}),
+    }
+    if outcome.best_update == 0:
+        found["skipped_reason"] = "no update beats SFT" if outcome.updates else outcome.stopped
+    return found | {
         "stopped": outcome.stopped,
         "bad_steps": outcome.bad_steps,
         "validation": {
@@ -93,8 +125,18 @@ def write_curves(outcome: Outcome, plots: Path) -> None:
     """plots/ppo/updates.csv and validation.csv, one row per update and per evaluation."""
     plots.mkdir(parents=True, exist_ok=True)
     for name, rows in {"updates": outcome.updates, "validation": outcome.validation}.items():
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=UPDATE_COLUMNS)
         table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def speed(params: Params, trainer: PpoTrainer) -> dict[str, float]:
+    """Answers sampled, scored and learned from per second; nothing where there were none."""
+    updates = len(trainer.outcome.updates)
+    seconds = trainer.clock.seconds
+    if not updates:
+        return {}
+    busy = sum(seconds[phase] for phase in ("generate", "score", "update"))
+    return {"samples_per_second": params.chosen.ppo.batch_size * updates / busy}
 
 
 def folder_option(name: str) -> Any:
@@ -106,6 +148,7 @@ def folder_option(name: str) -> Any:
 @folder_option("base")
 @folder_option("sft")
 @folder_option("rm")
+@folder_option("judge")
 @folder_option("prompts")
 @folder_option("validation")
 @folder_option("out")
@@ -122,12 +165,12 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     write_curves(outcome, plots)
-    write_metrics(metrics, summary(outcome))
-    answers = params.chosen.ppo.batch_size * len(outcome.updates)
-    seconds = trainer.clock.seconds
-    busy = sum(seconds[phase] for phase in ("generate", "score", "update"))
-    clock.seconds.update(seconds)
-    clock.write(metrics.parent / "runtime" / metrics.name, samples_per_second=answers / busy)
+    figures = summary(outcome)
+    write_metrics(metrics, figures)
+    clock.seconds.update(trainer.clock.seconds)
+    clock.write(metrics.parent / "runtime" / metrics.name, **speed(params, trainer))
+    if outcome.best_update == 0:
+        click.echo(f"ppo: SFT's weights are the result: {figures['skipped_reason']}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 python -m stages.rm --base data/base --sft data/sft --rows data/preprocess/rm
     --prompts data/preprocess/sft/validation.jsonl --out data/rm --metrics metrics/rm.json
+    --plots plots/rm
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -15,12 +16,26 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.generation import draw_uniforms, generate_all
 from stages.rlhf.hard_negatives import Fits, best_of, counts, for_training, held_out
-from stages.rlhf.models import load_sft, load_tokenizer, save_card
-from stages.rlhf.ranking_metrics import accuracy, report
+from stages.rlhf.models import Roles, load_sft, load_tokenizer, save_card
+from stages.rlhf.ranked_groups import accuracy
+from stages.rlhf.ranking_metrics import full_report
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward_groups import encode_groups
+from stages.rlhf.reward_calibration import calibrate
+from stages.rlhf.reward_figures import draw_all
+from stages.rlhf.reward_groups import EncodedGroup, encode_groups
 from stages.rlhf.reward_model import RewardModel, new_reward_model
 from stages.rlhf.reward_training import scored, train
+from stages.rlhf.runtime import derive_seed
+
+Paths = dict[str, Path]
+
+
+class Trained(NamedTuple):
+    """A reward model before it has a scale, the groups it was chosen by, and what training told."""
+
+    model: RewardModel
+    validation: list[EncodedGroup]
+    figures: dict[str, Any]
 
 
 def measure_scale(
@@ -46,17 +61,6 @@ def measure_scale(
     return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
 
 
-def metrics_by_kind(
-    model: RewardModel, rows: list[RmRow], codec: Codec, window: int
-) -> dict[str, Any]:
-    """The report over all test groups, and again for each kind of hold-out."""
-    groups = scored(model, encode_groups(rows, codec, window), codec)
-    kinds = sorted({g.kind for g in groups if g.kind})
-    whole = report(groups)
-    whole["by_kind"] = {kind: report([g for g in groups if g.kind == kind]) for kind in kinds}
-    return whole
-
-
 def hard_negative_accuracy(
     model: RewardModel, rows: list[RmRow], codec: Codec, fits: Fits, *seed: object
 ) -> dict[str, Any]:
@@ -80,58 +84,93 @@ def hard_negative_accuracy(
     return found
 
 
-def run(params: Params, base: Path, sft: Path, rows: Path, prompts: Path, out: Path) -> Any:
-    """Train, scale, save and measure; the metrics."""
+def trained(params: Params, roles: Roles, codec: Codec, rows: Path, fits: Fits) -> Trained:
+    """The members, trained on the training rows and chosen by validation's."""
     chosen, seed = params.chosen, (params.seed, "rm")
-    roles = load_sft(base, sft, chosen.dtype, chosen.lora)
-    codec = Codec(load_tokenizer(base))
     window = roles.model.config.max_position_embeddings
-
-    def fits(answer: str) -> bool:
-        return len(codec.answer_ids(answer)) <= chosen.max_answer_tokens
-
     told = read_rows(rows / "train.jsonl", RmRow)
     extras = for_training(told, params.rm.hard_negatives, fits, *seed, "hard_negatives")
+    validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
     model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
-    training = train(
+    figures = train(
         model,
         encode_groups(told, codec, window, extras),
-        encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window),
+        validation,
         params.rm,
         chosen.rm,
         codec,
         *seed,
     )
-    questions = [row.question for row in read_rows(prompts, SftRow)]
+    return Trained(model, validation, {**figures, "hard_negatives": counts(extras)})
+
+
+def run(params: Params, paths: Paths, plots: Path) -> tuple[RewardModel, Any]:
+    """Train, scale, calibrate and measure; the model and its metrics."""
+    chosen, seed = params.chosen, (params.seed, "rm")
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    codec = Codec(load_tokenizer(paths["base"]))
+
+    def fits(answer: str) -> bool:
+        return len(codec.answer_ids(answer)) <= chosen.max_answer_tokens
+
+    model, validation, training = trained(params, roles, codec, paths["rows"], fits)
+    questions = [row.question for row in read_rows(paths["prompts"], SftRow)]
     scales = measure_scale(model, questions, codec, params)
     for member, (mean, sd) in zip(model.members, scales, strict=True):
         member.mean, member.sd = mean, sd
         training[member.name] |= {"mean": mean, "sd": sd}
-    shutil.rmtree(out, ignore_errors=True)
-    model.save(out)
-    save_card(out, "reward", {"base": base, "sft": sft})
-    test = read_rows(rows / "test.jsonl", RmRow)
-    return {
-        **metrics_by_kind(model, test, codec, window),
+    found = calibrate(
+        scored(model, validation, codec), params.rm.length_correction, derive_seed(*seed, "halves")
+    )
+    model.calibration = found
+    test = read_rows(paths["rows"] / "test.jsonl", RmRow)
+    window = roles.model.config.max_position_embeddings
+    groups = scored(model, encode_groups(test, codec, window), codec)
+    draw_all(groups, found.curve, found.temperature, plots)
+    report = full_report(
+        groups,
+        found.curve,
+        found.temperature,
+        found.temperature_corrected,
+        params.rm.resamples,
+        derive_seed(*seed, "resamples"),
+    )
+    return model, {
+        **report,
+        "length_correction": {
+            "applied": found.applied,
+            "validation_accuracy": found.accuracy,
+            "validation_accuracy_corrected": found.accuracy_corrected,
+        },
         "hard_negatives": hard_negative_accuracy(model, test, codec, fits, *seed, "held_out"),
-        "training": {**training, "hard_negatives": counts(extras)},
+        "training": training,
     }
 
 
+def folder_option(name: str) -> Any:
+    """A required path option."""
+    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
+
+
 @click.command(help=__doc__)
-@click.option("--base", type=click.Path(path_type=Path), required=True)
-@click.option("--sft", type=click.Path(path_type=Path), required=True)
-@click.option("--rows", type=click.Path(path_type=Path), required=True)
-@click.option("--prompts", type=click.Path(path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(base: Path, sft: Path, rows: Path, prompts: Path, out: Path, metrics: Path) -> None:
+@folder_option("base")
+@folder_option("sft")
+@folder_option("rows")
+@folder_option("prompts")
+@folder_option("out")
+@folder_option("metrics")
+@folder_option("plots")
+def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the reward model."""
     clock = runtime.Clock()
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "rm")
-        figures = run(params, base, sft, rows, prompts, out)
+        shutil.rmtree(plots, ignore_errors=True)
+        model, figures = run(params, paths, plots)
+        shutil.rmtree(out, ignore_errors=True)
+        model.save(out)
+        save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     write_metrics(metrics, figures)

@@ -1,4 +1,4 @@
-"""base, sft, rm and ppo on twins of hub models in a hub cache: LoRA, bfloat16, offline."""
+"""base, sft, rm, judge and ppo on twins of hub models in a hub cache: LoRA, bfloat16, offline."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from stages import base, ppo, rm, sft
+from stages import base, judge, ppo, rm, sft
 from stages.rlhf.models import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
 from tests.conftest import write_params
@@ -34,15 +34,20 @@ TWIN = {
     "models.micro.sft.method": "lora",
     "models.micro.ppo.updates": 1,
     "ppo.value_warmup": 1,
+    "ppo.require_gate": False,
+    "judge.validation_share": 0.5,
     "threads": 1,
 }
 STAGES = {
     "base": (base, "--rows rows --out data/base"),
     "sft": (sft, "--base data/base --rows rows/sft --out data/sft"),
     "rm": (rm, "--base data/base --sft data/sft --rows rows/rm --prompts rows/sft/validation.jsonl"
-               " --out data/rm"),
-    "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --prompts rows/ppo/train.jsonl"
-                 " --validation rows/sft/validation.jsonl --out data/ppo --plots plots/ppo"),
+               " --out data/rm --plots plots/rm"),
+    "judge": (judge, "--base data/base --sft data/sft --rm data/rm --rows rows/rm --out data/judge"
+                     " --prompts rows/ppo/train.jsonl"),
+    "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge metrics/judge.json"
+                 " --prompts rows/ppo/train.jsonl --validation rows/sft/validation.jsonl"
+                 " --out data/ppo --plots plots/ppo"),
 }  # fmt: skip
 
 
@@ -69,7 +74,7 @@ TWINS = {
 
 @pytest.fixture(scope="module", params=["llama3", pytest.param("gemma2", marks=pytest.mark.slow)])
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder after all four stages."""
+    """The folder after all five stages."""
     folder = tmp_path_factory.mktemp("hub")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -97,6 +102,9 @@ def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
         "rm/model.json",
         "rm/reward.json",
         *(f"rm/reward{i}/{name}" for i in range(2) for name in (*adapter[:2], "head.safetensors")),
+        "judge/model.json",
+        "judge/reward.json",
+        *(f"judge/judge0/{name}" for name in (*adapter[:2], "head.safetensors")),
         *(f"ppo/{kept}/{name}" for kept in ("best", "last") for name in adapter),
     }
     for file in (chain / "data").rglob("*.json"):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.rlhf.length_bias import LengthCurve, correct, fit_length_curve, worth_applying
+from stages.rlhf.length_bias import correct, fit_length_curve, worth_applying
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import Group, accuracy, margins_of
 from stages.rlhf.ranking_metrics import report
 

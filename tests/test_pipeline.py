@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from stages import base, eda, embedder, evaluate, ppo, preprocess, rm, sample, sft
+from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sample, sft
 from stages.rlhf import config
 from tests.closure import ROOT
 from tests.conftest import write_params
@@ -23,6 +23,7 @@ MODULES = {
     "embedder": embedder,
     "sft": sft,
     "rm": rm,
+    "judge": judge,
     "ppo": ppo,
     "evaluate": evaluate,
 }
@@ -38,6 +39,9 @@ SMALL = {
     "evaluate.max_questions": 24,
     "ppo.value_warmup": 1,
     "ppo.evaluate_every": 1,
+    "ppo.require_gate": False,
+    "rm.resamples": 50,
+    "judge.resamples": 50,
 }
 
 
@@ -113,6 +117,17 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
             for f in {*adapter - {"model.json"}, "head.safetensors"}
         ),
     }
+    assert {f for f in files if f.startswith("data/judge")} == {
+        "data/judge/model.json",
+        "data/judge/reward.json",
+        *(f"data/judge/judge0/{f}" for f in {*adapter - {"model.json"}, "head.safetensors"}),
+    }
+    figures = "9_score_length", "10_rank_correlation", "11_margins", "12_margins_corrected"
+    assert {f for f in files if f.startswith("plots/rm")} == {
+        f"plots/rm/{name}.{ending}"
+        for name in (*figures, "reliability")
+        for ending in ("png", "csv")
+    }
     assert {f for f in files if f.startswith("data/ppo")} == {
         f"data/ppo/{which}/{f}" for which in ("best", "last") for f in adapter
     }
@@ -123,22 +138,31 @@ def test_metrics_have_the_names_that_tools_rely_on(
     chain: tuple[Path, dict[str, set[str]]],
 ) -> None:
     metrics = {p.stem: json.loads(p.read_text()) for p in (chain[0] / "metrics").glob("*.json")}
-    assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "ppo", "evaluate"}
+    assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "judge", "ppo", "evaluate"}
     assert {"loss", "eval_loss", "eos_rate"} <= set(metrics["sft"])
     ranking = {"accuracy", "accuracy_by_gap", "accuracy_by_kind", "margin_mean", "margin_std"}
     ranking |= {"p_margin_gt_0", "p_margin_gt_0_5", "kendall_tau", "spearman_rho", "top1"}
     ranking |= {"length_only_accuracy", "accuracy_length_matched", "length_correlation"}
-    ranking |= {"length_correlation_given_rank"}
-    assert ranking | {"by_kind", "hard_negatives"} <= set(metrics["rm"])
+    ranking |= {"length_correlation_given_rank", "ece"}
+    intervals = {"accuracy_ci_low", "accuracy_ci_high", "kendall_tau_ci_low"}
+    blocks = [metrics["rm"], *metrics["rm"]["by_kind"].values()]
+    for block in blocks:
+        assert ranking | intervals <= set(block)
+        assert ranking | intervals <= set(block["length_corrected"])
+    assert {"by_kind", "hard_negatives", "length_correction"} <= set(metrics["rm"])
+    assert ranking | intervals <= set(metrics["judge"])
+    gate = metrics["judge"]["gate"]["best_of_4"]
+    assert {"sft", "best_of_4", "passed"} <= set(gate)
+    assert gate["passed"] == (gate["gain_ci_low"] > 0)
     assert {"loop", "echo", "cut", "other", "filler", "empty"} <= set(
         metrics["rm"]["hard_negatives"]
     )
     assert set(metrics["rm"]["by_kind"]) == {"unseen_wording", "never_asked", "unseen_ending"}
     assert {"kl", "reward", "eos_rate", "best_update", "skipped"} <= set(metrics["ppo"])
-    block = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}
-    block |= {"contains", "wrong_fact_rate", "eos_rate", "repetition", "copy_rate", "length"}
+    names = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}
+    names |= {"contains", "wrong_fact_rate", "eos_rate", "repetition", "copy_rate", "length"}
     for model in ("base", "sft", "ppo"):
-        assert block | {"by_kind"} <= set(metrics["evaluate"][model])
+        assert names | {"by_kind"} <= set(metrics["evaluate"][model])
     assert {"cosine", "percent"} <= set(metrics["evaluate"]["sft_gain"])
     part = metrics["preprocess"]["sft"]
     assert part["read"] == part["kept"] + sum(part["rejected"].values())

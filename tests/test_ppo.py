@@ -1,6 +1,8 @@
 """Stage ppo: what it writes of a run."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,16 @@ import torch
 from stages import ppo
 from stages.rlhf.models import check_card, load_sft, save_card
 from stages.rlhf.ppo_trainer import Outcome
-from stages.rlhf.records import write_jsonl
+from stages.rlhf.records import PromptRow, SftRow, write_jsonl
 from stages.rlhf.rollout import POLICY
 from tests.model_fixtures import (
     LORA,
+    QUESTIONS,
     ppo_trainer,
+    random_reward_model,
     save_base,
     save_sft,
+    sft_roles,
     shake,
     shipped,
 )
@@ -62,6 +67,71 @@ def test_where_no_update_beats_sft_the_summary_says_so() -> None:
     assert found["skipped"] is True
     assert found["skipped_reason"] == "no update beats SFT"
     assert found["validation"]["best"] == found["validation"]["sft"]
+
+
+def write_gate(folder: Path, **gate: Any) -> Path:
+    file = folder / "judge.json"
+    file.write_text(json.dumps({"gate": {"best_of_4": gate}}))
+    return file
+
+
+def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
+    figures = {"gain": 0.05, "gain_ci_low": -0.1, "gain_ci_high": 0.2}
+    assert ppo.closed_gate(write_gate(tmp_path, passed=True, **figures)) is None
+    reason = ppo.closed_gate(write_gate(tmp_path, passed=False, **figures))
+    assert reason is not None
+    assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"gate": {"best_of_4": {"passed": true}}}', "[1]"])
+def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "judge.json").write_text(text)
+    with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
+        ppo.closed_gate(tmp_path / "judge.json")
+    with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
+        ppo.closed_gate(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("required", "updates"), [(True, 0), (False, 3)])
+def test_behind_a_closed_gate_sft_is_the_result(
+    tmp_path: Path, required: bool, updates: int
+) -> None:
+    paths = {name: tmp_path / name for name in ("base", "sft", "rm", "validation", "prompts")}
+    paths["judge"] = write_gate(
+        tmp_path, passed=False, gain=0.0, gain_ci_low=-0.1, gain_ci_high=0.1
+    )
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    model.save(paths["rm"])
+    save_card(paths["rm"], "reward", {"base": paths["base"], "sft": paths["sft"]})
+    rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS)]
+    write_jsonl(paths["validation"], rows)
+    write_jsonl(paths["prompts"], [PromptRow(id=r.id, question=r.question) for r in rows])
+    micro = shipped().models["micro"].model_copy(update={"lora": LORA, "max_answer_tokens": 8})
+    knobs = shipped().ppo.model_copy(update={"require_gate": required, "value_warmup": 1})
+    params = shipped().model_copy(
+        update={"model": "micro", "models": {"micro": micro}, "ppo": knobs}
+    )
+    trainer, found = ppo.trained(params, paths)
+    assert len(found.updates) == updates
+    ppo.save(trainer, tmp_path / "out", paths)
+    ppo.write_curves(found, tmp_path / "plots")
+    told = ppo.summary(found)
+    header = (tmp_path / "plots" / "updates.csv").read_text().splitlines()[0].split(",")
+    assert {"update", "score", "kl", "length"} <= set(header)
+    if not required:
+        return
+    assert told["skipped"] is True
+    assert told["skipped_reason"].startswith("by the judge, best-of-4 under the reward model")
+    assert {key: told[key] for key in UPDATE} == dict.fromkeys(UPDATE)
+    assert all(told[f"{key}_reason"] for key in UPDATE)
+    roles = load_sft(paths["base"], paths["sft"], "float32", LORA)
+    roles.load(POLICY, tmp_path / "out" / "best")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        with roles.use(None) as plain:
+            expected = plain(ids).logits
+        with roles.use(POLICY) as policy:
+            assert policy(ids).logits.equal(expected)
 
 
 def test_no_validation_questions_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from stages.rlhf.calibration import ece
-from stages.rlhf.length_bias import LengthCurve, correct
+from stages.rlhf.length_bias import correct
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import margins_of
 from stages.rlhf.ranking_intervals import interval
 from stages.rlhf.ranking_metrics import (

@@ -7,8 +7,9 @@ from stages.rlhf.reward import final_reward
 
 def test_final_reward_by_hand() -> None:
     found = final_reward(
-        torch.tensor([0.5, 0.5, 9.0, -9.0, -9.0]),
+        torch.tensor([0.5, 1.0, 9.0, -9.0, -9.5]),
         torch.tensor([0.0, 2.0, 1.0, 0.5, 1e9]),
+        torch.tensor([0.0, 0.5, 1.0, -1.0, 0.0]),
         torch.tensor([True, False, True, True, False]),
         score_clip=5.0,
         uncertainty_coef=0.25,

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from stages.rlhf.calibration import ece
-from stages.rlhf.length_bias import LengthCurve, correct
+from stages.rlhf.length_bias import correct
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import Group, margins_of
 from stages.rlhf.reward_figures import MOST_POINTS, draw_all, length_table, place_table
 

@@ -8,9 +8,11 @@ import torch
 from stages.rlhf import reward_model
 from stages.rlhf.chat import Codec
 from stages.rlhf.generation import draw_uniforms, generate_all
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.models import check_card, load_sft, model_hash, save_card
 from stages.rlhf.ppo_trainer import new_value_head
 from stages.rlhf.reward_model import (
+    Calibration,
     Head,
     Member,
     RewardModel,
@@ -225,6 +227,44 @@ def test_saved_and_loaded_it_gives_the_same_scores(
         "reward.json",
         *(f"reward{i}/{name}" for i in range(3) for name in member),
     }
+
+
+CURVE = LengthCurve((2.0, 4.0), (-1.0, 0.5), "tokens")
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_what_validation_said_travels_with_the_model(tmp_path: Path, applied: bool) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    model.calibration = Calibration(CURVE, applied, 0.7, None, 1.5, 2.5)
+    offsets = model.length_offsets([[5], [5, 6, 7], [5] * 9])
+    assert offsets.tolist() == ([-1.0, -0.25, 0.5] if applied else [0.0, 0.0, 0.0])
+    plain, lengths = model.score(READ, ids_codec()).mean, [len(answer) for answer in ANSWERS]
+    taken = CURVE.at(lengths) if applied else [0.0] * 7
+    found = model.corrected_scores(READ, ids_codec())
+    torch.testing.assert_close(found, plain - torch.tensor(taken).float())
+    model.save(tmp_path / "rm")
+    again = load_reward_model(
+        load_sft(tmp_path / "base", tmp_path / "sft", "float32", LORA), tmp_path / "rm"
+    )
+    assert again.calibration == model.calibration
+    assert again.corrected_scores(READ, ids_codec()).equal(found)
+
+
+def test_a_judge_has_adapters_of_its_own_name(tmp_path: Path) -> None:
+    roles = sft_roles(tmp_path, "full")
+    model = new_reward_model(roles, "hybrid", 1, "seed", kind="judge")
+    assert [member.name for member in model.members] == ["judge0"]
+    model.save(tmp_path / "judge")
+    assert (tmp_path / "judge" / "judge0" / "head.safetensors").is_file()
+    random_reward_model(roles)  # beside it, on the same backbone
+    assert (
+        load_reward_model(
+            load_sft(tmp_path / "base", tmp_path / "sft", "float32", LORA), tmp_path / "judge"
+        )
+        .members[0]
+        .name
+        == "judge0"
+    )
 
 
 def test_every_member_counts_in_the_hash_of_the_model(tmp_path: Path) -> None:

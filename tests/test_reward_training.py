@@ -303,12 +303,12 @@ def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> None:
     groups = [GROUPS, GROUPS]
     groups[part] = []
-    with pytest.raises(ValueError, match=f"{name} is empty: at least one group"):
+    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
 def test_only_tied_groups_are_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rm/train is empty"):
+    with pytest.raises(ValueError, match="rm/train has no group of answers with different ranks"):
         train(reward_model(tmp_path), GROUPS[3:4], GROUPS, knobs(), settings(), CODEC, "seed")
 
 

@@ -77,23 +77,22 @@ class Sft(Section):
     weight_decay: Annotated[float, Field(ge=0)]
 
 
-class Rm(Section):
-    """Reward model, whatever the model."""
+class RewardLosses(Section):
+    """What a reward model is trained on, `rm` and `judge` alike."""
 
     head: Literal["hybrid", "scalar"]
     loss: Literal["plackett_luce", "bradley_terry"]
     lm_coef: Annotated[float, Field(ge=0)]
-    members: Annotated[int, Field(ge=1, le=9)]
     margin: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     odin_coef: Annotated[float, Field(ge=0)]
     length_balance: bool
-    hard_negatives: Share
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
+    resamples: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _pairwise_knobs(self) -> "Rm":
+    def _pairwise_knobs(self) -> "RewardLosses":
         if self.loss != "bradley_terry":
             for name in ("margin", "label_smoothing"):
                 if getattr(self, name) > 0:
@@ -102,6 +101,20 @@ class Rm(Section):
                         " none; set it to 0, or loss to bradley_terry"
                     )
         return self
+
+
+class Rm(RewardLosses):
+    """The reward model that PPO follows, whatever the model."""
+
+    members: Annotated[int, Field(ge=1, le=9)]
+    hard_negatives: Share
+    length_correction: Annotated[float, Field(ge=0)] | None
+
+
+class Judge(RewardLosses):
+    """The reward model that only reports and opens the gate: one member, questions of its own."""
+
+    validation_share: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Ppo(Section):
@@ -125,6 +138,7 @@ class Ppo(Section):
     stop_kl_run: Annotated[float, Field(gt=0)]
     evaluate_every: Positive
     patience: Positive
+    require_gate: bool
 
 
 class Evaluate(Section):
@@ -241,6 +255,7 @@ class Model(Section):
     lora: Lora
     sft: SftSettings
     rm: RmSettings
+    judge: RmSettings
     ppo: PpoSettings
     generate: GenerateSettings
 
@@ -268,6 +283,7 @@ class Params(Section):
     embedder: Embedder
     sft: Sft
     rm: Rm
+    judge: Judge
     ppo: Ppo
     evaluate: Evaluate
     models: dict[str, Model]

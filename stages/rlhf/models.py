@@ -180,6 +180,11 @@ def check_card(folder: Path, stands_on: dict[str, Path]) -> dict[str, Any]:
     return card
 
 
+def load_base(base: Path, dtype: str, lora: Lora) -> Roles:
+    """The base model as a frozen backbone without adapters."""
+    return Roles(load_causal_lm(base, dtype), lora, autocasts(dtype))
+
+
 def load_sft(base: Path, sft: Path, dtype: str, lora: Lora) -> Roles:
     """The SFT model as a frozen backbone with `reference` set; other adapters are added to it.
 
@@ -188,7 +193,7 @@ def load_sft(base: Path, sft: Path, dtype: str, lora: Lora) -> Roles:
     card = check_card(sft, {"base": base})
     if card["method"] == "full":
         return Roles(load_causal_lm(sft, dtype), lora, autocasts(dtype))
-    roles = Roles(load_causal_lm(base, dtype), lora, autocasts(dtype))
+    roles = load_base(base, dtype, lora)
     roles.load("sft", sft)
     roles.reference = "sft"
     return roles

@@ -113,6 +113,11 @@ class PpoTrainer:
         progress.close()
         return outcome
 
+    def keep_sft(self, validate: Validate, better: Callable[[dict[str, float]], bool]) -> Outcome:
+        """No update at all: SFT, as validation sees it, is the result."""
+        self._evaluate(0, validate, better)
+        return self.outcome
+
     def _prompt_stream(self) -> Iterator[list[int]]:
         epoch = 0
         while True:

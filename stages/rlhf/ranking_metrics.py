@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from stages.rlhf.calibration import ece
-from stages.rlhf.length_bias import LengthCurve, correct
+from stages.rlhf.length_bias import correct
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import Group, Pair, Unit, accuracy, check, hits_of, pairs_of
 from stages.rlhf.ranking_intervals import (
     Statistic,

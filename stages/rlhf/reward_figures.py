@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from stages.rlhf import figures
 from stages.rlhf.calibration import ece, reliability
 from stages.rlhf.describe import bin_table
-from stages.rlhf.length_bias import LengthCurve, correct
+from stages.rlhf.length_bias import correct
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import Group, Unit, accuracy, margins_of
 from stages.rlhf.ranking_metrics import tau_and_rho
 

@@ -12,8 +12,8 @@ B answers of a batch, R response tokens, H hidden size.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.models import Roles
 from stages.rlhf.packing import (
     answer_logprobs,
@@ -41,9 +42,9 @@ SCORING_TOKENS = 2048  # of a part that is scored at once
 Question = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
 
 
-def member_name(index: int) -> str:
-    """The adapter of a member, and its folder."""
-    return f"reward{index}"
+def member_name(index: int, kind: str = "reward") -> str:
+    """The adapter of a member, and its folder; `kind` tells the judge's from the reward model's."""
+    return f"{kind}{index}"
 
 
 class Features(NamedTuple):
@@ -94,12 +95,34 @@ class Member:
     sd: float = 1.0
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What validation says of a trained model; scores are on the scale of `Scores`."""
+
+    curve: LengthCurve  # lengths in tokens, EOS included
+    applied: bool  # whether PPO takes the curve off the score
+    accuracy: float | None  # on the half of validation that the tried curve was not fitted on
+    accuracy_corrected: float | None
+    temperature: float
+    temperature_corrected: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"curve": self.curve.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Calibration":
+        """The calibration of `to_dict`."""
+        return cls(**{**plain, "curve": LengthCurve.from_dict(plain["curve"])})
+
+
 @dataclass
 class RewardModel:
     """The members, and the roles that hold their adapters."""
 
     roles: Roles
     members: list[Member]
+    calibration: Calibration | None = None  # by validation, once trained
 
     @property
     def hybrid(self) -> bool:
@@ -152,7 +175,7 @@ class RewardModel:
         return Features(last, said, rows.response_mask)
 
     def forward(self, questions: Sequence[Question], codec: Codec, index: int = 0) -> Tensor:
-        """(N,) raw scores of all answers by a member, under `roles.use(member_name(index))`."""
+        """(N,) raw scores of all answers by a member; call inside `roles.use` of its name."""
         scores: Tensor = self.members[index].head(*self.features(questions, codec, self.hybrid))
         return scores
 
@@ -196,27 +219,43 @@ class RewardModel:
         scores = (raw - means) / sds
         return Scores(scores.mean(0), scores.var(0, correction=0))
 
+    def corrected_scores(self, questions: Sequence[Question], codec: Codec) -> Tensor:
+        """(N,) mean scores less the length curve where it is applied: what PPO follows."""
+        answers = [answer for _, given in questions for answer in given]
+        return self.score(questions, codec).mean - self.length_offsets(answers)
+
+    def length_offsets(self, answers: Sequence[list[int]]) -> Tensor:
+        """(N,) what the length curve takes off the scores of these answers; 0 if not applied."""
+        if self.calibration is None or not self.calibration.applied:
+            return torch.zeros(len(answers))
+        offsets = self.calibration.curve.at([len(answer) for answer in answers])
+        return torch.tensor(offsets, dtype=torch.float32)
+
     def save(self, folder: Path) -> None:
         """Write a folder per member, adapter and head.safetensors, and reward.json."""
         for member in self.members:
             self.roles.save(member.name, folder / member.name)
             state = member.head.state_dict()
-            plain = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-            save_file(plain, folder / member.name / "head.safetensors")
+            tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+            save_file(tensors, folder / member.name / "head.safetensors")
         scales = {member.name: {"mean": member.mean, "sd": member.sd} for member in self.members}
-        text = json.dumps({"hybrid": self.hybrid, "members": scales}, indent=2)
+        found = self.calibration.to_dict() if self.calibration else None
+        plain = {"hybrid": self.hybrid, "members": scales, "calibration": found}
+        text = json.dumps(plain, indent=2)
         (folder / "reward.json").write_text(text + "\n", encoding="utf-8")
 
 
-def new_reward_model(roles: Roles, head: str, members: int, *seed: object) -> RewardModel:
+def new_reward_model(
+    roles: Roles, head: str, members: int, *seed: object, kind: str = "reward"
+) -> RewardModel:
     """Untrained members: copies of the reference's adapter, or new ones, and random heads."""
     made = []
     for index in range(members):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(*seed, index, "init"))
-            roles.add(member_name(index), like=roles.reference)
+            roles.add(member_name(index, kind), like=roles.reference)
             random_head = Head(roles.model.config.hidden_size, hybrid=head == "hybrid")
-        made.append(Member(member_name(index), random_head.to(roles.model.device)))
+        made.append(Member(member_name(index, kind), random_head.to(roles.model.device)))
     return RewardModel(roles, made)
 
 
@@ -230,4 +269,5 @@ def load_reward_model(roles: Roles, folder: Path) -> RewardModel:
         head.load_state_dict(load_file(folder / name / "head.safetensors"))
         head = head.to(roles.model.device).eval().requires_grad_(False)
         members.append(Member(name, head, scale["mean"], scale["sd"]))
-    return RewardModel(roles, members)
+    found = figures["calibration"]
+    return RewardModel(roles, members, Calibration.from_dict(found) if found else None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Rm, RmSettings
+from stages.rlhf.config import RewardLosses, RmSettings
 from stages.rlhf.ranking import (
     bradley_terry,
     length_disentangling,
@@ -56,7 +56,7 @@ class MemberTrainer:
         self,
         model: RewardModel,
         index: int,
-        rm: Rm,
+        rm: RewardLosses,
         settings: RmSettings,
         codec: Codec,
         length_pairs: tuple[float, float] = (1.0, 1.0),
@@ -187,10 +187,11 @@ def train(
     model: RewardModel,
     groups: Sequence[EncodedGroup],
     validation: Sequence[EncodedGroup],
-    rm: Rm,
+    rm: RewardLosses,
     settings: RmSettings,
     codec: Codec,
     *seed: object,
+    kind: str = "rm",
 ) -> dict[str, Any]:
     """Train every member in place; of each, the epoch with the best validation accuracy is kept.
 
@@ -198,9 +199,11 @@ def train(
     groups to train on or to choose by, or where a loss is not finite.
     """
     taught = [group for group in groups if group.pairs.any()]
-    for name, part in {"rm/train": taught, "rm/validation": validation}.items():
+    for name, part in {"train": taught, "validation": validation}.items():
         if not part:
-            raise ValueError(f"{name} is empty: at least one group of ranked answers was expected")
+            raise ValueError(
+                f"{kind}/{name} has no group of answers with different ranks; one was expected"
+            )
     length_pairs = length_balance(taught) if rm.length_balance else (1.0, 1.0)
     figures: dict[str, Any] = {
         "groups": len(taught),

@@ -109,6 +109,7 @@ def collect(
     reward = final_reward(
         scores.mean.to(values.device),
         scores.variance.to(values.device),
+        reward_model.length_offsets(answers).to(values.device),
         ended,
         ppo.score_clip,
         ppo.uncertainty_coef,

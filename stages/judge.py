@@ -1,0 +1,139 @@
+"""Stage `judge`: a second reward model, from base and on questions of its own, and the gate.
+
+It teaches nobody: it tells what the reward model's choice among SFT's answers is worth.
+
+python -m stages.judge --base data/base --sft data/sft --rm data/rm --rows data/preprocess/judge
+    --prompts data/preprocess/ppo/validation.jsonl --out data/judge --metrics metrics/judge.json
+"""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.rlhf import runtime
+from stages.rlhf.best_of_n import gate, sample
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
+from stages.rlhf.ranking_metrics import report
+from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
+from stages.rlhf.reward_calibration import calibrate
+from stages.rlhf.reward_groups import EncodedGroup, encode_groups, questions_of
+from stages.rlhf.reward_model import RewardModel, load_reward_model, new_reward_model
+from stages.rlhf.reward_training import scored, train
+from stages.rlhf.runtime import derive_seed
+
+BEST_OF = 4  # the gate's name says so
+
+Paths = dict[str, Path]
+
+
+def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list[RmRow]]:
+    """The judge's questions for training, and those that choose its epoch and temperature."""
+    held = set(random.Random(seed).sample(range(len(rows)), round(share * len(rows))))
+    parts: tuple[list[RmRow], list[RmRow]] = ([], [])
+    for i, row in enumerate(rows):
+        parts[i in held].append(row)
+    return parts
+
+
+def trained(
+    params: Params, paths: Paths, codec: Codec
+) -> tuple[RewardModel, list[EncodedGroup], dict[str, Any]]:
+    """The judge on the base model, its held-out groups, and what training told."""
+    chosen, seed = params.chosen, (params.seed, "judge")
+    roles = load_base(paths["base"], chosen.dtype, chosen.lora)
+    window = roles.model.config.max_position_embeddings
+    rows = read_rows(paths["rows"] / "train.jsonl", RmRow)
+    told, held = split(rows, params.judge.validation_share, derive_seed(*seed, "validation"))
+    model = new_reward_model(roles, params.judge.head, 1, *seed, kind="judge")
+    validation = encode_groups(held, codec, window)
+    groups = encode_groups(told, codec, window)
+    figures = train(
+        model, groups, validation, params.judge, chosen.judge, codec, *seed, kind="judge"
+    )
+    raw = model.raw_scores(questions_of(validation), codec)[0]
+    model.members[0].mean, model.members[0].sd = raw.mean().item(), max(raw.std().item(), 1e-6)
+    model.calibration = calibrate(
+        scored(model, validation, codec), None, derive_seed(*seed, "halves")
+    )
+    test = encode_groups(read_rows(paths["rows"] / "test.jsonl", RmRow), codec, window)
+    return model, test, figures
+
+
+def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dict[str, Any]:
+    """The gate's figures on the validation prompts, scores in sd over the judge's own answers."""
+    chosen = params.chosen
+    check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    reward_model = load_reward_model(roles, paths["rm"])
+    prompts = [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)]
+    with roles.use(roles.reference) as sft:
+        asked = sample(
+            sft,
+            prompts,
+            BEST_OF,
+            codec,
+            chosen.max_answer_tokens,
+            chosen.generate.batch_size,
+            params.ppo.temperature,
+            params.seed,
+            "judge",
+            "gate",
+        )
+    liked = reward_model.corrected_scores(asked, codec).view(-1, BEST_OF).argmax(-1)
+    judged = judge.score(asked, codec).mean.view(-1, BEST_OF)
+    seed = derive_seed(params.seed, "judge", "gate resamples")
+    return gate(judged, liked, params.judge.resamples, seed)
+
+
+def run(params: Params, paths: Paths) -> tuple[RewardModel, dict[str, Any]]:
+    """Train, measure on the judge's own test questions, and try the gate."""
+    codec = Codec(load_tokenizer(paths["base"]))
+    judge, test, training = trained(params, paths, codec)
+    assert judge.calibration is not None
+    temperature = judge.calibration.temperature
+    seed = derive_seed(params.seed, "judge", "resamples")
+    block = report(scored(judge, test, codec), temperature, params.judge.resamples, seed)
+    return judge, {
+        **block,
+        "temperature": temperature,
+        "gate": {f"best_of_{BEST_OF}": opens(params, paths, codec, judge)},
+        "training": training,
+    }
+
+
+def folder_option(name: str) -> Any:
+    """A required path option."""
+    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
+
+
+@click.command(help=__doc__)
+@folder_option("base")
+@folder_option("sft")
+@folder_option("rm")
+@folder_option("rows")
+@folder_option("prompts")
+@folder_option("out")
+@folder_option("metrics")
+def main(out: Path, metrics: Path, **paths: Path) -> None:
+    """Train the judge and try the gate."""
+    clock = runtime.Clock()
+    try:
+        params = load_params()
+        runtime.start(params.threads, params.seed, "judge")
+        judge, figures = run(params, paths)
+        shutil.rmtree(out, ignore_errors=True)
+        judge.save(out)
+        save_card(out, "judge", {"base": paths["base"]})
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    write_metrics(metrics, figures)
+    clock.write(metrics.parent / "runtime" / metrics.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Best-of-n: n answers sampled to each question, the one that the reward model likes most kept.
+
+And the gate before PPO: a reward model whose choice among SFT's own answers does not please a judge
+trained on other questions is no signal to follow. Q questions, n answers each.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.generation import draw_uniforms, generate_all
+from stages.rlhf.ranking_intervals import interval, ratio, resampled
+from stages.rlhf.reward_model import Question
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[list[int]],
+    n: int,
+    codec: Codec,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float,
+    *seed: object,
+) -> list[Question]:
+    """Q prompts -> each with n answers sampled from the model in its present role."""
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
+    said = generate_all(model, repeated, codec, max_new_tokens, batch_size, temperature, draws)
+    return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
+
+
+def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """(Q, n) scores by the judge, (Q,) places chosen by the reward model -> the gate's figures.
+
+    `sft` is the mean over all n answers, which is what one answer scores on average; `best_of_<n>`
+    that of the chosen ones. Passed where the interval of their difference, a paired bootstrap over
+    the Q questions, lies above 0. Raises ValueError with fewer than two questions.
+    """
+    questions, n = judged.shape
+    if questions < 2:
+        raise ValueError(f"{questions} validation prompts: the gate needs 2 or more")
+    plain = judged.double().mean(-1).numpy()
+    best = judged.double().gather(-1, chosen[:, None]).squeeze(-1).numpy()
+    sums = resampled({"gain": best - plain, "count": np.ones(questions)}, resamples, seed)
+    ends = interval(ratio(sums["gain"], sums["count"]))
+    assert ends is not None, "a mean exists in every resample"
+    return {
+        "questions": questions,
+        "sft": float(plain.mean()),
+        f"best_of_{n}": float(best.mean()),
+        "gain": float((best - plain).mean()),
+        "gain_ci_low": ends[0],
+        "gain_ci_high": ends[1],
+        "passed": ends[0] > 0,
+    }
