@@ -6,7 +6,7 @@ import torch
 from stages.rlhf.chat import Codec
 from stages.rlhf.hard_negatives import HardNegative
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward_groups import batch_groups, encode_groups, length_balance
+from stages.rlhf.reward_groups import as_pairs, batch_groups, encode_groups, length_balance
 from tests.model_fixtures import tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
@@ -66,6 +66,19 @@ def test_an_answer_beyond_the_models_window_is_refused() -> None:
     message = rf"row q-7: .* have {tokens} tokens, .* max_position_embeddings \({tokens - 1}\)"
     with pytest.raises(ValueError, match=message):
         encode_groups([own], CODEC, tokens - 1)
+
+
+def test_pairs_are_all_that_is_known_better_answer_first() -> None:
+    own = row("가", "나", "다", ranks=(2.0, 1.0, 2.0))
+    group = encode_groups([own], CODEC, 256, [HardNegative("cut", 1, "나나")])[0]
+    pairs = as_pairs([group])
+    said = [[CODEC.text(ids) for ids in pair.answers] for pair in pairs]
+    assert said == [["나", "가"], ["나", "다"], ["나", "나나"]]
+    for pair in pairs:
+        assert pair.prompt == group.prompt
+        assert pair.pairs.int().tolist() == [[0, 1], [0, 0]]
+        assert pair.best == 0
+    assert [pair.gaps[0, 1].item() for pair in pairs] == [1, 1, 2]
 
 
 def test_batches_of_unequal_groups_are_padded_and_masked() -> None:

@@ -41,6 +41,7 @@ GROUPS = encode_groups(ROWS, CODEC, window=256)
 LOSSES = {"bradley_terry": bradley_terry, "plackett_luce": plackett_luce}
 PLAIN = {
     "head": "hybrid",
+    "elements": "groups",
     "loss": "plackett_luce",
     "lm_coef": 0.3,
     "members": 1,
@@ -278,6 +279,30 @@ def test_one_member_sees_every_question_and_several_see_bootstraps(
     assert len({tuple(sorted(drawn)) for drawn in several.values()}) > 1
     assert orders(3, "seed") == several
     assert orders(3, "other") != several
+
+
+def test_pairs_alone_take_as_many_steps_and_the_same_loss_as_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, list[int]] = {"groups": [], "pairs": []}
+    losses: dict[str, list[float]] = {"groups": [], "pairs": []}
+    inner = MemberTrainer.step
+    told = [GROUPS[0], GROUPS[4]]  # ten pairs each
+    for elements in sizes:
+
+        def watched(self: MemberTrainer, groups: Any, counts: Any, name: str = elements) -> Tensor:
+            sizes[name].append(len(groups))
+            loss = inner(self, groups, counts)
+            losses[name].append(loss.item())
+            return loss
+
+        monkeypatch.setattr(MemberTrainer, "step", watched)
+        rm = knobs(elements=elements, loss="bradley_terry", lm_coef=0.0)
+        model = reward_model(tmp_path)
+        found = train(model, told, told, rm, settings(epochs=1, batch_size=2), CODEC, "seed")
+        assert found["groups"] == 2
+    assert sizes == {"groups": [2], "pairs": [20]}
+    assert losses["pairs"][0] == pytest.approx(losses["groups"][0], abs=1e-5)
 
 
 def test_a_bootstrap_draws_as_many_with_replacement() -> None:

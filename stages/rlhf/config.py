@@ -82,6 +82,7 @@ class RewardLosses(Section):
 
     head: Literal["hybrid", "scalar"]
     loss: Literal["plackett_luce", "bradley_terry"]
+    elements: Literal["groups", "pairs"]
     lm_coef: Annotated[float, Field(ge=0)]
     margin: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]

@@ -74,6 +74,23 @@ def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -
     return EncodedGroup(prompt, answers, pairs & ~same, gaps, best, row)
 
 
+def as_pairs(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
+    """Every pair as a group of two, the better answer first: what groups are compared with."""
+    alone = torch.tensor([[False, True], [False, False]])
+    return [
+        EncodedGroup(
+            group.prompt,
+            [group.answers[i], group.answers[j]],
+            alone,
+            group.gaps[i, j] * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]),
+            0,
+            group.row,
+        )
+        for group in groups
+        for i, j in group.pairs.nonzero().tolist()
+    ]
+
+
 @dataclass(frozen=True)
 class GroupBatch:
     """G groups as tensors, answers beyond a group's own masked by `present`."""

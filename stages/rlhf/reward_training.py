@@ -29,6 +29,7 @@ from stages.rlhf.ranking_metrics import Group, report
 from stages.rlhf.reward_groups import (
     EncodedGroup,
     GroupBatch,
+    as_pairs,
     batch_groups,
     length_balance,
     questions_of,
@@ -76,7 +77,7 @@ class MemberTrainer:
             *(p for head in heads for p in head.parameters()),
         ]
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=rm.weight_decay
+            self.parameters, lr=settings.learning_rate, weight_decay=rm.weight_decay, fused=True
         )
 
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
@@ -204,10 +205,15 @@ def train(
             raise ValueError(
                 f"{kind}/{name} has no group of answers with different ranks; one was expected"
             )
+    told = len(taught)
+    if rm.elements == "pairs":
+        taught = as_pairs(taught)
+        size = settings.batch_size * round(len(taught) / told)  # as many pairs a step
+        settings = settings.model_copy(update={"batch_size": size})
     length_pairs = length_balance(taught) if rm.length_balance else (1.0, 1.0)
     figures: dict[str, Any] = {
-        "groups": len(taught),
-        "groups_without_pairs": len(groups) - len(taught),
+        "groups": told,
+        "groups_without_pairs": len(groups) - told,
         "weight_better_is_longer": length_pairs[0],
         "weight_better_is_shorter": length_pairs[1],
     }

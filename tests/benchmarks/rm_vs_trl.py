@@ -1,4 +1,4 @@
-"""Reward model training: packed groups against TRL's RewardTrainer, in one call.
+"""Reward model training: the stage's own step against TRL's RewardTrainer, in one call.
 
     python -m tests.benchmarks.rm_vs_trl            # full fine-tuning on both sides
     python -m tests.benchmarks.rm_vs_trl --lora     # LoRA of rank 16 on both sides
@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,14 @@ from transformers import (
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from stages.rlhf.packing import (
-    answer_logprobs,
-    by_length,
-    last_states,
-    pack,
-    packed_states,
-    row_length,
-)
-from stages.rlhf.ranking import bradley_terry
-from tests.model_fixtures import random_ids
+from stages.rlhf.config import Lora, load_params
+from stages.rlhf.models import Roles
+from stages.rlhf.ranking import better, places_between
+from stages.rlhf.records import RmRow
+from stages.rlhf.reward_groups import EncodedGroup
+from stages.rlhf.reward_model import Head, Member, RewardModel, member_name
+from stages.rlhf.reward_training import MemberTrainer
+from tests.model_fixtures import ids_codec, random_ids
 
 VOCAB, PAD, QUESTIONS, ANSWERS = 2000, 0, 300, 5
 STEP = 16  # questions
@@ -111,45 +110,68 @@ def first_head() -> Tensor:
     return torch.randn(1, 192, generator=torch.Generator().manual_seed(3)) / 192**0.5
 
 
+class WholeModel:
+    """Roles of a model that is trained whole: there is nothing to switch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @contextmanager
+    def use(self, name: str, train: bool = False) -> Iterator[Any]:
+        """The model as it is."""
+        yield self.model
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Everything that learns."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
 class Ours:
-    """Packed groups, micro-batches by tokens; the hybrid head reads the answers' log-probs too."""
+    """`MemberTrainer` as stage rm runs it."""
 
     def __init__(self, lora: bool, hybrid: bool) -> None:
-        self.model = make_model(LlamaForCausalLM, lora).train()
-        self.model.get_output_embeddings().requires_grad_(False)  # as the reward model's is
-        self.value = nn.Linear(192, 1, bias=False)
-        self.fluency = nn.Parameter(torch.tensor([1.0, 0.5])) if hybrid else None
+        model = make_model(LlamaForCausalLM, False).train()
+        model.get_output_embeddings().requires_grad_(False)  # as the reward model's is
+        roles: Any = WholeModel(model)
+        if lora:
+            roles = Roles(model.requires_grad_(False), Lora(r=16, alpha=32))
+            torch.manual_seed(2)
+            roles.add(member_name(0))
+        head = Head(192, hybrid)
         with torch.no_grad():
-            self.value.weight.copy_(first_head())
-        own = [*self.value.parameters(), *([] if self.fluency is None else [self.fluency])]
-        self.trained = [*(p for p in self.model.parameters() if p.requires_grad), *own]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=RATE, fused=True)
+            head.value.weight.copy_(first_head())
+        knobs = {"loss": "bradley_terry", "lm_coef": 0.0, "members": 1, "odin_coef": 0.0}
+        knobs |= {"length_balance": False, "margin": 0.0, "label_smoothing": 0.0}
+        settings = {"batch_size": STEP, "micro_batch_tokens": MICRO_TOKENS, "learning_rate": RATE}
+        shipped = load_params()
+        self.trainer = MemberTrainer(
+            RewardModel(roles, [Member(member_name(0), head)]),
+            0,
+            shipped.rm.model_copy(update=knobs),
+            shipped.chosen.rm.model_copy(update=settings),
+            ids_codec(PAD),
+        )
 
-    def backward(self, questions: list[Question]) -> Tensor:
-        """The mean loss of the questions; gradients are left behind."""
-        loss = torch.zeros(())
-        for part in by_length([row_length(*q) for q in questions], MICRO_TOKENS):
-            groups = pack([questions[i][0] for i in part], [questions[i][1] for i in part], PAD)
-            hidden = packed_states(self.model, groups)
-            scores = self.value(last_states(hidden, groups)).squeeze(-1)
-            if self.fluency is not None:
-                logprobs = answer_logprobs(self.model, hidden, groups)
-                mean = logprobs.sum(-1) / groups.response_mask.sum(-1)
-                scores = scores + self.fluency[0] * mean + self.fluency[1] * logprobs.amin(-1)
-            scores = scores.view(len(part), ANSWERS)
-            ranks = torch.arange(ANSWERS).expand_as(scores)
-            present = torch.ones_like(ranks, dtype=torch.bool)
-            share = bradley_terry(scores, ranks, present).sum() / len(questions)
-            share.backward()
-            loss += share.detach()
-        return loss
+    def step(self, questions: list[Question]) -> float:
+        """One optimizer step; the loss before it."""
+        return float(self.trainer.step(encoded(questions), [1] * len(questions)))
 
-    def step(self, questions: list[Question]) -> None:
-        """One optimizer step."""
-        self.backward(questions)
-        nn.utils.clip_grad_norm_(self.trained, CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+
+def encoded(questions: list[Question]) -> list[EncodedGroup]:
+    """Questions as the stage encodes them, answers from best to worst."""
+    ranks = tuple(float(rank) for rank in range(1, ANSWERS + 1))
+    table, present = torch.tensor([ranks]), torch.ones(1, ANSWERS, dtype=torch.bool)
+    pairs, gaps = better(table, present)[0], places_between(table, present)[0]
+    row = RmRow(id="", question="", answers=("",) * ANSWERS, ranks=ranks)
+    return [EncodedGroup(prompt, answers, pairs, gaps, 0, row) for prompt, answers in questions]
+
+
+class Recorder(torch.optim.SGD):
+    """Takes no step, and keeps the gradients as it is given them."""
+
+    def step(self, closure: Any = None) -> None:
+        """Keep them."""
+        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
 class AfterStep(TrainerCallback):
@@ -266,26 +288,29 @@ def in_a_process(side: str, lora: bool, micro_batch: int = 0, steps: int = 4) ->
 
 
 def same_training(lora: bool) -> dict[str, float]:
-    """Loss and gradient norm of one batch on both sides. Raises ValueError where they differ."""
+    """One batch on both sides: the losses, and the largest difference of a clipped gradient.
+
+    Raises ValueError where they differ.
+    """
     batch = make_questions()[:STEP]
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(trl_model(lora), batch, PAIRS, 1, folder, lambda _: None)
         trainer.model.train()
         theirs = trainer.compute_loss(trainer.model, trainer.data_collator(make_pairs(batch)))
         theirs.backward()
-    ours = Ours(lora, hybrid=False)
-    loss = ours.backward(batch)
-    norms = [
-        float(torch.stack([p.grad.norm() for p in trained if p.grad is not None]).norm())
-        for trained in (trainer.model.parameters(), ours.trained)
-    ]
-    found = {
-        "loss": float(theirs.detach()),
-        "ours": float(loss),
-        "norm": norms[0],
-        "our_norm": norms[1],
-    }
-    if abs(found["loss"] - found["ours"]) > 1e-5 or abs(norms[1] / norms[0] - 1) > 1e-4:
+    learned = [p for p in trainer.model.parameters() if p.grad is not None]
+    nn.utils.clip_grad_norm_(learned, CLIP)
+    ours = Ours(lora, hybrid=False).trainer
+    ours.optimizer = recorder = Recorder(ours.parameters, lr=1.0)
+    loss = float(ours.step(encoded(batch), [1] * len(batch)))
+    expected = {tuple(p.shape): [] for p in learned}
+    for parameter in learned:
+        expected[tuple(parameter.shape)].append(parameter.grad)
+    off = 0.0
+    for grad in recorder.seen:  # in the order of the modules on both sides, by shape
+        off = max(off, float((grad - expected[tuple(grad.shape)].pop(0)).abs().max()))
+    found = {"loss": float(theirs.detach()), "ours": loss, "off": off}
+    if abs(found["loss"] - found["ours"]) > 1e-5 or off > 1e-5 or any(expected.values()):
         raise ValueError(f"the two sides do not train the same thing: {found}")
     return found
 
@@ -328,7 +353,7 @@ def main() -> None:
     print("LoRA on both sides" if given.lora else "full fine-tuning on both sides")
     one = same_training(given.lora)
     print(f"one batch: loss TRL {one['loss']:.6f}, ours {one['ours']:.6f};", end=" ")
-    print(f"gradient norm TRL {one['norm']:.5f}, ours {one['our_norm']:.5f}")
+    print(f"no entry of the clipped gradient differs by more than {one['off']:.1e}")
     tried = {size: in_a_process("trl", given.lora, size) for size in MICRO_BATCHES}
     for size, found in tried.items():
         print(f"TRL at {size:3d} pairs: {found['rate']:5.1f} questions/s, {found['mib']:6.0f} MiB")
