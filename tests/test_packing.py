@@ -13,6 +13,7 @@ from stages.rlhf.models import Roles
 from stages.rlhf.packing import (
     PackedGroups,
     answer_logprobs,
+    answer_states,
     by_length,
     can_pack,
     last_states,
@@ -22,7 +23,7 @@ from stages.rlhf.packing import (
     worth_packing,
 )
 from stages.rlhf.precision import SDPA_FLOAT32
-from stages.rlhf.sequences import collate, hidden_states, response_logprobs
+from stages.rlhf.sequences import collate, hidden_states, response_logprobs, response_states
 from tests.model_fixtures import LORA, random_ids, shake, tiny_gemma2, tiny_llama
 
 VOCAB, PAD = 40, 0
@@ -108,6 +109,25 @@ def test_packed_equals_apart(name: str) -> None:
     with torch.no_grad(), roles.use(None) as model:  # the bare backbone
         for mine, expected in zip(packed(model), apart(model), strict=True):
             torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
+
+
+def test_states_of_the_answers_tokens_are_their_own_rows() -> None:
+    roles = roles_of("llama sdpa")
+    copies = [p for p, given in zip(PROMPTS, ANSWERS, strict=True) for _ in given]
+    rows = collate(copies, FLAT, PAD)
+    groups = pack(PROMPTS, ANSWERS, PAD)
+    with torch.no_grad(), roles.use("reward") as model:
+        hidden = hidden_states(model, rows)
+        mine = answer_states(packed_states(model, groups), groups)
+        apart_ = response_states(hidden, rows)
+    expected = torch.cat(
+        [
+            hidden[i, len(p) : len(p) + len(a)]
+            for i, (p, a) in enumerate(zip(copies, FLAT, strict=True))
+        ]
+    )
+    assert apart_.equal(expected)
+    torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

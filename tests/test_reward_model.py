@@ -1,5 +1,6 @@
 """The reward model: its formula, its neighbours, and its way to disk and back."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.models import check_card, load_sft, model_hash, save_card
 from stages.rlhf.ppo_trainer import new_value_head
 from stages.rlhf.reward_model import (
+    TOKEN_HEADS,
     Calibration,
+    Features,
     Head,
     Member,
     RewardModel,
+    TokenHeads,
     load_reward_model,
     member_name,
     new_reward_model,
@@ -40,17 +44,48 @@ READ = [(prompt, [answer]) for prompt, answer in zip(PROMPTS, ANSWERS, strict=Tr
 
 def test_head_by_hand() -> None:
     head = Head(2, hybrid=True)
+    assert head.fluency is not None
+    assert head.tokens is not None
     with torch.no_grad():
         head.value.weight.copy_(torch.tensor([[1.0, -2.0]]))
-        assert head.fluency is not None
         head.fluency.copy_(torch.tensor([10.0, 100.0]))
+        for weight in head.tokens.parameters():
+            weight.zero_()
     mask = torch.tensor([[True, True, True], [True, False, False]])
     last = torch.tensor([[3.0, 1.0], [0.0, 1.0]])
     logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, torch.nan, -9.0]])
+    states = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
+    features = Features(last, logprobs, states, mask)
     # 3 - 2 + 10 * -2 + 100 * -3;  0 - 2 + 10 * -.5 + 100 * -.5
-    assert head(last, logprobs, mask).tolist() == [-319.0, -57.0]
-    head.fluency = None
-    assert head(last, logprobs, mask).tolist() == [1.0, -2.0]
+    assert head(features).tolist() == [-319.0, -57.0]
+    plain = Head(2, hybrid=False)
+    with torch.no_grad():
+        plain.value.weight.copy_(head.value.weight)
+    assert plain(Features(last, None, None, mask)).tolist() == [1.0, -2.0]
+
+
+def test_token_heads_are_a_weighted_mean_over_the_answers_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = TokenHeads(5)
+    with torch.no_grad():
+        for weight in heads.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    lengths = [4, 1, 3]
+    mask = torch.arange(4)[None] < torch.tensor(lengths)[:, None]
+    logprobs = torch.randn(3, 4, generator=generator).masked_fill(~mask, torch.nan)
+    states = torch.randn(sum(lengths), 5, generator=generator)
+    with torch.no_grad():
+        found = heads(logprobs, states, mask)
+    rows = states.split(lengths)
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        expected = 0.0
+        for k in range(TOKEN_HEADS):
+            logits = [(heads.where.weight[k] @ row[t]).item() for t in range(n)]
+            total = sum(math.exp(logit) for logit in logits)
+            for t in range(n):
+                value = heads.value.weight[k] @ row[t] + heads.fluency[k] * logprobs[i, t]
+                expected += math.exp(logits[t]) / total * value.item()
+        assert found[i].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_score_is_read_at_the_last_attended_token(tmp_path: Path) -> None:
@@ -306,11 +341,13 @@ def test_a_policy_saved_and_loaded_gives_the_same_answers(tmp_path: Path, method
 
 
 def test_heads_keep_their_digits_under_autocast(tmp_path: Path) -> None:
-    head = Head(32, hybrid=False)
-    last = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
-    logprobs, mask = torch.zeros(50, 2), torch.ones(50, 2, dtype=torch.bool)
-    expected = head(last, logprobs, mask)
+    head = Head(32, hybrid=True)
+    generator = torch.Generator().manual_seed(0)
+    last, states = (torch.randn(n, 32, generator=generator) for n in (50, 100))
+    mask = torch.ones(50, 2, dtype=torch.bool)
+    features = Features(last, -torch.rand(50, 2, generator=generator), states, mask)
+    expected = head(features)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head(last, logprobs, mask)
+        found = head(features)
     assert found.dtype == torch.float32
     assert found.equal(expected)

@@ -197,6 +197,9 @@ def test_the_length_head_trains_and_is_thrown_away(tmp_path: Path) -> None:
     assert load_file(tmp_path / "rm" / "reward0" / "head.safetensors").keys() == {
         "value.weight",
         "fluency",
+        "tokens.where.weight",
+        "tokens.value.weight",
+        "tokens.fluency",
     }
 
 
@@ -402,7 +405,7 @@ class Planted(RewardModel):
     def features(self, questions: Any, codec: Codec, logprobs: bool = True) -> Features:
         answers = [answer for _, given in questions for answer in given]
         read = (torch.tensor([answer[:2] for answer in answers]).float() - 1000) / 100
-        return Features(read, None, torch.ones(len(answers), 1, dtype=torch.bool))
+        return Features(read, None, None, torch.ones(len(answers), 1, dtype=torch.bool))
 
     def parts(self, questions: Any, tokens: int) -> list[list[int]]:
         return [list(range(len(questions)))]

@@ -163,7 +163,7 @@ def test_test_and_validation_have_their_sizes(world: World) -> None:
     kinds = Counter(row["kind"] for row in world.rm.validation)
     assert kinds == {UNSEEN_WORDING: 250, NEVER_ASKED: 120, UNSEEN_ENDING: 80}
     splits = Counter(row["split"] for row in world.rm.training)
-    assert splits == {"train": 2400, "judge_train": 600, "judge_test": 120, "validation": 210}
+    assert splits == {"train": 2400, "judge_train": 600, "judge_test": 120, "validation": 420}
     splits = Counter(row["split"] for row in world.sft.training)
     assert splits == {"train": 3200, "validation": 300}
     kinds = Counter(row["kind"] for row in world.sft.training if row["split"] == "validation")

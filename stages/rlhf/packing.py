@@ -157,6 +157,13 @@ def last_states(hidden: Tensor, groups: PackedGroups) -> Tensor:
     return hidden[groups.last]
 
 
+def answer_states(hidden: Tensor, groups: PackedGroups) -> Tensor:
+    """(G * T, H) -> (N, H): the states at the N tokens of all answers, answer by answer."""
+    mask = groups.response_mask
+    first = groups.last - (mask.sum(-1) - 1)
+    return hidden[(first[:, None] + torch.arange(mask.shape[1], device=mask.device))[mask]]
+
+
 def answer_logprobs(
     model: Any, hidden: Tensor, groups: PackedGroups, answers: Any = slice(None)
 ) -> Tensor:

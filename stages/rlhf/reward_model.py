@@ -1,10 +1,13 @@
 """The reward model: an ensemble of adapters on the frozen SFT backbone, each with a small head.
 
-score = w . h_last  [+ a * mean log-probability of the answer's tokens + b * the least of them]
+score = w . h_last  [+ a * mean_t l_t + b * min_t l_t + sum_k sum_t p_kt (v_k . h_t + c_k * l_t)]
 
-The terms in brackets are the hybrid head's: the adapter's own language model head says how likely
-the answer's tokens are, so that a fact which the backbone knows but no ranked pair has shown still
-counts. h_last is the state at the last attended token, the answer's EOS.
+h_t is the state at the answer's token t, h_last that at its last, the EOS; l_t is the token's
+log-probability by the adapter's own language model head. The terms in brackets are the hybrid
+head's: how likely the answer's tokens are says what the backbone knows, so that a fact counts which
+no ranked pair has shown. Where in an answer it matters is learned: p_k is a softmax over the tokens
+of q_k . h_t, for TOKEN_HEADS values of k, so that the surprise of a name and that of a filler are
+told apart, which mean and minimum alone cannot.
 
 Members differ by their initial weights, the order and the bootstrap of their questions; where they
 disagree, none of them has seen the like. Coste et al. 2024, arXiv 2310.02743. M members, N answers,
@@ -27,6 +30,7 @@ from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.models import Roles
 from stages.rlhf.packing import (
     answer_logprobs,
+    answer_states,
     by_length,
     can_pack,
     last_states,
@@ -36,9 +40,10 @@ from stages.rlhf.packing import (
     worth_packing,
 )
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.sequences import collate, hidden_states, response_logprobs
+from stages.rlhf.sequences import collate, hidden_states, response_logprobs, response_states
 
 SCORING_TOKENS = 2048  # of a part that is scored at once
+TOKEN_HEADS = 4
 Question = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
 
 
@@ -52,6 +57,7 @@ class Features(NamedTuple):
 
     last: Tensor  # (B, H) state at the answer's last token
     logprobs: Tensor | None  # (B, R) of its tokens; None where nobody asks
+    states: Tensor | None  # (N, H) at the N tokens that the mask counts; None where nobody asks
     mask: Tensor  # (B, R) bool
 
 
@@ -62,6 +68,28 @@ class Scores(NamedTuple):
     variance: Tensor  # (N,) 0 with one member
 
 
+class TokenHeads(nn.Module):
+    """sum_k sum_t p_kt (v_k . h_t + c_k * l_t) over an answer's tokens t, K = TOKEN_HEADS."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.where = nn.Linear(hidden_size, TOKEN_HEADS, bias=False)
+        self.value = nn.Linear(hidden_size, TOKEN_HEADS, bias=False)
+        self.fluency = nn.Parameter(torch.full((TOKEN_HEADS,), 0.2))
+        nn.init.normal_(self.where.weight, std=0.02)  # all tokens alike, to begin with
+        nn.init.normal_(self.value.weight, std=0.3 / (hidden_size + 1) ** 0.5)
+
+    def forward(self, logprobs: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """(B, R), (N, H), (B, R) -> (B,)."""
+        spread = mask[..., None].expand(*mask.shape, TOKEN_HEADS)
+        logits = torch.full(spread.shape, -torch.inf, device=mask.device)
+        weights = logits.masked_scatter(spread, self.where(states)).softmax(1)  # (B, R, K)
+        values = torch.zeros(spread.shape, device=mask.device)
+        values = values.masked_scatter(spread, self.value(states))
+        values = values + torch.where(mask, logprobs, 0)[..., None] * self.fluency
+        return (weights * values).sum((1, 2))
+
+
 class Head(nn.Module):
     """From hidden states and token log-probabilities to one number per answer."""
 
@@ -69,18 +97,22 @@ class Head(nn.Module):
         super().__init__()
         self.value = nn.Linear(hidden_size, 1, bias=False)
         self.fluency = nn.Parameter(torch.tensor([1.0, 0.5])) if hybrid else None
+        self.tokens = TokenHeads(hidden_size) if hybrid else None
         nn.init.normal_(self.value.weight, std=1 / (hidden_size + 1) ** 0.5)
 
-    def forward(self, last: Tensor, logprobs: Tensor | None, mask: Tensor) -> Tensor:
-        """(B, H), (B, R) x 2 -> (B,); a head without the hybrid's terms needs no logprobs."""
+    def forward(self, features: Features) -> Tensor:
+        """(B,); a head without the hybrid's terms needs `last` alone."""
+        last, logprobs, states, mask = features
         with torch.autocast(last.device.type, enabled=False):  # bfloat16 has three digits
             scores: Tensor = self.value(last.float()).squeeze(-1)
-        if self.fluency is None:
-            return scores
-        assert logprobs is not None, "the hybrid head reads log-probabilities"
-        mean = torch.where(mask, logprobs, 0).sum(-1) / mask.sum(-1)
-        least = torch.where(mask, logprobs, 0).min(-1).values
-        return scores + self.fluency[0] * mean + self.fluency[1] * least
+            if self.fluency is None or self.tokens is None:
+                return scores
+            assert logprobs is not None, "the hybrid head reads log-probabilities"
+            assert states is not None, "the hybrid head reads all states of an answer"
+            mean = torch.where(mask, logprobs, 0).sum(-1) / mask.sum(-1)
+            least = torch.where(mask, logprobs, 0).min(-1).values
+            scores = scores + self.fluency[0] * mean + self.fluency[1] * least
+            return scores + self.tokens(logprobs, states.float(), mask)
 
 
 @dataclass
@@ -162,7 +194,8 @@ class RewardModel:
             packed = pack(prompts, answers, codec.pad_id, model.device)
             hidden = packed_states(model, packed)
             said = answer_logprobs(model, hidden, packed) if logprobs else None
-            return Features(last_states(hidden, packed), said, packed.response_mask)
+            states = answer_states(hidden, packed) if self.hybrid else None
+            return Features(last_states(hidden, packed), said, states, packed.response_mask)
         rows = collate(
             [prompt for prompt, answers in questions for _ in answers],
             [answer for _, answers in questions for answer in answers],
@@ -172,11 +205,12 @@ class RewardModel:
         hidden = hidden_states(model, rows)
         last = hidden[torch.arange(len(hidden), device=hidden.device), rows.last]
         said = response_logprobs(model, hidden, rows) if logprobs else None
-        return Features(last, said, rows.response_mask)
+        states = response_states(hidden, rows) if self.hybrid else None
+        return Features(last, said, states, rows.response_mask)
 
     def forward(self, questions: Sequence[Question], codec: Codec, index: int = 0) -> Tensor:
         """(N,) raw scores of all answers by a member; call inside `roles.use` of its name."""
-        scores: Tensor = self.members[index].head(*self.features(questions, codec, self.hybrid))
+        scores: Tensor = self.members[index].head(self.features(questions, codec, self.hybrid))
         return scores
 
     @torch.no_grad()

@@ -83,17 +83,18 @@ class MemberTrainer:
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
         """Scores of all answers of these groups; call inside `roles.use`."""
         asked = self.model.hybrid or self.rm.lm_coef > 0
-        last, logprobs, mask = self.model.features(questions_of(groups), self.codec, asked)
-        quality = self.member.head(last, logprobs, mask)
+        features = self.model.features(questions_of(groups), self.codec, asked)
+        quality = self.member.head(features)
         length = None
         if self.length_head is not None:
             with torch.autocast(self.device.type, enabled=False):
-                length = self.length_head(last.float()).squeeze(-1)
+                length = self.length_head(features.last.float()).squeeze(-1)
         lm = None
         if self.rm.lm_coef > 0:
-            assert logprobs is not None
-            best = mask[batch.best_rows]
-            lm = -torch.where(best, logprobs[batch.best_rows], 0).sum(-1) / best.sum(-1)
+            assert features.logprobs is not None
+            best = features.mask[batch.best_rows]
+            said = features.logprobs[batch.best_rows]
+            lm = -torch.where(best, said, 0).sum(-1) / best.sum(-1)
         return Outputs(quality, length, lm)
 
     def ranking_losses(self, scores: Tensor, batch: GroupBatch) -> Tensor:

@@ -91,6 +91,14 @@ def at_response(hidden: Tensor, sequences: Sequences) -> Tensor:
     return hidden[rows[mask], sequences.predicts[mask]]
 
 
+def response_states(hidden: Tensor, sequences: Sequences) -> Tensor:
+    """(B, T, H) -> (N, H): the states at the N response tokens that count, row by row."""
+    mask = sequences.response_mask
+    rows, steps = mask.nonzero(as_tuple=True)
+    first = sequences.last - (mask.sum(-1) - 1)
+    return hidden[rows, first[rows] + steps]
+
+
 def response_logprobs(
     model: Any, hidden: Tensor, sequences: Sequences, temperature: float = 1.0
 ) -> Tensor:

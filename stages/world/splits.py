@@ -58,8 +58,8 @@ class Sizes:
             kinds(*demos, 400, 200, 150),
             kinds(*groups, 250, 120, 80),
             kinds(*demos, 200, 100),
-            kinds(*groups, 150, 60),
-            part(120, sample.judge_groups, 600),
+            kinds(*groups, 300, 120),
+            part(240, sample.judge_groups, 1200),
             part(100, sample.prompts, 3000),
             part(100, sample.prompts, 3000),
         )
