@@ -51,8 +51,7 @@ def answers_and_scores(
     for name, said in answers.items():
         ids = [answer_ids(codec, answer) for answer in said]
         read = [(p, [a]) for p, a in zip(prompts, ids, strict=True)]
-        found = reward_model.score(read, codec)
-        scores[name] = found.mean.tolist()
+        scores[name] = reward_model.corrected_scores(read, codec).tolist()
     clock.lap("score")
     return answers, scores
 

@@ -1,5 +1,6 @@
 """Write the README's figures from the committed metrics: python -m tests.readme"""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ COLUMNS = {
     "repetition": "{:.3f}",
     "length": "{:.1f}",
 }
+BIAS = "length_correlation_given_rank"
 KINDS = {
     "unseen_wording": "unseen wordings",
     "never_asked": "never-asked facts",
@@ -44,26 +46,71 @@ def answers_table() -> str:
     return "\n".join(lines)
 
 
+def interval(block: dict[str, Any], key: str) -> str:
+    """A value with its interval."""
+    low, high = (block[f"{key}_ci_{end}"] for end in ("low", "high"))
+    return f"{block[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def ranking_table() -> str:
-    """The reward model on each kind of hold-out."""
-    rm = metrics("rm")
+    """The reward model on each kind of hold-out, and the judge on its own questions."""
+    rm, judge = metrics("rm"), metrics("judge")
     columns = ("accuracy", "length_only_accuracy", "accuracy_length_matched", "kendall_tau", "top1")
-    columns += ("length_correlation_given_rank",)
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for kind, title in KINDS.items():
-        cells = [f"{rm['by_kind'][kind][key]:.3f}" for key in columns]
+    lines = [f"| | {' | '.join(columns)} | {BIAS} | the same, corrected |"]
+    lines.append(f"|---|{'---:|' * (len(columns) + 2)}")
+    rows = [(KINDS[kind], rm["by_kind"][kind]) for kind in KINDS]
+    for title, block in [*rows, ("judge, its own questions", judge)]:
+        cells = [interval(block, "accuracy"), *(f"{block[key]:.3f}" for key in columns[1:])]
+        corrected = block.get("length_corrected")
+        cells += [f"{block[BIAS]:.3f}", f"{corrected[BIAS]:.3f}" if corrected else "–"]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def gate_line() -> str:
+    """The gate before PPO."""
+    gate = metrics("judge")["gate"]["best_of_4"]
+    correction = metrics("rm")["length_correction"]
+    used = "is" if correction["applied"] else "is not"
+    return (
+        f"The gate: best-of-4 under the reward model gains {gate['gain']:.3f} sd"
+        f" [{gate['gain_ci_low']:.3f}, {gate['gain_ci_high']:.3f}] by the judge over SFT's samples;"
+        f" it {'opens' if gate['passed'] else 'stays shut'}. The length curve {used} applied:"
+        f" accuracy {correction['validation_accuracy']:.3f} without and"
+        f" {correction['validation_accuracy_corrected']:.3f} with it, where it was not fitted."
+    )
+
+
+def ablation_table() -> str:
+    """metrics/tables/rm_ablation.csv, the columns that matter most."""
+    with (ROOT / "metrics" / "tables" / "rm_ablation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = [f"{kind}.accuracy" for kind in KINDS]
+    columns += ["unseen_wording.accuracy_length_matched", f"unseen_wording.{BIAS}"]
+    columns += ["unseen_wording.length_correlation_corrected", "gate_gain"]
+    titles = ["unseen wordings", "never asked", "unseen endings", "length-matched"]
+    titles += ["length bias", "corrected", "gate gain (sd)"]
+    lines = [f"| | {' | '.join(titles)} | rm s |", f"|---|{'---:|' * (len(titles) + 1)}"]
+    for row in rows:
+        cells = [f"{float(row[key]):.3f}" for key in columns] + [f"{float(row['rm_seconds']):.0f}"]
+        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Made at commit {rows[0]['commit']}."])
+
+
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
-    stages = ("base", "sft", "rm", "ppo", "evaluate")
+    stages = ("base", "sft", "rm", "judge", "ppo", "evaluate")
     seconds = {name: metrics(f"runtime/{name}")["total_s"] for name in stages}
     return ", ".join(f"{name} {round(s)} s" for name, s in seconds.items())
 
 
-TABLES = {"answers": answers_table, "ranking": ranking_table, "time": time_line}
+TABLES = {
+    "answers": answers_table,
+    "ranking": ranking_table,
+    "gate": gate_line,
+    "ablation": ablation_table,
+    "time": time_line,
+}
 
 
 def rendered(text: str) -> str:
