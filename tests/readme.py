@@ -90,9 +90,9 @@ def ablation_table() -> str:
     columns += ["unseen_wording.length_correlation_corrected", "gate_gain"]
     titles = ["unseen wordings", "never asked", "unseen endings", "length-matched"]
     titles += ["length bias", "corrected", "gate gain (sd)"]
-    lines = [f"| | {' | '.join(titles)} | rm s |", f"|---|{'---:|' * (len(titles) + 1)}"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     for row in rows:
-        cells = [f"{float(row[key]):.3f}" for key in columns] + [f"{float(row['rm_seconds']):.0f}"]
+        cells = [f"{float(row[key]):.3f}" for key in columns]
         lines.append(f"| {row['row']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Made at commit {rows[0]['commit']}."])
 

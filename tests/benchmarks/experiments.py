@@ -1,16 +1,18 @@
 """Tables of experiments, each row a DVC experiment on the commit that stands: metrics/tables/*.csv.
 
-    python -m tests.benchmarks.experiments rm_ablation
+    python -m tests.benchmarks.experiments rm_ablation --jobs 2
 
-Runs what is missing (`dvc exp run --temp`, so the workspace stays as it is), reads the figures back
-with `dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout
-whose default run is in the run cache: `dvc repro` first.
+Queues what is missing and runs it beside the workspace, reads the figures back with
+`dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout whose
+default run is in the cache: `dvc repro` first.
 """
 
 import argparse
 import csv
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,6 @@ def ranking_columns() -> dict[str, tuple[str, str]]:
     found["judge_accuracy"] = "metrics/judge.json", "accuracy"
     found["gate_gain"] = "metrics/judge.json", "gate.best_of_4.gain"
     found["gate_gain_ci_low"] = "metrics/judge.json", "gate.best_of_4.gain_ci_low"
-    found["rm_seconds"] = "metrics/runtime/rm.json", "total_s"
     return found
 
 
@@ -79,12 +80,27 @@ def experiments() -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(name: str, table: Table, changed: Mapping[str, Any]) -> None:
-    """One experiment. Raises CalledProcessError where it fails."""
+def dvc_command(*words: str) -> str:
+    """Output of `dvc` with these words. Raises CalledProcessError where it fails."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # two jobs share the cores
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return done.stdout
+
+
+def queue(name: str, table: Table, changed: Mapping[str, Any]) -> None:
+    """Put one experiment in the queue."""
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
     settings = [word for pair in words for word in ("-S", pair)]
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-n", name, *settings]
-    subprocess.run([*command, *table.targets], cwd=ROOT, check=True)
+    dvc_command("exp", "run", "--queue", "-n", name, *settings, *table.targets)
+
+
+def wait() -> None:
+    """Return when the queue has nothing to do."""
+    while any(state in dvc_command("queue", "status") for state in ("Queued", "Running")):
+        time.sleep(20)
 
 
 def value(row: Mapping[str, Any], file: str, key: str) -> Any:
@@ -96,18 +112,26 @@ def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", choices=TABLES)
-    name = parser.parse_args().table
-    table = TABLES[name]
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    name, table = given.table, TABLES[given.table]
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     commit = head.stdout.decode().strip()
     slugs = {row: f"{name}-{row}".replace(" ", "-").replace("_", "-") for row in table.rows}
     slugs["default"] = "default"
-    for row, changed in table.rows.items():
-        if slugs[row] not in experiments():
-            run(slugs[row], table, changed)
+    done = experiments()
+    missing = [row for row in table.rows if slugs[row] not in done]
+    for row in missing:
+        queue(slugs[row], table, table.rows[row])
+    if missing:
+        dvc_command("queue", "start", "--jobs", str(given.jobs))
+        wait()
     found = experiments()
+    lost = [row for row in table.rows if slugs[row] not in found]
+    if lost:
+        raise SystemExit(f"failed: {', '.join(lost)}; see dvc queue status and dvc queue logs")
     file = ROOT / "metrics" / "tables" / f"{name}.csv"
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
