@@ -3,8 +3,8 @@
     python -m tests.benchmarks.experiments rm_ablation --jobs 2
 
 Queues what is missing and runs it beside the workspace, reads the figures back with
-`dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout whose
-default run is in the cache: `dvc repro` first.
+`dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout
+whose default run is in the cache: `dvc repro` first.
 """
 
 import argparse
