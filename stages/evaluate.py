@@ -1,65 +1,80 @@
-"""Stage `evaluate`: base, SFT and PPO on the test questions, greedy, against the references.
+"""Stage `evaluate`: base, SFT, PPO and best-of-n on the test questions, against the references.
 
 python -m stages.evaluate --base data/base --sft data/sft --ppo data/ppo/best --rm data/rm
-    --embedder data/embedder --rows data/preprocess/sft/test.jsonl
-    --out data/evaluate --metrics metrics/evaluate.json --plots plots/evaluate
+    --judge data/judge --gate metrics/judge.json --embedder data/embedder
+    --rows data/preprocess/sft/test.jsonl --out data/evaluate
+    --metrics metrics/evaluate.json --plots plots/evaluate
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import click
 
 from stages.rlhf import embedder, evaluation, evaluation_figures, runtime
+from stages.rlhf.best_of_n import closed_gate, sample
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.generation import Answer, answer_questions
-from stages.rlhf.models import check_card, load_causal_lm, load_sft, load_tokenizer
+from stages.rlhf.generation import Answer, answer_of, generate_all
+from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, read_rows, write_jsonl, write_metrics
 from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
+from stages.rlhf.runtime import derive_seed
+from stages.rlhf.text_metrics import length
 
 Paths = dict[str, Path]
 
 
-def answers_and_scores(
-    params: Params, paths: Paths, questions: list[str], clock: runtime.Clock
-) -> tuple[dict[str, list[Answer]], dict[str, list[float]]]:
-    """Every model's greedy answers, and their scores by the reward model."""
+class Asked(NamedTuple):
+    """What every model says to the questions, and what reward model and judge say of it."""
+
+    answers: dict[str, list[Answer]]
+    scores: dict[str, list[float]]
+    judged: dict[str, list[float]]
+    temperature: float  # of the judge
+
+
+def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clock) -> Asked:
+    """Greedy answers of base, SFT and PPO, best-of-n of SFT's samples; all of them scored."""
     chosen = params.chosen
     stands_on = {"base": paths["base"], "sft": paths["sft"]}
     check_card(paths["rm"], stands_on)
     check_card(paths["ppo"], {**stands_on, "rm": paths["rm"]})
+    check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
-
-    def ask(model: Any) -> list[Answer]:
-        return answer_questions(
-            model, codec, questions, chosen.max_answer_tokens, chosen.generate.batch_size
-        )
-
-    answers = {"base": ask(load_causal_lm(paths["base"], chosen.dtype))}
+    prompts = [codec.prompt_ids(question) for question in questions]
+    limits = codec, chosen.max_answer_tokens, chosen.generate.batch_size
+    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
     roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
     roles.load(POLICY, paths["ppo"])
-    for name, role in {"sft": roles.reference, "ppo": POLICY}.items():
-        with roles.use(role) as model:
-            answers[name] = ask(model)
+
+    said = {}
+    places = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
+    for name, (holder, role) in places.items():
+        with holder.use(role) as model:
+            said[name] = generate_all(model, prompts, *limits)
+    n, temperature = params.evaluate.best_of, params.ppo.temperature
+    with roles.use(roles.reference) as model:
+        drawn = sample(
+            model, prompts, n, *limits, temperature, params.seed, "evaluate", "best_of_n"
+        )
     clock.lap("generate")
     reward_model = load_reward_model(roles, paths["rm"])
-    prompts = [codec.prompt_ids(question) for question in questions]
-    scores = {}
-    for name, said in answers.items():
-        ids = [answer_ids(codec, answer) for answer in said]
-        read = [(p, [a]) for p, a in zip(prompts, ids, strict=True)]
+    liked = reward_model.corrected_scores(drawn, codec).view(-1, n).argmax(-1).tolist()
+    said["best_of_n"] = [own[k] for (_, own), k in zip(drawn, liked, strict=True)]
+    judge = load_reward_model(bare, paths["judge"])
+    assert judge.calibration is not None, "stage judge calibrates what it saves"
+    scores, judged = {}, {}
+    for name, ids in said.items():
+        read = [(prompt, [answer]) for prompt, answer in zip(prompts, ids, strict=True)]
         scores[name] = reward_model.corrected_scores(read, codec).tolist()
+        judged[name] = judge.score(read, codec).mean.tolist()
     clock.lap("score")
-    return answers, scores
-
-
-def answer_ids(codec: Codec, answer: Answer) -> list[int]:
-    """The answer's ids, with EOS where it ended by itself, or where it has no other token."""
-    ids = codec.answer_ids(answer.text)
-    return ids if answer.ended or len(ids) == 1 else ids[:-1]
+    answers = {name: [answer_of(one, codec) for one in ids] for name, ids in said.items()}
+    return Asked(answers, scores, judged, judge.calibration.temperature)
 
 
 def run(params: Params, paths: Paths, clock: runtime.Clock) -> tuple[dict[str, Any], Any, Any]:
@@ -67,17 +82,30 @@ def run(params: Params, paths: Paths, clock: runtime.Clock) -> tuple[dict[str, A
     rows = evaluation.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
         raise ValueError(f"{paths['rows']}: no rows; test questions were expected")
-    answers, scores = answers_and_scores(params, paths, [row.question for row in rows], clock)
+    found = asked(params, paths, [row.question for row in rows], clock)
     ruler = embedder.load(paths["embedder"])
     references = embedder.encode(ruler, [row.answer for row in rows])
     models = {}
-    for name, said in answers.items():
+    for name, said in found.answers.items():
         vectors = embedder.encode(ruler, [answer.text for answer in said])
-        models[name] = evaluation.measure(said, scores[name], rows, vectors, references)
+        models[name] = evaluation.measure(
+            said, found.scores[name], found.judged[name], rows, vectors, references
+        )
     clock.lap("measure")
+    bootstrap = evaluation.Bootstrap(
+        params.evaluate.resamples, derive_seed(params.seed, "evaluate", "resamples")
+    )
+    report = evaluation.report(models, rows, found.temperature, bootstrap)
+    gates = evaluation.gates(
+        report,
+        fmean(length(row.answer) for row in rows),
+        closed_gate(paths["gate"]) is None,
+        params.data.source == "sample",
+    )
     metrics = {
         "embedder_sha256": embedder.embedder_hash(paths["embedder"]),
-        **evaluation.report(models, rows),
+        **report,
+        "gates": gates,
     }
     return metrics, models, evaluation.sample_rows(models, rows)
 
@@ -92,6 +120,8 @@ def folder_option(name: str) -> Any:
 @folder_option("sft")
 @folder_option("ppo")
 @folder_option("rm")
+@folder_option("judge")
+@folder_option("gate")
 @folder_option("embedder")
 @folder_option("rows")
 @folder_option("out")
@@ -106,12 +136,15 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
         found, models, samples = run(params, paths, clock)
         shutil.rmtree(out, ignore_errors=True)
         write_jsonl(out / "samples.jsonl", samples)
-        evaluation_figures.draw_all(models, samples, params.evaluate.samples_shown, plots)
+        drawn = {name: models[name] for name in evaluation_figures.NAMES}
+        evaluation_figures.draw_all(drawn, samples, params.evaluate.samples_shown, plots)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     clock.lap("draw")
     write_metrics(metrics, found)
     clock.write(metrics.parent / "runtime" / metrics.name)
+    failed = [name for name, passed in found["gates"].items() if not passed]
+    click.echo(f"evaluate: gates that failed: {', '.join(failed) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge metric
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import click
 import pandas as pd
 
 from stages.rlhf import runtime
+from stages.rlhf.best_of_n import closed_gate
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.models import check_card, load_sft, load_tokenizer, save_card
@@ -28,27 +28,6 @@ Paths = dict[str, Path]
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
-
-
-def closed_gate(file: Path) -> str | None:
-    """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
-
-    Raises ValueError where the file holds no gate.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["gate"]["best_of_4"]
-        gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
-        passed: bool = found["passed"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{file}: gate.best_of_4 of stage judge was expected: {error!r}"
-        ) from error
-    if passed:
-        return None
-    return (
-        f"by the judge, best-of-4 under the reward model is worth {gain:+.3f} sd"
-        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
-    )
 
 
 def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:

@@ -1,11 +1,13 @@
 """Best-of-n samples, and the gate's arithmetic."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from stages.rlhf.best_of_n import gate, sample
+from stages.rlhf.best_of_n import closed_gate, gate, sample
 from stages.rlhf.chat import Codec
 from tests.model_fixtures import QUESTIONS, sft_roles, tiny_tokenizer
 
@@ -53,3 +55,26 @@ def test_chance_does_not_open_the_gate_and_a_signal_does() -> None:
 def test_one_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="1 validation prompts: the gate needs 2 or more"):
         gate(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), 10, 0)
+
+
+def write_gate(folder: Path, **gate: Any) -> Path:
+    file = folder / "judge.json"
+    file.write_text(json.dumps({"gate": {"best_of_4": gate}}))
+    return file
+
+
+def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
+    figures = {"gain": 0.05, "gain_ci_low": -0.1, "gain_ci_high": 0.2}
+    assert closed_gate(write_gate(tmp_path, passed=True, **figures)) is None
+    reason = closed_gate(write_gate(tmp_path, passed=False, **figures))
+    assert reason is not None
+    assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"gate": {"best_of_4": {"passed": true}}}', "[1]"])
+def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "judge.json").write_text(text)
+    with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
+        closed_gate(tmp_path / "judge.json")
+    with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
+        closed_gate(tmp_path / "none.json")

@@ -42,6 +42,11 @@ ROWS = [
     )
 ]
 REFERENCES = np.eye(4, 6)
+BOOTSTRAP = evaluation.Bootstrap(200, 0)
+
+
+def report(models: dict[str, evaluation.Measured], rows: list[SftRow] = ROWS) -> dict[str, Any]:
+    return evaluation.report(models, rows, 1.0, BOOTSTRAP)
 
 
 def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> evaluation.Measured:
@@ -50,7 +55,8 @@ def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> evaluat
     vectors[:, 5] = mix
     answers = [Answer(text, len(text), ended=text != "") for text in texts]
     scores = [float(i) for i in range(len(rows))]
-    return evaluation.measure(answers, scores, rows, vectors, REFERENCES[: len(rows)])
+    judged = [mix * i for i in range(len(rows))]
+    return evaluation.measure(answers, scores, judged, rows, vectors, REFERENCES[: len(rows)])
 
 
 @pytest.fixture
@@ -64,10 +70,13 @@ def models() -> dict[str, evaluation.Measured]:
 
 
 def test_blocks(models: dict[str, evaluation.Measured]) -> None:
-    found = evaluation.report(models, ROWS)
-    assert set(found) == {"questions", "base", "sft", "ppo", "sft_gain"}
+    found = report(models)
+    assert set(found) == {"questions", "base", "sft", "ppo", "sft_gain", "ppo_vs_sft"}
+    beside = {
+        f"{k}_{end}" for k in KEYS for end in ("reason", "ci_low", "ci_high", "ci_low_reason")
+    }
     for name in models:
-        assert set(found[name]) - {"by_kind"} - {f"{k}_reason" for k in KEYS} == KEYS
+        assert set(found[name]) - {"by_kind"} - beside == KEYS
     base, sft, ppo = found["base"], found["sft"], found["ppo"]
     assert base["cosine"] == pytest.approx(1 / 5**0.5)
     assert base["euclidean_distance"] == pytest.approx(2)
@@ -81,14 +90,14 @@ def test_blocks(models: dict[str, evaluation.Measured]) -> None:
 
 
 def test_by_kind_leaves_out_rows_without_one(models: dict[str, evaluation.Measured]) -> None:
-    by_kind = evaluation.report(models, ROWS)["sft"]["by_kind"]
+    by_kind = report(models)["sft"]["by_kind"]
     assert list(by_kind) == ["never_asked", "unseen_wording"]
     assert by_kind["unseen_wording"]["exact"] == 0.5
     assert by_kind["never_asked"]["wrong_fact_rate"] == 1
 
 
 def test_gain(models: dict[str, evaluation.Measured]) -> None:
-    gain = evaluation.report(models, ROWS)["sft_gain"]
+    gain = report(models)["sft_gain"]
     assert gain["cosine"] == pytest.approx(2**-0.5 - 5**-0.5)
     assert gain["percent"] == pytest.approx(100 * (2**-0.5 / 5**-0.5 - 1))
     # The seed's table: .0564 on .7426 is 7.59 %.
@@ -102,7 +111,7 @@ def test_gain(models: dict[str, evaluation.Measured]) -> None:
 def test_rows_without_phrase_or_kind(tmp_path: Path) -> None:
     rows = [SftRow(id=r.id, question=r.question, answer=r.answer) for r in ROWS]
     texts = ["", "가", "나", "다"]
-    found = evaluation.report({n: measured(texts, 1, rows) for n in ("base", "sft", "ppo")}, rows)
+    found = report({n: measured(texts, 1, rows) for n in ("base", "sft", "ppo")}, rows)
     assert found["sft"]["contains"] is None
     assert "must_contain" in found["sft"]["contains_reason"]
     assert found["sft"]["wrong_fact_rate"] is None
@@ -112,15 +121,17 @@ def test_rows_without_phrase_or_kind(tmp_path: Path) -> None:
 
 
 def test_no_answer_commits() -> None:
-    found = evaluation.block(measured(["모릅니다."] * 4, 0).values)
+    found = evaluation.block(measured(["모릅니다."] * 4, 0).values, BOOTSTRAP)
     assert found["contains"] == 0
     assert found["wrong_fact_rate"] is None
     assert "commits" in found["wrong_fact_rate_reason"]
 
 
 def test_numbers_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"differ in number: \[1, 4, 4, 4, 4\]"):
-        evaluation.measure([Answer("가", 1, True)], [0.0] * 4, ROWS, REFERENCES, REFERENCES)
+    with pytest.raises(ValueError, match=r"differ in number: \[1, 4, 4, 4, 4, 4\]"):
+        evaluation.measure(
+            [Answer("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
+        )
 
 
 def test_sample_rows(models: dict[str, evaluation.Measured]) -> None:
@@ -129,10 +140,73 @@ def test_sample_rows(models: dict[str, evaluation.Measured]) -> None:
     assert samples[3]["question"] == ROWS[3].question
     assert samples[3]["reference"] == ROWS[3].answer
     assert samples[3]["base"] == {
-        "answer": "1947m입니다.", "score": 3, "cosine": round(5**-0.5, 6)
+        "answer": "1947m입니다.", "score": 3, "judged": 6, "cosine": round(5**-0.5, 6)
     }  # fmt: skip
     assert "kind" not in samples[3]
     assert samples[2]["kind"] == "never_asked"
+
+
+def test_intervals_stand_beside_the_means(models: dict[str, evaluation.Measured]) -> None:
+    sft = report(models)["sft"]
+    assert sft["exact_ci_low"] < sft["exact"] < sft["exact_ci_high"]
+    assert sft["cosine_ci_low"] == pytest.approx(sft["cosine"])  # the same for all
+    assert sft == report(models)["sft"]
+    none = evaluation.report(models, ROWS, 1.0, evaluation.Bootstrap(0, 0))["sft"]
+    assert not [key for key in none if "_ci_" in key]
+
+
+def test_ppo_against_sft_is_paired(models: dict[str, evaluation.Measured]) -> None:
+    found = report(models)["ppo_vs_sft"]
+    # ppo and sft say the same to the first and the last; the judge gives ppo 0, sft 0, 1, 2, 3
+    assert found["ties"] == 2
+    assert found["win_rate"] == 0.25
+    assert found["win_rate_decided"] == 0
+    assert found["exact_gain"] == 0.5
+    assert found["chrf_gain"] == pytest.approx(
+        report(models)["ppo"]["chrf"] - report(models)["sft"]["chrf"]
+    )
+    assert 0 < found["win_rate_length_controlled"] < 0.5
+    assert set(found["by_kind"]) == {"unseen_wording", "never_asked"}
+    assert found["by_kind"]["never_asked"]["win_rate_decided"] == 0
+    # the judge's temperature tells how sure it is
+    unsure = evaluation.report(models, ROWS, 100.0, BOOTSTRAP)["ppo_vs_sft"]
+    assert 0.45 < unsure["win_rate_length_controlled"] < 0.5
+    assert unsure["win_rate"] == found["win_rate"]
+
+
+GOOD: dict[str, Any] = {
+    "ppo": {"repetition": 0.01, "copy_rate": 0.0, "eos_rate": 0.995, "length": 38.0},
+    "sft": {"repetition": 0.01, "copy_rate": 0.0, "eos_rate": 0.99, "length": 36.0},
+    "ppo_vs_sft": {"chrf_gain_ci_low": 0.5, "cosine_gain_ci_low": 0.01},
+}
+
+
+def gates(ok: bool = True, known: bool = True, **changed: dict[str, float | None]) -> list[str]:
+    """The gates that fail, of the figures above with some changed."""
+    found = {name: {**part, **changed.get(name, {})} for name, part in GOOD.items()}
+    return [k for k, passed in evaluation.gates(found, 37.0, ok, known).items() if not passed]
+
+
+def test_each_gate_fails_by_itself() -> None:
+    assert gates() == []
+    for low in (0.0, -1.0, None):
+        assert gates(ppo_vs_sft={"chrf_gain_ci_low": low}) == ["ppo_beats_sft"]
+        assert gates(ppo_vs_sft={"cosine_gain_ci_low": low}) == ["ppo_beats_sft"]
+    assert gates(ppo={"repetition": 0.016}) == ["no_repetition"]
+    assert gates(ppo={"repetition": 0.0149}) == []
+    assert gates(ppo={"copy_rate": 0.006}) == ["no_repetition"]
+    assert gates(ppo={"eos_rate": 0.98}) == ["ends"]
+    assert (
+        gates(ppo={"length": 37 * 1.16}) == gates(ppo={"length": 37 * 0.84}) == ["length_in_band"]
+    )
+    assert gates(ok=False) == ["rm_ok"]
+
+
+def test_on_real_data_ppo_need_only_end_as_often_as_sft() -> None:
+    low = {"eos_rate": 0.7}
+    assert gates(ppo=low, sft={"eos_rate": 0.7}, known=True) == ["ends"]
+    assert gates(ppo=low, sft={"eos_rate": 0.7}, known=False) == []
+    assert gates(ppo=low, sft={"eos_rate": 0.71}, known=False) == ["ends"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +241,7 @@ def test_figures(models: dict[str, evaluation.Measured], tmp_path: Path) -> None
 
 
 def test_metrics_can_be_written(models: dict[str, evaluation.Measured], tmp_path: Path) -> None:
-    found = evaluation.report(models, ROWS)
+    found = report(models)
     write_metrics(tmp_path / "evaluate.json", found)
     read = json.loads((tmp_path / "evaluate.json").read_text(encoding="utf-8"))
     assert read["ppo"]["cosine"] == 1

@@ -42,6 +42,7 @@ SMALL = {
     "ppo.require_gate": False,
     "rm.resamples": 50,
     "judge.resamples": 50,
+    "evaluate.resamples": 50,
 }
 
 
@@ -161,9 +162,13 @@ def test_metrics_have_the_names_that_tools_rely_on(
     assert {"kl", "reward", "eos_rate", "best_update", "skipped"} <= set(metrics["ppo"])
     names = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}
     names |= {"contains", "wrong_fact_rate", "eos_rate", "repetition", "copy_rate", "length"}
-    for model in ("base", "sft", "ppo"):
+    for model in ("base", "sft", "ppo", "best_of_n"):
         assert names | {"by_kind"} <= set(metrics["evaluate"][model])
     assert {"cosine", "percent"} <= set(metrics["evaluate"]["sft_gain"])
+    rates = {"win_rate", "win_rate_decided", "win_rate_length_controlled"}
+    assert rates <= set(metrics["evaluate"]["ppo_vs_sft"])
+    gates = {"ppo_beats_sft", "no_repetition", "ends", "length_in_band", "rm_ok"}
+    assert set(metrics["evaluate"]["gates"]) == gates
     part = metrics["preprocess"]["sft"]
     assert part["read"] == part["kept"] + sum(part["rejected"].values())
 

@@ -75,23 +75,6 @@ def write_gate(folder: Path, **gate: Any) -> Path:
     return file
 
 
-def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
-    figures = {"gain": 0.05, "gain_ci_low": -0.1, "gain_ci_high": 0.2}
-    assert ppo.closed_gate(write_gate(tmp_path, passed=True, **figures)) is None
-    reason = ppo.closed_gate(write_gate(tmp_path, passed=False, **figures))
-    assert reason is not None
-    assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"gate": {"best_of_4": {"passed": true}}}', "[1]"])
-def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "judge.json").write_text(text)
-    with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
-        ppo.closed_gate(tmp_path / "judge.json")
-    with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
-        ppo.closed_gate(tmp_path / "none.json")
-
-
 @pytest.mark.parametrize(("required", "updates"), [(True, 0), (False, 3)])
 def test_behind_a_closed_gate_sft_is_the_result(
     tmp_path: Path, required: bool, updates: int

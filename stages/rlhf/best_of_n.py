@@ -4,7 +4,9 @@ And the gate before PPO: a reward model whose choice among SFT's own answers doe
 trained on other questions is no signal to follow. Q questions, n answers each.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,3 +59,24 @@ def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str,
         "gain_ci_high": ends[1],
         "passed": ends[0] > 0,
     }
+
+
+def closed_gate(file: Path) -> str | None:
+    """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
+
+    Raises ValueError where the file holds no gate.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["gate"]["best_of_4"]
+        gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
+        passed: bool = found["passed"]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file}: gate.best_of_4 of stage judge was expected: {error!r}"
+        ) from error
+    if passed:
+        return None
+    return (
+        f"by the judge, best-of-4 under the reward model is worth {gain:+.3f} sd"
+        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
+    )

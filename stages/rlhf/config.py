@@ -147,6 +147,8 @@ class Evaluate(Section):
 
     max_questions: Positive | None
     samples_shown: Positive
+    best_of: Annotated[int, Field(ge=2)]
+    resamples: Annotated[int, Field(ge=0)]
 
 
 class Architecture(Section):

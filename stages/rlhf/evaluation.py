@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from stages.rlhf import similarity
 from stages.rlhf.generation import Answer
 from stages.rlhf.records import SftRow
-from stages.rlhf.text_metrics import answer_values
+from stages.rlhf.text_metrics import answer_values, fold
+from stages.rlhf.win_rate import length_controlled, mean_and_interval, win_rates
 
 T = TypeVar("T")
+
+SLACK = 0.005  # how far PPO's repetition and copy rate may rise above SFT's
+LENGTH_BAND = 0.15  # relative distance of PPO's mean length from the references'
+EOS_RATE = 0.99  # of PPO's answers, in the sample world
 
 REASONS = {
     "contains": "no test row has a must_contain phrase",
@@ -31,55 +36,132 @@ class Measured:
 
     answers: Sequence[Answer]  # (N,)
     scores: Sequence[float]  # (N,) of the reward model, in sd over SFT's own answers
+    judged: Sequence[float]  # (N,) of the judge, in sd over its own answers
     values: pd.DataFrame  # (N, metrics)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How often questions are drawn anew, and by what seed: the same questions everywhere."""
+
+    resamples: int
+    seed: int
 
 
 def measure(
     answers: Sequence[Answer],
     scores: Sequence[float],
+    judged: Sequence[float],
     rows: Sequence[SftRow],
     answer_vectors: NDArray[np.floating],
     reference_vectors: NDArray[np.floating],
 ) -> Measured:
-    """N answers, scores, rows and (N, D) embeddings x 2 -> the metrics of each answer.
+    """N answers, scores x 2, rows and (N, D) embeddings x 2 -> the metrics of each answer.
 
     Raises ValueError where their numbers differ.
     """
-    counts = [len(part) for part in (answers, scores, rows, answer_vectors, reference_vectors)]
+    parts = (answers, scores, judged, rows, answer_vectors, reference_vectors)
+    counts = [len(part) for part in parts]
     if len(set(counts)) != 1:
-        raise ValueError(f"answers, scores, rows and embeddings differ in number: {counts}")
+        raise ValueError(f"answers, scores x 2, rows and embeddings x 2 differ in number: {counts}")
     near = {
         "cosine": similarity.cosine(answer_vectors, reference_vectors),
         "euclidean_distance": similarity.euclidean_distance(answer_vectors, reference_vectors),
         "euclidean_similarity": similarity.euclidean_similarity(answer_vectors, reference_vectors),
         "pearson": similarity.pearson(answer_vectors, reference_vectors),
     }
-    return Measured(answers, scores, pd.DataFrame({**near, **answer_values(answers, rows)}))
+    values = pd.DataFrame({**near, **answer_values(answers, rows)})
+    return Measured(answers, scores, judged, values)
 
 
-def block(values: pd.DataFrame) -> dict[str, Any]:
-    """The mean of each metric over the answers it speaks of; null with its reason where none."""
+def block(values: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The mean of each metric over the answers it speaks of, with its interval.
+
+    Null with its reason where it speaks of none.
+    """
     found: dict[str, Any] = {}
     for name in values.columns:
-        known = values[name].dropna()
-        found[name] = float(known.mean()) if len(known) else None
-        if not len(known):
-            found[f"{name}_reason"] = REASONS.get(name, "no answers")
+        column = values[name].to_numpy(dtype=np.float64)
+        found |= mean_and_interval(
+            str(name), column, bootstrap.resamples, bootstrap.seed, REASONS.get(name, "no answers")
+        )
     return found
 
 
-def report(models: Mapping[str, Measured], rows: Sequence[SftRow]) -> dict[str, Any]:
-    """A block per model, again under by_kind where rows name a kind, and SFT's gain over base."""
+def report(
+    models: Mapping[str, Measured],
+    rows: Sequence[SftRow],
+    temperature: float,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """A block per model, again under by_kind where rows name a kind; SFT's gain; PPO against SFT.
+
+    temperature: of the judge's scores.
+    """
     kinds = pd.Series([row.kind for row in rows], dtype=object)
+    named = {kind: (kinds == kind).to_numpy() for kind in sorted(kinds.dropna().unique())}
     found: dict[str, Any] = {"questions": len(rows)}
     for name, measured in models.items():
-        found[name] = block(measured.values)
-        if kinds.notna().any():
+        found[name] = block(measured.values, bootstrap)
+        if named:
             found[name]["by_kind"] = {
-                kind: block(measured.values[kinds == kind])
-                for kind in sorted(kinds.dropna().unique())
+                kind: block(measured.values[chosen], bootstrap) for kind, chosen in named.items()
             }
-    return {**found, "sft_gain": gain(found["base"]["cosine"], found["sft"]["cosine"])}
+    found["sft_gain"] = gain(found["base"]["cosine"], found["sft"]["cosine"])
+    everything = np.ones(len(rows), dtype=bool)
+    two = models["ppo"], models["sft"]
+    found["ppo_vs_sft"] = compared(*two, everything, temperature, bootstrap)
+    if named:
+        found["ppo_vs_sft"]["by_kind"] = {
+            kind: compared(*two, chosen, temperature, bootstrap) for kind, chosen in named.items()
+        }
+    return found
+
+
+def compared(
+    ours: Measured,
+    theirs: Measured,
+    chosen: NDArray[np.bool_],
+    temperature: float,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """Paired differences of every metric and the judge's win rates, over the chosen questions."""
+    places = np.flatnonzero(chosen).tolist()
+    resamples, seed = bootstrap.resamples, bootstrap.seed
+    mine, other = (np.array(m.judged, dtype=np.float64)[places] for m in (ours, theirs))
+    pairs = [(fold(ours.answers[i].text), fold(theirs.answers[i].text)) for i in places]
+    same = np.array([one == two for one, two in pairs], dtype=bool)
+    frames = [m.values.iloc[places] for m in (ours, theirs)]
+    gaps = (frames[0]["length"] - frames[1]["length"]).to_numpy(dtype=np.float64)
+    margins = np.where(same, 0.0, mine - other) / temperature
+    found = win_rates(mine, other, same, resamples, seed)
+    found |= length_controlled(margins, gaps, resamples, seed)
+    found["ties"] = int(same.sum())
+    for name in ours.values.columns:
+        column = (frames[0][name] - frames[1][name]).to_numpy(dtype=np.float64)
+        reason = "no question of which both answers can be said"
+        found |= mean_and_interval(f"{name}_gain", column, resamples, seed, reason)
+    return found
+
+
+def gates(
+    found: Mapping[str, Any], reference_length: float, rm_ok: bool, known_world: bool
+) -> dict[str, bool]:
+    """`report` -> whether PPO may be believed; a gate that fails is a value, never a crash.
+
+    reference_length: mean characters of the references. known_world: the sample, where EOS_RATE
+    must be reached; on real data SFT's own must be. rm_ok: the gate of stage judge.
+    """
+    ppo, sft, pair = found["ppo"], found["sft"], found["ppo_vs_sft"]
+    lows = [pair.get(f"{name}_gain_ci_low") for name in ("chrf", "cosine")]
+    ends = ppo["eos_rate"] >= EOS_RATE or (not known_world and ppo["eos_rate"] >= sft["eos_rate"])
+    return {
+        "ppo_beats_sft": all(low is not None and low > 0 for low in lows),
+        "no_repetition": all(ppo[k] <= sft[k] + SLACK for k in ("repetition", "copy_rate")),
+        "ends": bool(ends),
+        "length_in_band": abs(ppo["length"] / reference_length - 1) <= LENGTH_BAND,
+        "rm_ok": rm_ok,
+    }
 
 
 def gain(base: float | None, sft: float | None) -> dict[str, Any]:
@@ -105,6 +187,7 @@ def sample_rows(models: Mapping[str, Measured], rows: Sequence[SftRow]) -> list[
             sample[name] = {
                 "answer": measured.answers[i].text,
                 "score": round(float(measured.scores[i]), 6),
+                "judged": round(float(measured.judged[i]), 6),
                 "cosine": round(float(measured.values["cosine"].iloc[i]), 6),
             }
         samples.append(sample)

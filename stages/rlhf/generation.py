@@ -132,12 +132,15 @@ def generate_all(
     return answers
 
 
+def answer_of(ids: list[int], codec: Codec) -> Answer:
+    """Generated ids as an answer."""
+    return Answer(codec.text(ids), len(ids), bool(ids) and ids[-1] == codec.eos_id)
+
+
 def answer_questions(
     model: Any, codec: Codec, questions: list[str], max_new_tokens: int, batch_size: int
 ) -> list[Answer]:
     """Greedy answers to questions, in their order."""
     prompts = [codec.prompt_ids(question) for question in questions]
     made = generate_all(model, prompts, codec, max_new_tokens, batch_size)
-    return [
-        Answer(codec.text(ids), len(ids), bool(ids) and ids[-1] == codec.eos_id) for ids in made
-    ]
+    return [answer_of(ids, codec) for ids in made]
