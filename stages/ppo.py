@@ -1,12 +1,14 @@
 """Stage `ppo`: the policy, taught by the reward model, kept near SFT.
 
-python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge metrics/judge.json
-    --prompts data/preprocess/ppo/train.jsonl --validation data/preprocess/sft/validation.jsonl
+python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge data/judge
+    --gate metrics/judge.json --prompts data/preprocess/ppo/train.jsonl
+    --validation data/preprocess/sft/validation.jsonl
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -16,9 +18,9 @@ from stages.rlhf import runtime
 from stages.rlhf.best_of_n import closed_gate
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.models import check_card, load_sft, load_tokenizer, save_card
+from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.ppo_trainer import Outcome, PpoTrainer
-from stages.rlhf.ppo_validation import Chooser, validation_metrics
+from stages.rlhf.ppo_validation import Chooser, Validator
 from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
 from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
@@ -26,43 +28,49 @@ from stages.rlhf.text_metrics import length
 
 Paths = dict[str, Path]
 
-LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
+LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
 
 
-def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome]:
+def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validator]:
     """Load all roles on one backbone and train."""
     chosen = params.chosen
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
+    check_card(paths["judge"], {"base": paths["base"]})
     roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
     codec = Codec(load_tokenizer(paths["base"]))
-    validation = read_rows(paths["validation"], SftRow)
-    if not validation:
+    rows = read_rows(paths["validation"], SftRow)
+    if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
+    reward_model = load_reward_model(roles, paths["rm"])
+    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
+    validator = Validator(
+        roles,
+        reward_model,
+        load_reward_model(bare, paths["judge"]),
+        codec,
+        rows,
+        chosen.max_answer_tokens,
+        chosen.generate.batch_size,
+    )
     trainer = PpoTrainer(
         roles,
-        load_reward_model(roles, paths["rm"]),
+        reward_model,
         codec,
-        [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)],
+        [row.question for row in read_rows(paths["prompts"], PromptRow)],
         params.ppo,
         chosen.ppo,
         chosen.max_answer_tokens,
         params.seed,
         work=Path(".work") / "ppo",
     )
-
-    def validate() -> dict[str, float]:
-        return validation_metrics(
-            roles.model, codec, validation, chosen.max_answer_tokens, chosen.generate.batch_size
-        )
-
-    chooser = Chooser(sum(length(row.answer) for row in validation) / len(validation))
-    closed = closed_gate(paths["judge"]) if params.ppo.require_gate else None
+    chooser = Chooser(fmean(length(row.answer) for row in rows))
+    closed = closed_gate(paths["gate"]) if params.ppo.require_gate else None
     if closed:
-        outcome = trainer.keep_sft(validate, chooser)
+        outcome = trainer.keep_sft(validator, chooser)
         outcome.stopped = closed
-        return trainer, outcome
-    return trainer, trainer.train(validate, chooser)
+        return trainer, outcome, validator
+    return trainer, trainer.train(validator, chooser), validator
 
 
 def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
@@ -100,11 +108,16 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_curves(outcome: Outcome, plots: Path) -> None:
-    """plots/ppo/updates.csv and validation.csv, one row per update and per evaluation."""
+def write_curves(outcome: Outcome, validator: Validator, plots: Path) -> None:
+    """plots/ppo: updates.csv, validation.csv, and samples.csv, a column per evaluation."""
     plots.mkdir(parents=True, exist_ok=True)
-    for name, rows in {"updates": outcome.updates, "validation": outcome.validation}.items():
-        table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=UPDATE_COLUMNS)
+    evaluations = [int(row["update"]) for row in outcome.validation]
+    tables = {
+        "updates": pd.DataFrame(outcome.updates or {name: [] for name in UPDATE_COLUMNS}),
+        "validation": pd.DataFrame(outcome.validation),
+        "samples": pd.DataFrame(validator.table(evaluations)),
+    }
+    for name, table in tables.items():
         table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -128,6 +141,7 @@ def folder_option(name: str) -> Any:
 @folder_option("sft")
 @folder_option("rm")
 @folder_option("judge")
+@folder_option("gate")
 @folder_option("prompts")
 @folder_option("validation")
 @folder_option("out")
@@ -139,11 +153,11 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "ppo")
-        trainer, outcome = trained(params, paths)
+        trainer, outcome, validator = trained(params, paths)
         save(trainer, out, paths)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_curves(outcome, plots)
+    write_curves(outcome, validator, plots)
     figures = summary(outcome)
     write_metrics(metrics, figures)
     clock.seconds.update(trainer.clock.seconds)

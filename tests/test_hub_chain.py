@@ -45,8 +45,9 @@ STAGES = {
                " --out data/rm --plots plots/rm"),
     "judge": (judge, "--base data/base --sft data/sft --rm data/rm --rows rows/rm --out data/judge"
                      " --prompts rows/ppo/train.jsonl"),
-    "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge metrics/judge.json"
-                 " --prompts rows/ppo/train.jsonl --validation rows/sft/validation.jsonl"
+    "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
+                 " --gate metrics/judge.json --prompts rows/ppo/train.jsonl"
+                 " --validation rows/sft/validation.jsonl"
                  " --out data/ppo --plots plots/ppo"),
 }  # fmt: skip
 

@@ -334,3 +334,13 @@ def test_gemma2_keeps_its_soft_capped_attention(
     codec = Codec(load_tokenizer(base))
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     assert all(generate_all(loaded, prompts, codec, 4, 3))
+
+
+def test_no_role_is_taken_inside_the_bare_backbone(tmp_path: Path) -> None:
+    roles = sft_roles(tmp_path, "full")
+    roles.add("policy")
+    inside = pytest.raises(AssertionError, match="role policy was asked for inside")
+    with roles.use(None), inside, roles.use("policy"):
+        pass
+    with roles.use("policy") as model:  # and the bare one is left behind
+        assert model.active_adapter == "policy"

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stages import ppo
-from stages.rlhf.models import check_card, load_sft, save_card
+from stages.rlhf.models import check_card, load_base, load_sft, save_card
 from stages.rlhf.ppo_trainer import Outcome
 from stages.rlhf.records import PromptRow, SftRow, write_jsonl
+from stages.rlhf.reward_model import new_reward_model
 from stages.rlhf.rollout import POLICY
 from tests.model_fixtures import (
     LORA,
@@ -25,7 +26,7 @@ from tests.model_fixtures import (
 )
 
 FIGURES = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
-UPDATE = ("kl", "kl_coef", "score", "uncertainty", "reward", "eos_rate", "entropy")
+UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 
 
 def outcome(best: int) -> Outcome:
@@ -80,12 +81,14 @@ def test_behind_a_closed_gate_sft_is_the_result(
     tmp_path: Path, required: bool, updates: int
 ) -> None:
     paths = {name: tmp_path / name for name in ("base", "sft", "rm", "validation", "prompts")}
-    paths["judge"] = write_gate(
-        tmp_path, passed=False, gain=0.0, gain_ci_low=-0.1, gain_ci_high=0.1
-    )
+    paths["judge"] = tmp_path / "judge"
+    paths["gate"] = write_gate(tmp_path, passed=False, gain=0.0, gain_ci_low=-0.1, gain_ci_high=0.1)
     model = random_reward_model(sft_roles(tmp_path, "full"))
     model.save(paths["rm"])
     save_card(paths["rm"], "reward", {"base": paths["base"], "sft": paths["sft"]})
+    bare = load_base(paths["base"], "float32", LORA)
+    new_reward_model(bare, "hybrid", 1, "judge", kind="judge").save(paths["judge"])
+    save_card(paths["judge"], "judge", {"base": paths["base"]})
     rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS)]
     write_jsonl(paths["validation"], rows)
     write_jsonl(paths["prompts"], [PromptRow(id=r.id, question=r.question) for r in rows])
@@ -94,10 +97,14 @@ def test_behind_a_closed_gate_sft_is_the_result(
     params = shipped().model_copy(
         update={"model": "micro", "models": {"micro": micro}, "ppo": knobs}
     )
-    trainer, found = ppo.trained(params, paths)
+    trainer, found, validator = ppo.trained(params, paths)
     assert len(found.updates) == updates
     ppo.save(trainer, tmp_path / "out", paths)
-    ppo.write_curves(found, tmp_path / "plots")
+    ppo.write_curves(found, validator, tmp_path / "plots")
+    samples = (tmp_path / "plots" / "samples.csv").read_text().splitlines()
+    answers = ["update 0", *(["update 2"] if updates else [])]
+    assert samples[0].split(",") == ["question", "reference", *answers]
+    assert len(samples) == 1 + len(QUESTIONS)
     told = ppo.summary(found)
     header = (tmp_path / "plots" / "updates.csv").read_text().splitlines()[0].split(",")
     assert {"update", "score", "kl", "length"} <= set(header)
@@ -118,10 +125,14 @@ def test_behind_a_closed_gate_sft_is_the_result(
 
 
 def test_no_validation_questions_are_refused(tmp_path: Path) -> None:
-    paths = {name: tmp_path / name for name in ("base", "sft", "rm", "validation", "prompts")}
+    paths = {
+        name: tmp_path / name for name in ("base", "sft", "rm", "judge", "validation", "prompts")
+    }
     save_sft(save_base(paths["base"]), paths["sft"], "full")
     paths["rm"].mkdir()
+    paths["judge"].mkdir()
     save_card(paths["rm"], "reward", {"base": paths["base"], "sft": paths["sft"]})
+    save_card(paths["judge"], "judge", {"base": paths["base"]})
     write_jsonl(paths["validation"], [])
     params = shipped().model_copy(update={"model": "micro"})
     with pytest.raises(ValueError, match="validation is empty: no questions to choose an update"):

@@ -21,6 +21,10 @@ def collected(trainer: PpoTrainer) -> Rollout:
     return trainer._collect(1, prompts)[0]
 
 
+def ids_of(trainer: PpoTrainer) -> list[list[int]]:
+    return [prompt.ids for prompt in trainer.prompts]
+
+
 class Recorder(torch.optim.SGD):
     """Keeps the gradients of a step, and takes none."""
 
@@ -243,15 +247,15 @@ def test_validation_sees_the_policy(tmp_path: Path) -> None:
     seen = []
 
     def validate() -> dict[str, float]:
-        answers = generate_all(trainer.roles.model, trainer.prompts, trainer.codec, 8, 8)
+        answers = generate_all(trainer.roles.model, ids_of(trainer), trainer.codec, 8, 8)
         seen.append(answers)
         return {"chrf": 0.0}
 
     trainer.train(validate, lambda row: True)
     with trainer.roles.use("sft") as model:
-        assert seen[0] == generate_all(model, trainer.prompts, trainer.codec, 8, 8)
+        assert seen[0] == generate_all(model, ids_of(trainer), trainer.codec, 8, 8)
     with trainer.roles.use(POLICY) as model:
-        assert seen[1] == generate_all(model, trainer.prompts, trainer.codec, 8, 8)
+        assert seen[1] == generate_all(model, ids_of(trainer), trainer.codec, 8, 8)
     assert seen[0] != seen[1]
 
 

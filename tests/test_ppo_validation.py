@@ -1,10 +1,14 @@
 """Which update is kept: limits one by one, and the best chrF among what keeps them."""
 
+from pathlib import Path
+
 import pytest
 
-from stages.rlhf.generation import Answer
-from stages.rlhf.ppo_validation import Chooser, reference_metrics
+from stages.rlhf.chat import Codec
+from stages.rlhf.generation import Answer, generate_all
+from stages.rlhf.ppo_validation import SHOWN, Chooser, Validator, reference_metrics
 from stages.rlhf.records import SftRow
+from tests.model_fixtures import QUESTIONS, random_reward_model, sft_roles, shake, tiny_tokenizer
 
 SFT = {
     "chrf": 70.0,
@@ -67,3 +71,33 @@ def test_reference_metrics_by_hand() -> None:
     assert found["copy_rate"] == 0.5
     assert found["length"] == (9 + 17) / 2
     assert 50 <= found["chrf"] < 60
+
+
+def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_path: Path) -> None:
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    judge = random_reward_model(sft_roles(tmp_path, "full"))
+    shake(judge.roles, "reward0", seed=11)
+    codec, roles = Codec(tiny_tokenizer()), model.roles
+    rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS * 2)]
+    validate = Validator(roles, model, judge, codec, rows, 8, 5)
+    found = []
+    for role in ("reward0", "reward1"):
+        with roles.use(role):
+            found.append(validate())
+    assert found[0] != found[1]
+    with roles.use("reward0"):
+        assert validate() == found[0]
+    prompts = [codec.prompt_ids(row.question) for row in rows]
+    with roles.use("reward0"):
+        ids = generate_all(roles.model, prompts, codec, 8, 16)
+    read = [(prompt, [answer]) for prompt, answer in zip(prompts, ids, strict=True)]
+    for key, scorer in (("score", model), ("judge", judge)):
+        expected = scorer.corrected_scores(read, codec).mean().item()
+        assert found[0][key] == pytest.approx(expected, abs=1e-4), key
+    assert found[0]["score"] != found[0]["judge"]
+    table = validate.table([0, 5, 10])
+    assert len(table) == SHOWN == 12
+    assert list(table[0]) == ["question", "reference", "update 0", "update 5", "update 10"]
+    place = [row.question for row in rows].index(table[3]["question"])
+    assert table[3]["update 0"] == table[3]["update 10"] == codec.text(ids[place])
+    assert any(row["update 0"] != row["update 5"] for row in table)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.rlhf import rollout as rollout_module
 from stages.rlhf.ppo_math import gae, policy_loss, whiten
 from stages.rlhf.reward import Reward
-from stages.rlhf.rollout import POLICY, Rollout, policy_logprobs
+from stages.rlhf.rollout import POLICY, Rollout, faults_of, policy_logprobs
 from tests.model_fixtures import (
     PpoTrainer,
     next_to_no_scores,
@@ -81,7 +82,7 @@ def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
     ended = (rollout.sequences.response == trainer.codec.eos_id).any(-1)
     assert ended.any()
     assert not ended.all()
-    assert reward.ended.equal(ended)
+    assert ~reward.faults.unended.equal(ended)
     # with gamma = lam = 1 the first token's return is the sum of all the answer's rewards
     expected = -1.25 * (~ended).float() - 0.3 * kl
     torch.testing.assert_close(rollout.returns[:, 0], expected, rtol=0, atol=1e-4)
@@ -106,7 +107,7 @@ def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path,
     lengths = sequences.response_mask.sum(-1).tolist()
     prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
     answers = [row[:n] for row, n in zip(sequences.response.tolist(), lengths, strict=True)]
-    read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
+    read = [(p.ids, [a]) for p, a in zip(prompts, answers, strict=True)]
     expected = trainer.reward_model.score(read, trainer.codec)
     torch.testing.assert_close(reward.score, expected.mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(reward.uncertainty, 0.5 * expected.variance, rtol=1e-4, atol=1e-4)
@@ -142,3 +143,29 @@ def test_the_same_seed_gives_the_same_answers_whatever_is_collected_before(tmp_p
     assert one.sequences.ids.equal(two.sequences.ids)
     assert one.advantages.equal(two.advantages)
     assert not one.sequences.response.equal(collected(first, 4)[0].sequences.response)
+
+
+def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
+    trainer = ppo_trainer(tmp_path)
+    codec, prompts = trainer.codec, trainer.prompts[:4]
+    texts = ["네 네 네 네", prompts[1].question, "1947m입니다.", f"{prompts[3].question} 네."]
+    answers = [codec.answer_ids(text) for text in texts]
+    answers[2] = answers[2][:-1]
+    found = faults_of(prompts, answers, codec)
+    assert found.unended.tolist() == [False, False, True, False]
+    assert found.loops.tolist() == [True, False, False, False]
+    assert found.copies.tolist() == [False, True, False, True]
+
+
+def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = []
+    for costs in ({}, {"repetition_penalty": 0.5, "copy_penalty": 0.25}):
+        trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs))
+        texts = ["네 네 네 네", trainer.prompts[1].question, *["1947m입니다."] * 14]
+        said = [trainer.codec.answer_ids(text) for text in texts]
+        monkeypatch.setattr(rollout_module, "generate_all", lambda *args, said=said: said)
+        rewards.append(collected(trainer)[1])
+    plain, costly = rewards
+    assert plain.penalty.tolist() == [0.0] * 16
+    assert costly.penalty.tolist() == [0.5, 0.25] + [0.0] * 14
+    torch.testing.assert_close(costly.total, plain.total - costly.penalty)

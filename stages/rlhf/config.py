@@ -131,6 +131,8 @@ class Ppo(Section):
     epochs: Positive
     temperature: Annotated[float, Field(gt=0)]
     missing_eos_penalty: Annotated[float, Field(ge=0)]
+    repetition_penalty: Annotated[float, Field(ge=0)]
+    copy_penalty: Annotated[float, Field(ge=0)]
     score_clip: Annotated[float, Field(gt=0)]
     uncertainty_coef: Annotated[float, Field(ge=0)]
     value_warmup: Annotated[int, Field(ge=0)]

@@ -89,6 +89,7 @@ class Roles:
         self.autocast = autocast
         self.model = backbone  # a PeftModel from the first adapter on
         self.reference: str | None = None
+        self._bare = False  # whether all adapters are switched off just now
 
     def add(self, name: str, like: str | None = None) -> None:
         """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
@@ -119,15 +120,24 @@ class Roles:
 
     @contextmanager
     def use(self, name: str | None, train: bool = False) -> Iterator[Any]:
-        """The model in the role of adapter `name`; None is the bare backbone."""
+        """The model in the role of adapter `name`; None is the bare backbone.
+
+        A role taken inside another stays when the inner one ends; none can be taken inside None,
+        which would leave it switched off.
+        """
+        assert not self._bare, f"role {name} was asked for inside the bare backbone's"
         bare = isinstance(self.model, PeftModel) and name is None
         if name is not None:
             self.model.set_adapter(name, inference_mode=not train)
-        with (
-            products(self.model.device, self.autocast),
-            self.model.disable_adapter() if bare else nullcontext(),
-        ):
-            yield self.model
+        self._bare = bare
+        try:
+            with (
+                products(self.model.device, self.autocast),
+                self.model.disable_adapter() if bare else nullcontext(),
+            ):
+                yield self.model
+        finally:
+            self._bare = False
 
     def save(self, name: str, folder: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json, the same bytes every time."""

@@ -22,7 +22,15 @@ from stages.rlhf.models import Roles
 from stages.rlhf.ppo_math import masked_mean, next_kl_coef, policy_loss, value_loss
 from stages.rlhf.reward import Reward
 from stages.rlhf.reward_model import Member, RewardModel
-from stages.rlhf.rollout import POLICY, VALUE, Rollout, collect, policy_logprobs, token_values
+from stages.rlhf.rollout import (
+    POLICY,
+    VALUE,
+    Prompt,
+    Rollout,
+    collect,
+    policy_logprobs,
+    token_values,
+)
 from stages.rlhf.runtime import Clock, derive_seed
 
 MAX_BAD_STEPS = 3  # steps in a row whose gradient is not finite, before the run gives up
@@ -53,17 +61,18 @@ class PpoTrainer:
         roles: Roles,
         reward_model: RewardModel,
         codec: Codec,
-        prompts: list[list[int]],
+        questions: list[str],
         ppo: Ppo,
         settings: PpoSettings,
         max_new_tokens: int,
         seed: int,
         work: Path,
     ) -> None:
-        if not prompts:
+        if not questions:
             raise ValueError("no prompts to train PPO on: ppo/train.jsonl is empty")
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
-        self.prompts, self.ppo, self.settings = prompts, ppo, settings
+        self.prompts = [Prompt(question, codec.prompt_ids(question)) for question in questions]
+        self.ppo, self.settings = ppo, settings
         self.max_new_tokens, self.seed, self.work = max_new_tokens, seed, work
         roles.add(POLICY, like=roles.reference)
         roles.add(VALUE, like=reward_model.members[0].name)
@@ -118,7 +127,7 @@ class PpoTrainer:
         self._evaluate(0, validate, better)
         return self.outcome
 
-    def _prompt_stream(self) -> Iterator[list[int]]:
+    def _prompt_stream(self) -> Iterator[Prompt]:
         epoch = 0
         while True:
             rng = random.Random(derive_seed(self.seed, "ppo", "order", epoch))
@@ -126,7 +135,7 @@ class PpoTrainer:
                 yield self.prompts[i]
             epoch += 1
 
-    def _collect(self, update: int, prompts: list[list[int]]) -> tuple[Rollout, Reward]:
+    def _collect(self, update: int, prompts: list[Prompt]) -> tuple[Rollout, Reward]:
         draws = draw_uniforms(len(prompts), self.max_new_tokens, self.seed, "ppo", "draws", update)
         return collect(
             self.roles,
@@ -145,7 +154,9 @@ class PpoTrainer:
         self, update: int, validate: Validate, better: Callable[[dict[str, float]], bool]
     ) -> bool:
         with self.roles.use(POLICY):
-            row = {"update": update, **validate()}
+            row = validate()
+        kl = self.outcome.updates[-1]["kl"] if self.outcome.updates else 0.0
+        row = {"update": update, "sqrt_kl": max(kl, 0.0) ** 0.5, **row}
         self.outcome.validation.append(row)
         self.clock.lap("validate")
         if not better(row):
@@ -257,7 +268,10 @@ def describe(rollout: Rollout, reward: Reward, kl_coef: float) -> dict[str, floa
         "score": reward.score.mean().item(),
         "uncertainty": reward.uncertainty.mean().item(),
         "reward": (reward.total - kl_coef * kl).mean().item(),
-        "eos_rate": reward.ended.float().mean().item(),
+        "penalty": reward.penalty.mean().item(),
+        "eos_rate": 1 - reward.faults.unended.float().mean().item(),
+        "repetition": reward.faults.loops.float().mean().item(),
+        "copy_rate": reward.faults.copies.float().mean().item(),
         "kl": kl.mean().item(),
         "kl_coef": kl_coef,
         "length": mask.sum(-1).float().mean().item(),

@@ -5,25 +5,66 @@ Neither the reward nor the judge has a say: whoever selects does not grade.
 
 from collections.abc import Callable
 from statistics import fmean
-from typing import Any
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.generation import Answer, answer_questions
+from stages.rlhf.generation import Answer, answer_of, generate_all
+from stages.rlhf.models import Roles
 from stages.rlhf.records import SftRow
+from stages.rlhf.reward_model import RewardModel
 from stages.rlhf.text_metrics import chrf, copies, exact, length, loops
 
 EOS_SLACK = 0.005  # how far an update's EOS rate may fall below SFT's
 REPETITION_SLACK = 0.005  # how far its repetition and copy rates may rise above SFT's
+SHOWN = 12  # validation questions whose answers are kept to be read
 LENGTH_BAND = 0.15  # relative distance of mean length from the references', or SFT's own distance
 
 
-def validation_metrics(
-    model: Any, codec: Codec, rows: list[SftRow], max_new_tokens: int, batch_size: int
-) -> dict[str, float]:
-    """Greedy answers to validation questions against their references."""
-    questions = [row.question for row in rows]
-    answers = answer_questions(model, codec, questions, max_new_tokens, batch_size)
-    return reference_metrics(answers, rows)
+class Validator:
+    """Greedy answers to the validation questions, measured; a few of them kept to be read.
+
+    `score` and `judge`, of the reward model and of the judge, are for the curves alone.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        reward_model: RewardModel,
+        judge: RewardModel,
+        codec: Codec,
+        rows: list[SftRow],
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.roles, self.reward_model, self.judge, self.codec = roles, reward_model, judge, codec
+        self.rows, self.limits = rows, (max_new_tokens, batch_size)
+        self.prompts = [codec.prompt_ids(row.question) for row in rows]
+        self.said: list[list[str]] = []  # per evaluation, the answers that are shown
+
+    def __call__(self) -> dict[str, float]:
+        """The metrics of the model in its present role."""
+        ids = generate_all(self.roles.model, self.prompts, self.codec, *self.limits)
+        answers = [answer_of(one, self.codec) for one in ids]
+        self.said.append([answers[i].text for i in self._shown()])
+        read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
+        return {
+            **reference_metrics(answers, self.rows),
+            "score": self.reward_model.corrected_scores(read, self.codec).mean().item(),
+            "judge": self.judge.score(read, self.codec).mean.mean().item(),
+        }
+
+    def _shown(self) -> list[int]:
+        count = min(SHOWN, len(self.rows))
+        return [i * len(self.rows) // count for i in range(count)]
+
+    def table(self, updates: list[int]) -> list[dict[str, str]]:
+        """One row per question shown: question, reference, and the answer at each evaluation."""
+        found = []
+        for place, i in enumerate(self._shown()):
+            row = {"question": self.rows[i].question, "reference": self.rows[i].answer}
+            for update, said in zip(updates, self.said, strict=True):
+                row[f"update {update}"] = said[place]
+            found.append(row)
+        return found
 
 
 def reference_metrics(answers: list[Answer], rows: list[SftRow]) -> dict[str, float]:

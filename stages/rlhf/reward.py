@@ -2,7 +2,16 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class Faults(NamedTuple):
+    """What costs an answer a constant penalty: (B,) bool each."""
+
+    unended: Tensor  # it did not end by itself
+    loops: Tensor  # a unit stands three times or more in a row
+    copies: Tensor  # it gives the question back
 
 
 class Reward(NamedTuple):
@@ -10,25 +19,35 @@ class Reward(NamedTuple):
 
     score: Tensor  # mean over the reward model's members, less its length curve; clipped
     uncertainty: Tensor  # taken off where the members disagree, clipped
-    penalty: Tensor  # taken off for an answer that did not end
+    penalty: Tensor  # taken off for an answer that did not end, loops, or gives the question back
     total: Tensor  # score - uncertainty - penalty: what stands at the answer's last token
-    ended: Tensor  # bool: the answer ended by itself
+    faults: Faults
+
+
+class Penalties(NamedTuple):
+    """What each fault costs, in standard deviations of the reward."""
+
+    unended: float
+    loops: float
+    copies: float
 
 
 def final_reward(
     mean: Tensor,
     variance: Tensor,
     length_offsets: Tensor,
-    ended: Tensor,
+    faults: Faults,
     score_clip: float,
     uncertainty_coef: float,
-    missing_eos_penalty: float,
+    penalties: Penalties,
 ) -> Reward:
-    """(B,) x 3, (B,) bool -> the reward's parts; the KL is taken off token by token elsewhere.
+    """(B,) x 3, faults -> the reward's parts; the KL is taken off token by token elsewhere.
 
     mean - uncertainty_coef * variance over the members: Coste et al. 2024, arXiv 2310.02743.
     """
     score = (mean - length_offsets).clamp(-score_clip, score_clip)
     uncertainty = (uncertainty_coef * variance).clamp(max=score_clip)
-    penalty = missing_eos_penalty * (~ended).float()
-    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, ended)
+    penalty = torch.zeros_like(mean)
+    for fault, cost in zip(faults, penalties, strict=True):
+        penalty = penalty + cost * fault
+    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, faults)

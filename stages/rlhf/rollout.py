@@ -4,7 +4,7 @@ B answers, R response tokens.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,20 @@ from stages.rlhf.config import Ppo
 from stages.rlhf.generation import generate_all
 from stages.rlhf.models import Roles
 from stages.rlhf.ppo_math import gae, token_rewards, whiten
-from stages.rlhf.reward import Reward, final_reward
+from stages.rlhf.reward import Faults, Penalties, Reward, final_reward
 from stages.rlhf.reward_model import RewardModel
 from stages.rlhf.runtime import Clock
 from stages.rlhf.sequences import Sequences, collate, hidden_states, response_logprobs
+from stages.rlhf.text_metrics import copies, loops
 
 POLICY, VALUE = "policy", "value"
+
+
+class Prompt(NamedTuple):
+    """A question and its ids."""
+
+    question: str
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,23 @@ def in_parts(sequences: Sequences, size: int, function: Any) -> Tensor:
     return whole
 
 
+def faults_of(prompts: list[Prompt], answers: list[list[int]], codec: Codec) -> Faults:
+    """(B,) bool each, on the CPU; a prompt has no reference that would excuse a copy."""
+    texts = [codec.text(answer) for answer in answers]
+    return Faults(
+        torch.tensor([answer[-1] != codec.eos_id for answer in answers]),
+        torch.tensor([loops(text) for text in texts]),
+        torch.tensor([copies(t, p.question, "") for t, p in zip(texts, prompts, strict=True)]),
+    )
+
+
 @torch.no_grad()
 def collect(
     roles: Roles,
     value_head: nn.Linear,
     reward_model: RewardModel,
     codec: Codec,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     draws: Tensor,
     ppo: Ppo,
     kl_coef: float,
@@ -86,12 +104,11 @@ def collect(
     clock: Clock,
 ) -> tuple[Rollout, Reward]:
     """Sample an answer to each prompt (`draws` decide them), score it, estimate advantages."""
+    ids = [prompt.ids for prompt in prompts]
     with roles.use(POLICY) as policy:
-        answers = generate_all(
-            policy, prompts, codec, draws.shape[1], len(prompts), ppo.temperature, draws
-        )
+        answers = generate_all(policy, ids, codec, draws.shape[1], len(ids), ppo.temperature, draws)
     clock.lap("generate")
-    sequences = collate(prompts, answers, codec.pad_id, roles.model.device)
+    sequences = collate(ids, answers, codec.pad_id, roles.model.device)
 
     def logprobs(part: Sequences) -> Tensor:
         return policy_logprobs(roles, part, ppo.temperature)
@@ -104,16 +121,15 @@ def collect(
         values = in_parts(
             sequences, micro_batch_size, lambda part: token_values(roles, value_head, part)
         )
-    scores = reward_model.score([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
-    ended = torch.tensor([a[-1] == codec.eos_id for a in answers], device=values.device)
+    scores = reward_model.score([(p, [a]) for p, a in zip(ids, answers, strict=True)], codec)
     reward = final_reward(
         scores.mean.to(values.device),
         scores.variance.to(values.device),
         reward_model.length_offsets(answers).to(values.device),
-        ended,
+        Faults(*(fault.to(values.device) for fault in faults_of(prompts, answers, codec))),
         ppo.score_clip,
         ppo.uncertainty_coef,
-        ppo.missing_eos_penalty,
+        Penalties(ppo.missing_eos_penalty, ppo.repetition_penalty, ppo.copy_penalty),
     )
     mask = sequences.response_mask
     rewards = token_rewards(reward.total, old_logprobs, ref_logprobs, mask, kl_coef)
