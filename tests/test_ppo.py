@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -101,10 +102,10 @@ def test_behind_a_closed_gate_sft_is_the_result(
     assert len(found.updates) == updates
     ppo.save(trainer, tmp_path / "out", paths)
     ppo.write_curves(found, validator, tmp_path / "plots")
-    samples = (tmp_path / "plots" / "samples.csv").read_text().splitlines()
+    samples = pd.read_csv(tmp_path / "plots" / "samples.csv")
     answers = ["update 0", *(["update 2"] if updates else [])]
-    assert samples[0].split(",") == ["question", "reference", *answers]
-    assert len(samples) == 1 + len(QUESTIONS)
+    assert list(samples) == ["question", "reference", *answers]
+    assert len(samples) == len(QUESTIONS)
     told = ppo.summary(found)
     header = (tmp_path / "plots" / "updates.csv").read_text().splitlines()[0].split(",")
     assert {"update", "score", "kl", "length"} <= set(header)

@@ -44,7 +44,7 @@ class Validator:
         """The metrics of the model in its present role."""
         ids = generate_all(self.roles.model, self.prompts, self.codec, *self.limits)
         answers = [answer_of(one, self.codec) for one in ids]
-        self.said.append([answers[i].text for i in self._shown()])
+        self.said.append([" ".join(answers[i].text.split()) for i in self._shown()])
         read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
         return {
             **reference_metrics(answers, self.rows),
