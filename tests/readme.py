@@ -32,11 +32,11 @@ def metrics(name: str) -> dict[str, Any]:
 
 
 def answers_table() -> str:
-    """base, SFT and PPO on each kind of hold-out."""
+    """base, SFT, PPO and best-of-n on each kind of hold-out."""
     evaluate = metrics("evaluate")
     lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     for kind, title in KINDS.items():
-        for model in ("base", "sft", "ppo"):
+        for model in ("base", "sft", "ppo", "best_of_n"):
             block = evaluate[model]["by_kind"][kind]
             cells = [
                 "–" if block[key] is None else form.format(block[key])
@@ -97,6 +97,20 @@ def ablation_table() -> str:
     return "\n".join([*lines, "", f"Made at commit {rows[0]['commit']}."])
 
 
+def verdict_table() -> str:
+    """PPO against SFT, question by question, and the gates."""
+    found = metrics("evaluate")
+    keys = {"chrf_gain": "chrF gain", "exact_gain": "exact gain", "contains_gain": "contains gain"}
+    keys |= {"win_rate": "win rate", "win_rate_decided": "decided"}
+    keys |= {"win_rate_length_controlled": "length-controlled"}
+    lines = [f"| | {' | '.join(keys.values())} |", f"|---|{'---:|' * len(keys)}"]
+    for kind, title in KINDS.items():
+        block = found["ppo_vs_sft"]["by_kind"][kind]
+        lines.append(f"| {title} | {' | '.join(interval(block, key) for key in keys)} |")
+    gates = ", ".join(f"{k} {'passed' if v else 'FAILED'}" for k, v in found["gates"].items())
+    return "\n".join([*lines, "", f"Gates: {gates}."])
+
+
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
     stages = ("base", "sft", "rm", "judge", "ppo", "evaluate")
@@ -106,6 +120,7 @@ def time_line() -> str:
 
 TABLES = {
     "answers": answers_table,
+    "verdict": verdict_table,
     "ranking": ranking_table,
     "gate": gate_line,
     "ablation": ablation_table,
