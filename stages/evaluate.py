@@ -48,7 +48,7 @@ def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clo
     prompts = [codec.prompt_ids(question) for question in questions]
     limits = codec, chosen.max_answer_tokens, chosen.generate.batch_size
     bare = load_base(paths["base"], chosen.dtype, chosen.lora)
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, bare)
     roles.load(POLICY, paths["ppo"])
 
     said = {}

@@ -68,7 +68,7 @@ def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dic
     """The gate's figures on the validation prompts, scores in sd over the judge's own answers."""
     chosen = params.chosen
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, judge.roles)
     reward_model = load_reward_model(roles, paths["rm"])
     prompts = [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)]
     with roles.use(roles.reference) as sft:

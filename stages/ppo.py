@@ -37,13 +37,13 @@ def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validato
     chosen = params.chosen
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
     check_card(paths["judge"], {"base": paths["base"]})
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
+    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, bare)
     codec = Codec(load_tokenizer(paths["base"]))
     rows = read_rows(paths["validation"], SftRow)
     if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
     reward_model = load_reward_model(roles, paths["rm"])
-    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
     validator = Validator(
         roles,
         reward_model,

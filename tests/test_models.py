@@ -344,3 +344,22 @@ def test_no_role_is_taken_inside_the_bare_backbone(tmp_path: Path) -> None:
         pass
     with roles.use("policy") as model:  # and the bare one is left behind
         assert model.active_adapter == "policy"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_one_copy_of_the_base_serves_sft_too_where_sft_is_an_adapter(
+    tmp_path: Path, method: str
+) -> None:
+    expected = sft_roles(tmp_path, method)
+    base, sft = tmp_path / "base", tmp_path / "sft"
+    bare = models.load_base(base, "float32", LORA)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), bare.use(None) as model:
+        before = model(ids).logits
+    roles = load_sft(base, sft, "float32", LORA, bare)
+    assert (roles is bare) == (method == "lora")
+    with torch.no_grad():
+        with roles.use(roles.reference) as model, expected.use(expected.reference) as same:
+            assert model(ids).logits.equal(same(ids).logits)
+        with bare.use(None) as model:
+            assert model(ids).logits.equal(before)

@@ -84,7 +84,9 @@ def test_one_question_cannot_try_a_curve() -> None:
 
 def test_only_ties_are_refused() -> None:
     tied = Group([1.0, 2.0], [1.0, 1.0], [3, 4], tokens=[1, 2])
-    with pytest.raises(ValueError, match="rm/validation: no two answers of one question differ"):
+    with pytest.raises(
+        ValueError, match="validation groups: no two answers of one question differ"
+    ):
         calibrate([tied, tied], 0.01, 0)
 
 

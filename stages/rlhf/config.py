@@ -90,7 +90,7 @@ class RewardLosses(Section):
     length_balance: bool
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
-    resamples: Annotated[int, Field(ge=0)]
+    resamples: Positive
 
     @model_validator(mode="after")
     def _pairwise_knobs(self) -> "RewardLosses":
@@ -150,7 +150,7 @@ class Evaluate(Section):
     max_questions: Positive | None
     samples_shown: Positive
     best_of: Annotated[int, Field(ge=2)]
-    resamples: Annotated[int, Field(ge=0)]
+    resamples: Positive
 
 
 class Architecture(Section):

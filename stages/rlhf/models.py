@@ -195,15 +195,17 @@ def load_base(base: Path, dtype: str, lora: Lora) -> Roles:
     return Roles(load_causal_lm(base, dtype), lora, autocasts(dtype))
 
 
-def load_sft(base: Path, sft: Path, dtype: str, lora: Lora) -> Roles:
+def load_sft(base: Path, sft: Path, dtype: str, lora: Lora, bare: Roles | None = None) -> Roles:
     """The SFT model as a frozen backbone with `reference` set; other adapters are added to it.
 
-    Raises ValueError where data/sft was trained on another base or with another template.
+    Where SFT is an adapter it is put on `bare`, the base model, if that is in memory already: one
+    copy serves both. Raises ValueError where data/sft was trained on another base or with another
+    template.
     """
     card = check_card(sft, {"base": base})
     if card["method"] == "full":
         return Roles(load_causal_lm(sft, dtype), lora, autocasts(dtype))
-    roles = load_base(base, dtype, lora)
+    roles = bare or load_base(base, dtype, lora)
     roles.load("sft", sft)
     roles.reference = "sft"
     return roles

@@ -21,7 +21,7 @@ def calibrate(groups: Sequence[Group], tolerance: float | None, seed: int) -> Ca
     no two answers of one question differ in rank.
     """
     if not len(margins_of(groups)):
-        raise ValueError("rm/validation: no two answers of one question differ in rank")
+        raise ValueError("validation groups: no two answers of one question differ in rank")
     curve = fit_length_curve(groups, "tokens")
     worth, raw, corrected = _tried(groups, tolerance, seed)
     return Calibration(
