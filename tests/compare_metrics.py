@@ -22,6 +22,7 @@ EXACT = {"preprocess", "eda"}  # no training in them: integers and shares are th
 WATCHED = {  # figures of training that the README speaks of
     "sft": ["loss", "eval_loss", "eos_rate", "exact"],
     "rm": ["accuracy", "kendall_tau", "spearman_rho", "length_only_accuracy"],
+    "judge": ["accuracy", "gate.best_of_4.passed"],
     "ppo": ["eos_rate", "skipped"],
     "evaluate": [
         f"{model}.{key}"
@@ -60,7 +61,7 @@ def compare(old: Path, new: Path) -> list[str]:
             continue
         before = dict(leaves(json.loads(file.read_text(encoding="utf-8"))))
         after = dict(leaves(json.loads((new / file.name).read_text(encoding="utf-8"))))
-        missing = sorted(before.keys() - after.keys())
+        missing = sorted(k for k in before.keys() - after.keys() if not k.endswith("_reason"))
         found += [f"{file.stem}: {key} is gone" for key in missing]
         watched = WATCHED.get(file.stem, before.keys() if file.stem in EXACT else [])
         for key in watched:
