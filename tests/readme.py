@@ -86,8 +86,8 @@ def ablation_table() -> str:
     with (ROOT / "metrics" / "tables" / "rm_ablation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = [f"{kind}.accuracy" for kind in KINDS]
-    columns += ["unseen_wording.accuracy_length_matched", f"unseen_wording.{BIAS}"]
-    columns += ["unseen_wording.length_correlation_corrected", "gate_gain"]
+    columns += ["unseen_wording.accuracy_length_matched", BIAS]
+    columns += ["length_correlation_corrected", "gate_gain"]
     titles = ["unseen wordings", "never asked", "unseen endings", "length-matched"]
     titles += ["length bias", "corrected", "gate gain (sd)"]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]

@@ -41,6 +41,9 @@ def ranking_columns() -> dict[str, tuple[str, str]]:
             found[f"{kind}.{key}"] = "metrics/rm.json", f"by_kind.{kind}.{key}"
         key = f"by_kind.{kind}.length_corrected.length_correlation_given_rank"
         found[f"{kind}.length_correlation_corrected"] = "metrics/rm.json", key
+    bias = "length_correlation_given_rank"
+    found[bias] = "metrics/rm.json", bias
+    found["length_correlation_corrected"] = "metrics/rm.json", f"length_corrected.{bias}"
     found["validation_accuracy"] = "metrics/rm.json", "length_correction.validation_accuracy"
     found["ece"] = "metrics/rm.json", "ece"
     found["judge_accuracy"] = "metrics/judge.json", "accuracy"
