@@ -9,6 +9,7 @@ import torch
 
 from stages.rlhf.best_of_n import closed_gate, gate, sample
 from stages.rlhf.chat import Codec
+from stages.rlhf.generation import draw_uniforms, generate_all
 from tests.model_fixtures import QUESTIONS, sft_roles, tiny_tokenizer
 
 
@@ -19,7 +20,11 @@ def test_answers_differ_by_their_place_and_not_by_their_batch(tmp_path: Path) ->
         found = sample(model, prompts, 3, codec, 8, 64, 1.0, "seed")
         again = sample(model, prompts, 3, codec, 8, 5, 1.0, "seed")
         other = sample(model, prompts, 3, codec, 8, 64, 1.0, "other")
+        draws = draw_uniforms(24, 8, "seed")
+        repeated = [prompt for prompt in prompts for _ in range(3)]
+        said = generate_all(model, repeated, codec, 8, 24, 1.0, draws)
     assert found == again != other
+    assert [answer for _, answers in found for answer in answers] == said
     assert [prompt for prompt, _ in found] == prompts
     assert {len(answers) for _, answers in found} == {3}
     assert any(len({tuple(a) for a in answers}) > 1 for _, answers in found)
