@@ -171,6 +171,33 @@ def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
         model.score(READ, ids_codec())
 
 
+def test_padding_on_the_left_gives_the_same_scores(tmp_path: Path) -> None:
+    roles = sft_roles(tmp_path, "lora")
+    model = random_reward_model(roles)
+    found = model.raw_scores(READ, ids_codec())
+    rows = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    for index, member in enumerate(model.members):
+        with torch.no_grad(), roles.use(member.name) as network:
+            out = network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                output_hidden_states=True,
+            )
+            hidden, chances = out.hidden_states[-1], out.logits.log_softmax(-1)
+            for i, answer in enumerate(ANSWERS):
+                n = len(answer)
+                said = chances[i, -n - 1 : -1].gather(-1, torch.tensor(answer)[:, None])
+                counts = torch.ones(1, n, dtype=torch.bool)
+                features = Features(hidden[i : i + 1, -1], said.T, hidden[i, -n:], counts)
+                torch.testing.assert_close(
+                    member.head(features)[0], found[index, i], rtol=0, atol=1e-5
+                )
+
+
 def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
     codec = Codec(tiny_tokenizer())
     model = random_reward_model(sft_roles(tmp_path, "full"))
