@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.rlhf.reward_model import Features
 from stages.rlhf.rollout import VALUE, token_values
-from stages.rlhf.sequences import Sequences, collate, hidden_states, response_logprobs
+from stages.rlhf.sequences import (
+    Sequences,
+    collate,
+    hidden_states,
+    response_logprobs,
+    response_states,
+)
 from tests.model_fixtures import PpoTrainer, ppo_trainer, random_ids, tiny_llama
 
 VOCAB = 40
@@ -72,10 +79,13 @@ def say(trainer: PpoTrainer, rows: Sequences) -> dict[str, Tensor]:
     with torch.no_grad():
         with roles.use(VALUE):
             values = token_values(roles, trainer.value_head, rows)
-        with roles.use("reward0"):
-            scores = trainer.reward_model.forward(rows)
-            logprobs = trainer.reward_model.features(rows, logprobs=True).logprobs
-    assert logprobs is not None
+        with roles.use("reward0") as model:
+            hidden = hidden_states(model, rows)
+            logprobs = response_logprobs(model, hidden, rows)
+            last = hidden[torch.arange(len(hidden)), rows.last]
+            states = response_states(hidden, rows)
+            features = Features(last, logprobs, states, rows.response_mask)
+            scores = trainer.reward_model.members[0].head(features)
     return {"logprobs": logprobs, "values": values, "scores": scores}
 
 
