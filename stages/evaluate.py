@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from stages.rlhf import embedder, evaluation, evaluation_figures, runtime
-from stages.rlhf.best_of_n import closed_gate, sample
+from stages.rlhf.best_of_n import closed_gate, liked, sample
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.generation import Answer, answer_of, generate_all
@@ -63,8 +63,8 @@ def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clo
         )
     clock.lap("generate")
     reward_model = load_reward_model(roles, paths["rm"])
-    liked = reward_model.corrected_scores(drawn, codec).view(-1, n).argmax(-1).tolist()
-    said["best_of_n"] = [own[k] for (_, own), k in zip(drawn, liked, strict=True)]
+    best = liked(reward_model, drawn, codec).tolist()
+    said["best_of_n"] = [own[k] for (_, own), k in zip(drawn, best, strict=True)]
     judge = load_reward_model(bare, paths["judge"])
     assert judge.calibration is not None, "stage judge calibrates what it saves"
     scores, judged = {}, {}

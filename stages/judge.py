@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from stages.rlhf import runtime
-from stages.rlhf.best_of_n import gate, sample
+from stages.rlhf.best_of_n import GATE, GATE_OF, gate, liked, sample
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
@@ -25,8 +25,6 @@ from stages.rlhf.reward_groups import EncodedGroup, encode_groups, questions_of
 from stages.rlhf.reward_model import RewardModel, load_reward_model, new_reward_model
 from stages.rlhf.reward_training import scored, train
 from stages.rlhf.runtime import derive_seed
-
-BEST_OF = 4  # the gate's name says so
 
 Paths = dict[str, Path]
 
@@ -75,7 +73,7 @@ def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dic
         asked = sample(
             sft,
             prompts,
-            BEST_OF,
+            GATE_OF,
             codec,
             chosen.max_answer_tokens,
             chosen.generate.batch_size,
@@ -84,10 +82,9 @@ def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dic
             "judge",
             "gate",
         )
-    liked = reward_model.corrected_scores(asked, codec).view(-1, BEST_OF).argmax(-1)
-    judged = judge.score(asked, codec).mean.view(-1, BEST_OF)
+    judged = judge.score(asked, codec).mean.view(-1, GATE_OF)
     seed = derive_seed(params.seed, "judge", "gate resamples")
-    return gate(judged, liked, params.judge.resamples, seed)
+    return gate(judged, liked(reward_model, asked, codec), params.judge.resamples, seed)
 
 
 def run(params: Params, paths: Paths) -> tuple[RewardModel, dict[str, Any]]:
@@ -101,7 +98,7 @@ def run(params: Params, paths: Paths) -> tuple[RewardModel, dict[str, Any]]:
     return judge, {
         **block,
         "temperature": temperature,
-        "gate": {f"best_of_{BEST_OF}": opens(params, paths, codec, judge)},
+        "gate": {GATE: opens(params, paths, codec, judge)},
         "training": training,
     }
 

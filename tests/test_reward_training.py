@@ -335,9 +335,12 @@ def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> No
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
-def test_only_tied_groups_are_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rm/train has no group of answers with different ranks"):
-        train(reward_model(tmp_path), GROUPS[3:4], GROUPS, knobs(), settings(), CODEC, "seed")
+@pytest.mark.parametrize(("part", "name"), [(0, "rm/train"), (1, "rm/validation")])
+def test_only_tied_groups_are_nothing_to_train_on(tmp_path: Path, part: int, name: str) -> None:
+    groups = [GROUPS, GROUPS]
+    groups[part] = GROUPS[3:4]
+    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
+        train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:

@@ -91,3 +91,12 @@ def test_a_mean_leaves_out_what_a_metric_does_not_speak_of() -> None:
         "contains_reason": "nothing",
     }
     assert mean_and_interval("contains", values, 0, 0, "nothing") == {"contains": 3}
+
+
+def test_every_interval_is_of_the_same_draws() -> None:
+    margins, _ = planted(0.3, 0.0, 40, seed=5)
+    found = length_controlled(margins, np.zeros(40), 300, 7)
+    # without lengths the rate is the mean belief: the interval must be that mean's own
+    mean = mean_and_interval("mean", expit(margins), 300, 7, "")
+    for end in ("ci_low", "ci_high"):
+        assert found[f"{RATE}_{end}"] == pytest.approx(mean[f"mean_{end}"], abs=1e-9)

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.generation import draw_uniforms, generate_all
-from stages.rlhf.ranking_intervals import interval, ratio, resampled
-from stages.rlhf.reward_model import Question
+from stages.rlhf.reward_model import Question, RewardModel
+from stages.rlhf.win_rate import mean_and_interval
+
+GATE_OF = 4  # SFT's samples per question in the gate before PPO
+GATE = f"best_of_{GATE_OF}"  # its key in metrics/judge.json
 
 
 def sample(
@@ -35,6 +37,11 @@ def sample(
     return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
 
+def liked(reward_model: RewardModel, sampled: Sequence[Question], codec: Codec) -> Tensor:
+    """Q questions with n answers each -> (Q,) place of the one the reward model likes most."""
+    return reward_model.corrected_scores(sampled, codec).view(len(sampled), -1).argmax(-1)
+
+
 def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str, Any]:
     """(Q, n) scores by the judge, (Q,) places chosen by the reward model -> the gate's figures.
 
@@ -47,17 +54,13 @@ def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str,
         raise ValueError(f"{questions} validation prompts: the gate needs 2 or more")
     plain = judged.double().mean(-1).numpy()
     best = judged.double().gather(-1, chosen[:, None]).squeeze(-1).numpy()
-    sums = resampled({"gain": best - plain, "count": np.ones(questions)}, resamples, seed)
-    ends = interval(ratio(sums["gain"], sums["count"]))
-    assert ends is not None, "a mean exists in every resample"
+    gain = mean_and_interval("gain", best - plain, resamples, seed, "no questions")
     return {
         "questions": questions,
         "sft": float(plain.mean()),
         f"best_of_{n}": float(best.mean()),
-        "gain": float((best - plain).mean()),
-        "gain_ci_low": ends[0],
-        "gain_ci_high": ends[1],
-        "passed": ends[0] > 0,
+        **gain,
+        "passed": gain["gain_ci_low"] > 0,
     }
 
 
@@ -67,16 +70,14 @@ def closed_gate(file: Path) -> str | None:
     Raises ValueError where the file holds no gate.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["gate"]["best_of_4"]
+        found = json.loads(file.read_text(encoding="utf-8"))["gate"][GATE]
         gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
         passed: bool = found["passed"]
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{file}: gate.best_of_4 of stage judge was expected: {error!r}"
-        ) from error
+        raise ValueError(f"{file}: gate.{GATE} of stage judge was expected: {error!r}") from error
     if passed:
         return None
     return (
-        f"by the judge, best-of-4 under the reward model is worth {gain:+.3f} sd"
+        f"by the judge, best-of-{GATE_OF} under the reward model is worth {gain:+.3f} sd"
         f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
     )

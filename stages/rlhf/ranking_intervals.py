@@ -5,7 +5,7 @@ Tibshirani 1993, percentile interval). Every statistic here is a function of sum
 a resample is then a vector of counts, and all resamples together one matrix product.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -22,6 +22,18 @@ def totals(sums: Sums) -> dict[str, np.ndarray]:
     return {name: values.sum(0, keepdims=True) for name, values in sums.items()}
 
 
+def drawn(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of Q questions is drawn: counts (b, Q), B rows in all, the same by seed."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // questions)
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        places = rng.integers(questions, size=(size, questions))
+        cells = (places + np.arange(size)[:, None] * questions).ravel()
+        counts = np.bincount(cells, minlength=size * questions).reshape(size, questions)
+        yield counts.astype(float)
+
+
 def resampled(sums: Sums, resamples: int, seed: int) -> dict[str, np.ndarray]:
     """(Q, ...) per question -> (B, ...) over B draws of Q questions, the same for the same seed.
 
@@ -29,17 +41,10 @@ def resampled(sums: Sums, resamples: int, seed: int) -> dict[str, np.ndarray]:
     """
     if not sums:
         return {}
-    questions = len(next(iter(sums.values())))
-    rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in sums}
-    rows = max(1, CHUNK // questions)
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = rng.integers(questions, size=(size, questions))
-        cells = (drawn + np.arange(size)[:, None] * questions).ravel()
-        counts = np.bincount(cells, minlength=size * questions).reshape(size, questions)
+    for counts in drawn(len(next(iter(sums.values()))), resamples, seed):
         for name, values in sums.items():
-            parts[name].append(np.tensordot(counts.astype(float), values, axes=1))
+            parts[name].append(np.tensordot(counts, values, axes=1))
     return {name: np.concatenate(found) for name, found in parts.items()}
 
 

@@ -201,7 +201,8 @@ def train(
     groups to train on or to choose by, or where a loss is not finite.
     """
     taught = [group for group in groups if group.pairs.any()]
-    for name, part in {"train": taught, "validation": validation}.items():
+    judging = [group for group in validation if group.pairs.any()]
+    for name, part in {"train": taught, "validation": judging}.items():
         if not part:
             raise ValueError(
                 f"{kind}/{name} has no group of answers with different ranks; one was expected"

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from stages.rlhf.ranking_intervals import Statistic, Sums, interval, ratio, resampled, totals
+from stages.rlhf.ranking_intervals import (
+    Statistic,
+    Sums,
+    drawn,
+    interval,
+    ratio,
+    resampled,
+    totals,
+)
 
 RIDGE = 1e-2  # on phi, beside the cross-entropy summed over questions
 ROUNDS = 30  # of Newton's method, which has settled long before
@@ -92,9 +100,8 @@ def length_controlled(
     whole = float(expit(_fit(p, x, np.ones((1, len(p))))[0, 0]))
     if not resamples:
         return _stated(name, whole, None, "")
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(p), np.full(len(p), 1 / len(p)), size=resamples)
-    return _stated(name, whole, expit(_fit(p, x, counts.astype(float))[:, 0]), "")
+    thetas = [_fit(p, x, counts)[:, 0] for counts in drawn(len(p), resamples, seed)]
+    return _stated(name, whole, expit(np.concatenate(thetas)), "")
 
 
 def _fit(p: Values, x: Values, weights: Values) -> Values:
