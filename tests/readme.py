@@ -81,10 +81,28 @@ def gate_line() -> str:
     )
 
 
+def table(name: str) -> list[dict[str, str]]:
+    """The rows of a file of metrics/tables/."""
+    with (ROOT / "metrics" / "tables" / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def benchmark_table() -> str:
+    """Reward model training beside TRL's."""
+    names = {"trl": "TRL", "plain": "ours, scalar head", "hybrid": "ours, hybrid head"}
+    lines = [
+        "| | questions/s | times TRL | MiB above the start | of TRL's |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in table("rm_vs_trl"):
+        cells = (row[k] for k in ("questions_per_second", "times_trl", "peak_mib", "of_trl"))
+        lines.append(f"| {names[row['side']]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ablation_table() -> str:
     """metrics/tables/rm_ablation.csv, the columns that matter most."""
-    with (ROOT / "metrics" / "tables" / "rm_ablation.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = table("rm_ablation")
     columns = [f"{kind}.accuracy" for kind in KINDS]
     columns += ["unseen_wording.accuracy_length_matched", BIAS]
     columns += ["length_correlation_corrected", "gate_gain"]
@@ -124,16 +142,17 @@ TABLES = {
     "ranking": ranking_table,
     "gate": gate_line,
     "ablation": ablation_table,
+    "benchmark": benchmark_table,
     "time": time_line,
 }
 
 
 def rendered(text: str) -> str:
     """The README with every marked block made anew."""
-    for name, table in TABLES.items():
+    for name, make in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text, count = re.subn(
-            pattern, lambda m, t=table: f"{m[1]}{t()}{m[2]}", text, flags=re.DOTALL
+            pattern, lambda m, t=make: f"{m[1]}{t()}{m[2]}", text, flags=re.DOTALL
         )
         assert count == 1, f"README.md has {count} blocks {name}; one was expected"
     return text

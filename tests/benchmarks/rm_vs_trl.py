@@ -7,10 +7,12 @@ The same random Llama, questions, Bradley-Terry loss, optimizer, float32 and two
 each question as its ten pairs, and the fastest of a few micro-batches, gradients accumulated to 160
 pairs a step; we get the 16 questions of such a step. First both sides' loss and gradient of one
 batch are compared; then each side's peak memory is measured in a process of its own; then steps of
-all sides alternate in this process, so that a busy machine slows all alike.
+all sides alternate in this process, so that a busy machine slows all alike. The first command
+writes metrics/tables/rm_vs_trl.csv.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import subprocess
@@ -48,6 +50,7 @@ from stages.rlhf.reward_model import Head, Member, RewardModel, member_name
 from stages.rlhf.reward_training import MemberTrainer
 from tests.model_fixtures import ids_codec, random_ids
 
+TABLE = Path(__file__).parents[2] / "metrics" / "tables" / "rm_vs_trl.csv"
 VOCAB, PAD, QUESTIONS, ANSWERS = 2000, 0, 300, 5
 STEP = 16  # questions
 PAIRS = STEP * ANSWERS * (ANSWERS - 1) // 2  # of a step
@@ -364,14 +367,25 @@ def main() -> None:
         peak[name] = in_a_process(name, given.lora)["mib"]
     spent = alternate(given.lora, best)
     print(f"{len(spent['trl'])} steps in turn, TRL at {best} pairs; MiB above the start")
+    rows = []
     for name, seconds in spent.items():
-        rate = STEP * len(seconds) / sum(seconds)
         times = statistics.median(t / own for t, own in zip(spent["trl"], seconds, strict=True))
-        share = peak[name] / peak["trl"]
-        print(f"{name:6s} {rate:6.1f} questions/s (x{times:5.2f}, median of steps)", end=", ")
-        print(
-            f"{peak[name]:6.0f} MiB ({share:4.2f} of TRL's, {peak[name] / least:4.2f} of its least)"
-        )
+        row = {
+            "side": name,
+            "micro_batch_pairs": best if name == "trl" else None,
+            "questions_per_second": round(STEP * len(seconds) / sum(seconds), 1),
+            "times_trl": round(times, 2),
+            "peak_mib": round(peak[name]),
+            "of_trl": round(peak[name] / peak["trl"], 2),
+            "of_trls_least": round(peak[name] / least, 2),
+        }
+        print(row)
+        rows.append(row)
+    if not given.lora:
+        with TABLE.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
