@@ -354,3 +354,30 @@ def test_policy_learns_what_the_reward_pays_for(tmp_path: Path) -> None:
         for rows in (outcome.updates[:3], outcome.updates[-3:])
     )
     assert last > first + 0.3, f"answers that end: {first:.2f} at first, {last:.2f} at last"
+
+
+# ---- 12. generation after an update
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("full", "float32"), ("lora", "float32")])
+def test_after_an_update_decoding_is_plain_generation_with_the_new_weights(
+    tmp_path: Path, method: str, dtype: str
+) -> None:
+    trainer = ppo_trainer(tmp_path, method, dtype, settings=ppo_settings(learning_rate=0.1))
+
+    def decoded() -> list[list[int]]:
+        with trainer.roles.use(POLICY) as model:
+            return generate_all(model, ids_of(trainer), trainer.codec, 8, 4)
+
+    before = decoded()
+    trainer._update(1, collected(trainer), train_policy=True)
+    plain = []
+    with trainer.roles.use(POLICY) as model, torch.no_grad():
+        for ids in ids_of(trainer):
+            said: list[int] = []
+            while len(said) < 8 and trainer.codec.eos_id not in said:  # no cache, no batch
+                whole = torch.tensor([ids + said])
+                said.append(int(model(whole, use_cache=False).logits[0, -1].argmax()))
+            plain.append(said)
+    assert decoded() == plain
+    assert plain != before, "the update changed no answer"
