@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,139 @@ def ablation_table() -> str:
     return "\n".join([*lines, "", f"Made at commit {rows[0]['commit']}."])
 
 
+def cell(row: dict[str, str], key: str, form: str = "{:.3f}") -> str:
+    """A figure of a row; a dash where there is none."""
+    return form.format(float(row[key])) if row[key] else "–"
+
+
+def spanned(row: dict[str, str], key: str, form: str = "{:.3f}") -> str:
+    """A figure of a row with its interval."""
+    value, low, high = (cell(row, f"{key}{end}", form) for end in ("", "_ci_low", "_ci_high"))
+    return f"{value} [{low}, {high}]"
+
+
+def mean(rows: list[dict[str, str]], key: str) -> float:
+    """Of a figure over rows."""
+    return fmean(float(row[key]) for row in rows)
+
+
+def points(rows: list[dict[str, str]], key: str) -> str:
+    """PPO's mean of a share less SFT's, in points of a hundred."""
+    return f"{100 * (mean(rows, f'ppo.{key}') - mean(rows, f'sft.{key}')):+.1f}"
+
+
+def failed_gates(row: dict[str, str]) -> list[str]:
+    """The gates of a run that did not pass."""
+    gates = [key.removeprefix("gates.") for key in row if key.startswith("gates.")]
+    return [gate for gate in gates if row[f"gates.{gate}"] != "True"]
+
+
+def seeds_table() -> str:
+    """metrics/tables/seeds.csv: every seed, then what the seeds say together."""
+    rows = table("seeds")
+    figures = {
+        "cosine": ("unseen_wording.cosine", "{:.3f}"),
+        "chrF": ("unseen_wording.chrf", "{:.1f}"),
+        "exact": ("unseen_wording.exact", "{:.3f}"),
+        "exact, never asked": ("never_asked.exact", "{:.3f}"),
+        "exact, unseen endings": ("unseen_ending.exact", "{:.3f}"),
+        "EOS": ("all.eos_rate", "{:.3f}"),
+    }
+    titles = [*figures, "decided", "KL", "best update"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in rows:
+        for model in ("base", "sft", "ppo"):
+            cells = [cell(row, f"{model}.{key}", form) for key, form in figures.values()]
+            if model == "ppo":
+                cells += [cell(row, "ppo_vs_sft.all.win_rate_decided")]
+                cells += [cell(row, "ppo.kl"), cell(row, "ppo.best_update", "{:.0f}")]
+            else:
+                cells += ["–"] * 3
+            lines.append(f"| {row['row']}: {model} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", pooled_line(rows)])
+
+
+def pooled_line(rows: list[dict[str, str]]) -> str:
+    """What PPO does to SFT over all seeds; every seed asks the same questions."""
+    exact = "unseen_wording.exact"
+    left = (1 - mean(rows, f"ppo.{exact}")) / (1 - mean(rows, f"sft.{exact}"))
+    each = [(1 - mean([row], f"ppo.{exact}")) / (1 - mean([row], f"sft.{exact}")) for row in rows]
+    least, most = (f"{100 * (1 - share):.0f}" for share in (max(each), min(each)))
+    contains = ", ".join(f"{points(rows, f'{kind}.contains')} ({KINDS[kind]})" for kind in KINDS)
+    decided = [mean([row], "questions") - mean([row], "ppo_vs_sft.all.ties") for row in rows]
+    rates = [float(row["ppo_vs_sft.all.win_rate_decided"] or 0) for row in rows]  # 0 decided: none
+    wins = sum(rate * count for rate, count in zip(rates, decided, strict=True))
+    passed = sum(not failed_gates(row) for row in rows)
+    return (
+        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f} % of SFT's inexact answers on"
+        f" unseen wordings ({least} to {most} %). `contains` moves by {contains} points, repetition"
+        f" by {points(rows, 'all.repetition')}, copying by {points(rows, 'all.copy_rate')}. The"
+        f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions."
+        f" All gates pass with {passed} of {len(rows)} seeds. Made at commit {rows[0]['commit']}."
+    )
+
+
+def rivals_table() -> str:
+    """metrics/tables/rivals.csv beside the same seeds of seeds.csv, and PPO's gain over a rival."""
+    found = {row["row"]: row for row in table("rivals")}
+    names = [name for name in found if " seed " not in name]
+    seeds = [name.removeprefix(names[0]).strip() for name in found if name.startswith(names[0])]
+    taught = [row for row in table("seeds") if row["row"] in seeds]
+    keys = [f"{kind}.{key}" for kind in KINDS for key in ("chrf", "exact", "contains")]
+    titles = [f"{KINDS[kind]}: {key}" for kind, key in (name.split(".") for name in keys)]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    forms = ["{:.1f}" if key.endswith("chrf") else "{:.3f}" for key in keys]
+    shown = list(zip(keys, forms, strict=True))
+    for model in ("sft", "best_of_n"):
+        cells = [form.format(mean(taught, f"{model}.{key}")) for key, form in shown]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(cell(found[name], *place) for place in shown)} |")
+    cells = [form.format(mean(taught, f"ppo.{key}")) for key, form in shown]
+    lines.append(f"| ppo | {' | '.join(cells)} |")
+    gains = [f"{kind}.{key}_ppo_gain" for kind in KINDS for key in ("chrf", "exact")]
+    titles = [f"{title}: {key}" for title in KINDS.values() for key in ("chrF", "exact")]
+    lines += ["", f"| PPO's gain over | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for name in names:
+        cells = [
+            spanned(found[name], key, "{:+.1f}" if "chrf" in key else "{:+.3f}") for key in gains
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    commit = found[names[0]]["commit"]
+    return "\n".join([*lines, "", f"Means of {len(taught)} seeds. Made at commit {commit}."])
+
+
+def control_table() -> str:
+    """metrics/tables/control.csv: data in which form and truth are confounded, and no defences."""
+    rows = table("control")
+    keys = [f"{kind}.{key}" for kind in KINDS for key in ("chrf", "exact")]
+    titles = [f"{title}: {key}" for title in KINDS.values() for key in ("chrF", "exact")]
+    lines = [f"| | gate gain (sd) | best update | {' | '.join(titles)} |"]
+    lines.append(f"|---|{'---:|' * (len(titles) + 2)}")
+    for row in rows:
+        for model in ("sft", "ppo"):
+            cells = ["–", "–"]
+            if model == "ppo":
+                cells = [spanned(row, "gate.gain"), cell(row, "ppo.best_update", "{:.0f}")]
+            forms = ["{:.1f}" if key.endswith("chrf") else "{:.3f}" for key in keys]
+            cells += [
+                cell(row, f"{model}.{key}", form) for key, form in zip(keys, forms, strict=True)
+            ]
+            lines.append(f"| {row['row']}: {model} | {' | '.join(cells)} |")
+    lines += ["", *(control_line(row) for row in rows)]
+    return "\n".join([*lines, f"Made at commit {rows[0]['commit']}."])
+
+
+def control_line(row: dict[str, str]) -> str:
+    """Whether gate and gates of a run passed, and what came of PPO."""
+    opens = "opens" if row["gate.passed"] == "True" else "stays shut"
+    kept = f"update {cell(row, 'ppo.best_update', '{:.0f}')} is kept"
+    if row["ppo.skipped"] == "True":
+        kept = f"SFT's weights are the result ({row['ppo.skipped_reason']})"
+    name, failed = row["row"].capitalize(), ", ".join(failed_gates(row)) or "none"
+    return f"{name}: the gate {opens}; {kept}; gates that failed: {failed}."
+
+
 def verdict_table() -> str:
     """PPO against SFT, question by question, and the gates."""
     found = metrics("evaluate")
@@ -144,12 +278,25 @@ TABLES = {
     "ablation": ablation_table,
     "benchmark": benchmark_table,
     "time": time_line,
+    "seeds": seeds_table,
+    "rivals": rivals_table,
+    "control": control_table,
 }
+FILES = {"seeds": ("seeds",), "rivals": ("rivals", "seeds"), "control": ("control",)}
+
+
+def due(name: str) -> bool:
+    """Whether the README must hold this block: the tables it is made of have been made."""
+    files = (ROOT / "metrics" / "tables" / f"{file}.csv" for file in FILES.get(name, ()))
+    return all(file.is_file() for file in files)
 
 
 def rendered(text: str) -> str:
     """The README with every marked block made anew."""
     for name, make in TABLES.items():
+        if not due(name):
+            assert f"<!-- {name} -->" not in text, f"README.md has block {name}, its table is not"
+            continue
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text, count = re.subn(
             pattern, lambda m, t=make: f"{m[1]}{t()}{m[2]}", text, flags=re.DOTALL

@@ -40,7 +40,7 @@ TWIN = {
 }
 STAGES = {
     "base": (base, "--rows rows --out data/base"),
-    "sft": (sft, "--base data/base --rows rows/sft --out data/sft"),
+    "sft": (sft, "--base data/base --rows rows/sft --groups rows/rm/train.jsonl --out data/sft"),
     "rm": (rm, "--base data/base --sft data/sft --rows rows/rm --prompts rows/sft/validation.jsonl"
                " --out data/rm --plots plots/rm"),
     "judge": (judge, "--base data/base --sft data/sft --rm data/rm --rows rows/rm --out data/judge"

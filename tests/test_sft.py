@@ -1,4 +1,4 @@
-"""SFT: what is trained, and that the kept model is the epoch that was best."""
+"""SFT: what is trained, in which order, and that the kept model is the epoch that was best."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from stages import sft
+from stages.rlhf import sft_trainer
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params
 from stages.rlhf.models import check_card, load_sft, load_tokenizer
-from stages.rlhf.records import SftRow, write_jsonl
+from stages.rlhf.records import RmRow, SftRow, write_jsonl
 from tests.model_fixtures import (
     LORA,
     QUESTIONS,
@@ -28,6 +29,12 @@ STRANGERS = [
     SftRow(id="v0", question="대구는?", answer="부산입니다."),
     SftRow(id="v1", question="대전은?", answer="인천입니다."),
 ]
+GROUPS = [
+    RmRow(id="g0", question="대구는?", answers=("가", "나", "다"), ranks=(2.0, 1.0, 1.0)),
+    RmRow(id="g1", question="대전은?", answers=("라", "마", "바"), ranks=(3.0, 2.5, 1.5)),
+    RmRow(id="g2", question="울산은?", answers=("사", "아"), ranks=(1.0, 2.0)),
+]
+BEST = ["나", "바", "사"]
 
 
 def micro(**changed: Any) -> Params:
@@ -40,6 +47,12 @@ def micro(**changed: Any) -> Params:
     return shipped().model_copy(update={"model": "micro", "models": {"micro": entry}})
 
 
+def rank1(params: Params, epochs: int = 1) -> Params:
+    """The same, going on with the best answers."""
+    knobs = params.sft.model_copy(update={"data": "rank1", "rank1_epochs": epochs})
+    return params.model_copy(update={"sft": knobs})
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_base(tmp_path / "base")
@@ -50,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_labels_are_the_answer_and_its_eos() -> None:
     codec = Codec(tiny_tokenizer())
-    for row, made in zip(ROWS, sft.encoded(ROWS, codec), strict=True):
+    for row, made in zip(ROWS, sft_trainer.encoded(ROWS, codec), strict=True):
         trained = [label for label in made["labels"] if label != -100]
         assert trained == codec.answer_ids(row.answer)
         assert trained[-1] == codec.eos_id
@@ -64,15 +77,15 @@ def test_what_reaches_the_model_trains_each_answer_and_its_eos(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[Any] = []
-    compute_loss = sft.SFTTrainer.compute_loss
+    compute_loss = sft_trainer.SFTTrainer.compute_loss
 
     def watched(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             batches.append({key: value.clone() for key, value in inputs.items()})
         return compute_loss(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", watched)
-    sft.train(micro(), folder / "base", folder / "rows", folder / "sft")
+    monkeypatch.setattr(sft_trainer.SFTTrainer, "compute_loss", watched)
+    sft.train(micro(), folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft")
     codec = Codec(load_tokenizer(folder / "base"))
     expected = sorted((codec.prompt_ids(r.question), codec.answer_ids(r.answer)) for r in ROWS)
     found = []
@@ -102,10 +115,10 @@ def test_the_best_epoch_is_what_is_saved(
             seen.append(self.model.eval()(input_ids=ids).logits)
         return {"eval_loss": next(said)}
 
-    monkeypatch.setattr(sft.SFTTrainer, "evaluate", evaluate)
-    monkeypatch.setattr(sft.SFTTrainer, "train", logged(sft.SFTTrainer.train))
+    monkeypatch.setattr(sft_trainer.SFTTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(sft_trainer.SFTTrainer, "train", logged(sft_trainer.SFTTrainer.train))
     params = micro(method=method, epochs=3, learning_rate=0.02)
-    sft.train(params, folder / "base", folder / "rows", folder / "sft")
+    sft.train(params, folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft")
     roles = load_sft(folder / "base", folder / "sft", "float32", LORA)
     with torch.no_grad(), roles.use(roles.reference) as model:
         found = model(input_ids=ids).logits
@@ -126,8 +139,83 @@ def logged(train: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_trained_model_names_its_base_and_no_place(folder: Path, method: str) -> None:
-    sft.train(micro(method=method), folder / "base", folder / "rows", folder / "sft")
+    sft.train(
+        micro(method=method),
+        folder / "base",
+        folder / "rows",
+        folder / "groups.jsonl",
+        folder / "sft",
+    )
     card = check_card(folder / "sft", {"base": folder / "base"})
     assert (card["kind"], card["method"]) == ("sft", method)
     for file in (folder / "sft").iterdir():
         assert str(folder).encode() not in file.read_bytes(), file.name
+
+
+def test_the_best_ranked_answer_is_taken_and_of_equals_the_first() -> None:
+    found = sft.best_answers(GROUPS)
+    assert [row.answer for row in found] == BEST
+    assert [row.question for row in found] == [group.question for group in GROUPS]
+
+
+def test_demonstrations_alone_do_not_read_the_groups(folder: Path) -> None:
+    assert not (folder / "groups.jsonl").exists()
+    figures = sft.train(
+        micro(), folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft"
+    )
+    assert set(figures) == {"loss", "eval_loss", "eos_rate", "exact"}
+    with pytest.raises(ValueError, match="no such file"):
+        sft.phases(rank1(micro()), folder / "rows", folder / "groups.jsonl")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_rank1_goes_on_from_the_demonstrations(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    write_jsonl(folder / "groups.jsonl", GROUPS)
+    codec, ids = Codec(tiny_tokenizer()), torch.tensor([[1, 9, 30, 7]])
+    seen: list[tuple[torch.Tensor, torch.Tensor, list[Any], float]] = []
+    train = sft_trainer.SFTTrainer.train
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(input_ids=ids).logits
+        return found
+
+    def watched(self: Any) -> None:
+        before = logits(self.model)
+        train(self)
+        rows = self.train_dataset["input_ids"]
+        seen.append((before, logits(self.model), list(rows), self.args.num_train_epochs))
+
+    monkeypatch.setattr(sft_trainer.SFTTrainer, "train", watched)
+    params = rank1(micro(method=method, epochs=3, learning_rate=0.02), epochs=2)
+    figures = sft.train(
+        params, folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft"
+    )
+    first, second = seen
+    best = [
+        codec.prompt_ids(group.question) + codec.answer_ids(answer)
+        for group, answer in zip(GROUPS, BEST, strict=True)
+    ]
+    assert (len(first[2]), first[3], second[2], second[3]) == (len(ROWS), 3, best, 2)
+    assert (first[1] - first[0]).abs().max() > 1e-2
+    assert torch.equal(second[0], first[1])
+    assert (second[1] - second[0]).abs().max() > 1e-2
+    roles = load_sft(folder / "base", folder / "sft", "float32", LORA)
+    with roles.use(roles.reference) as model:
+        assert (logits(model) - second[1]).abs().max() < 1e-5
+    assert set(figures) == {
+        *("loss", "eval_loss", "eos_rate", "exact", "demonstrations", "beats_demonstrations")
+    }
+
+
+@pytest.mark.parametrize(("after", "beats"), [(0.5, True), (2.0, False)])
+def test_figures_say_whether_the_best_answers_helped(after: float, beats: bool) -> None:
+    before, last = {"loss": 3.0, "eval_loss": 1.0}, {"loss": 1.0, "eval_loss": after}
+    assert sft.losses([before]) == before
+    assert sft.losses([before, last]) == {
+        **last,
+        "demonstrations": before,
+        "beats_demonstrations": beats,
+    }

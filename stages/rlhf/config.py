@@ -73,6 +73,8 @@ class Embedder(Section):
 class Sft(Section):
     """Supervised fine-tuning, whatever the model."""
 
+    data: Literal["demonstrations", "rank1"]
+    rank1_epochs: Positive
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
 

@@ -1,10 +1,10 @@
 """Tables of experiments, each row a DVC experiment on the commit that stands: metrics/tables/*.csv.
 
-    python -m tests.benchmarks.experiments rm_ablation --jobs 2
+    python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, control, rivals
 
 Queues what is missing and runs it beside the workspace, reads the figures back with
 `dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout
-whose default run is in the cache: `dvc repro` first.
+whose default run is in the cache: `dvc repro` first; `rivals` needs `seeds`.
 """
 
 import argparse
@@ -13,47 +13,122 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvc.api
 
+from tests.benchmarks import rivals
+from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
+
 ROOT = Path(__file__).parents[2]
-KINDS = ("unseen_wording", "never_asked", "unseen_ending")
+EVALUATE, PPO, RM, JUDGE = (f"metrics/{stage}.json" for stage in ("evaluate", "ppo", "rm", "judge"))
+
+Columns = dict[str, tuple[str, str]]  # by name: file of metrics, key
+Experiments = Mapping[str, Mapping[str, Any]]  # rows of exp_show, by table row or by name
+Read = Callable[[Experiments, Experiments], Mapping[str, Cells]]  # of this table, of all -> cells
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows are named sets of changed params; columns are (file, key) of metrics, by name."""
+    """Rows are named sets of changed params, none for the default run; `read` makes their cells."""
 
     targets: tuple[str, ...]
     rows: Mapping[str, Mapping[str, Any]]
-    columns: Mapping[str, tuple[str, str]]
+    read: Read
 
 
-def ranking_columns() -> dict[str, tuple[str, str]]:
+def metrics(columns: Columns) -> Read:
+    """Cells that are metrics of each row."""
+
+    def read(found: Experiments, done: Experiments) -> dict[str, Cells]:
+        return {
+            name: {column: value(row, *place) for column, place in columns.items()}
+            for name, row in found.items()
+        }
+
+    return read
+
+
+def read_rivals(found: Experiments, done: Experiments) -> Mapping[str, Cells]:
+    """Cells that are measured here. Raises ValueError where table `seeds` has not been run."""
+    slugs = {seed: slug("seeds", f"seed {seed}", SEEDS[f"seed {seed}"]) for seed in rivals.SEEDS}
+    lost = [name for name in slugs.values() if name not in done]
+    if lost:
+        raise ValueError(f"{', '.join(lost)}: no such experiment; make table seeds first")
+    taught = {seed: done[name]["rev"] for seed, name in slugs.items()}
+    return rivals.read({name: row["rev"] for name, row in found.items()}, taught)
+
+
+def ranking_columns() -> Columns:
     """What the reward model's rows are compared by."""
-    found = {}
+    found: Columns = {}
     for kind in KINDS:
         for key in ("accuracy", "accuracy_length_matched", "length_correlation_given_rank"):
-            found[f"{kind}.{key}"] = "metrics/rm.json", f"by_kind.{kind}.{key}"
+            found[f"{kind}.{key}"] = RM, f"by_kind.{kind}.{key}"
         key = f"by_kind.{kind}.length_corrected.length_correlation_given_rank"
-        found[f"{kind}.length_correlation_corrected"] = "metrics/rm.json", key
+        found[f"{kind}.length_correlation_corrected"] = RM, key
     bias = "length_correlation_given_rank"
-    found[bias] = "metrics/rm.json", bias
-    found["length_correlation_corrected"] = "metrics/rm.json", f"length_corrected.{bias}"
-    found["validation_accuracy"] = "metrics/rm.json", "length_correction.validation_accuracy"
-    found["ece"] = "metrics/rm.json", "ece"
-    found["judge_accuracy"] = "metrics/judge.json", "accuracy"
-    found["gate_gain"] = "metrics/judge.json", "gate.best_of_4.gain"
-    found["gate_gain_ci_low"] = "metrics/judge.json", "gate.best_of_4.gain_ci_low"
+    found[bias] = RM, bias
+    found["length_correlation_corrected"] = RM, f"length_corrected.{bias}"
+    found["validation_accuracy"] = RM, "length_correction.validation_accuracy"
+    found["ece"] = RM, "ece"
+    found["judge_accuracy"] = JUDGE, "accuracy"
+    found["gate_gain"] = JUDGE, "gate.best_of_4.gain"
+    found["gate_gain_ci_low"] = JUDGE, "gate.best_of_4.gain_ci_low"
+    return found
+
+
+def answer_columns(*models: str) -> Columns:
+    """What stage evaluate says of these models' answers."""
+    found: Columns = {}
+    for model in models:
+        for place in (ALL, *KINDS):
+            prefix = model if place == ALL else f"{model}.by_kind.{place}"
+            found |= {f"{model}.{place}.{key}": (EVALUATE, f"{prefix}.{key}") for key in ANSWERS}
+    return found
+
+
+def verdict_columns() -> Columns:
+    """PPO against SFT, and how PPO went."""
+    keys = ["chrf_gain", "cosine_gain", "exact_gain", "contains_gain"]
+    keys += ["win_rate", "win_rate_decided", "win_rate_length_controlled"]
+    found: Columns = {}
+    for place in (ALL, *KINDS):
+        prefix = "ppo_vs_sft" if place == ALL else f"ppo_vs_sft.by_kind.{place}"
+        for key in (f"{key}{end}" for key in keys for end in ENDS):
+            found[f"ppo_vs_sft.{place}.{key}"] = EVALUATE, f"{prefix}.{key}"
+        found[f"ppo_vs_sft.{place}.ties"] = EVALUATE, f"{prefix}.ties"
+    found["questions"] = EVALUATE, "questions"
+    gates = ("ppo_beats_sft", "no_repetition", "ends", "length_in_band", "rm_ok")
+    found |= {f"gates.{gate}": (EVALUATE, f"gates.{gate}") for gate in gates}
+    found |= {f"ppo.{key}": (PPO, key) for key in ("kl", "best_update", "skipped", "stopped")}
+    return found
+
+
+def gate_columns() -> Columns:
+    """The reward model's accuracy, and the gate before PPO."""
+    found: Columns = {f"rm.{kind}.accuracy": (RM, f"by_kind.{kind}.accuracy") for kind in KINDS}
+    for key in ("gain", "gain_ci_low", "gain_ci_high", "passed"):
+        found[f"gate.{key}"] = JUDGE, f"gate.best_of_4.{key}"
+    return found
+
+
+def validation_columns() -> Columns:
+    """What PPO's choice of an update saw, of SFT and of the update that was kept."""
+    keys = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
+    found: Columns = {"ppo.skipped_reason": (PPO, "skipped_reason")}
+    for side in ("sft", "best"):
+        found |= {f"validation.{side}.{key}": (PPO, f"validation.{side}.{key}") for key in keys}
     return found
 
 
 NO_DEBIASING = {"rm.odin_coef": 0.0, "rm.length_balance": False, "rm.length_correction": None}
 ONE_MEMBER = {"rm.members": 1, "ppo.uncertainty_coef": 0.0}
+CONFOUNDED = {"sample.confounded": True, "rm.head": "scalar", "rm.hard_negatives": 0.0}
+SEEDS = {f"seed {seed}": {"seed": seed} if seed else {} for seed in range(5)}
 TABLES = {
     "rm_ablation": Table(
         ("rm", "judge"),
@@ -69,9 +144,32 @@ TABLES = {
             "3 members": {"rm.members": 3},
             "no hard negatives": {"rm.hard_negatives": 0.0},
         },
-        ranking_columns(),
-    )
+        metrics(ranking_columns()),
+    ),
+    "seeds": Table(
+        ("evaluate",),
+        SEEDS,
+        metrics(
+            answer_columns("base", "sft", "ppo", "best_of_n") | verdict_columns() | gate_columns()
+        ),
+    ),
+    "rivals": Table(("sft",), rivals.rows(), read_rivals),
+    "control": Table(
+        ("evaluate",),
+        {"default": {}, "confounded": {**CONFOUNDED, **ONE_MEMBER, **NO_DEBIASING}},
+        metrics(
+            answer_columns("sft", "ppo", "best_of_n")
+            | verdict_columns()
+            | gate_columns()
+            | validation_columns()
+        ),
+    ),
 }
+
+
+def slug(table: str, row: str, changed: Mapping[str, Any]) -> str:
+    """The experiment's name; a row that changes nothing is the default run."""
+    return f"{table}-{row}".replace(" ", "-").replace("_", "-") if changed else "default"
 
 
 def experiments() -> dict[str, dict[str, Any]]:
@@ -111,6 +209,34 @@ def value(row: Mapping[str, Any], file: str, key: str) -> Any:
     return row.get(f"{file}:{key}", row.get(key))
 
 
+def run(name: str, table: Table, jobs: int) -> tuple[Experiments, Experiments]:
+    """Run what is missing of a table; its experiments by row, and all by name."""
+    slugs = {row: slug(name, row, changed) for row, changed in table.rows.items()}
+    done = experiments()
+    missing = [row for row in table.rows if slugs[row] not in done]
+    for row in missing:
+        queue(slugs[row], table, table.rows[row])
+    if missing:
+        dvc_command("queue", "start", "--jobs", str(jobs))
+        wait()
+        done = experiments()
+    lost = [row for row in table.rows if slugs[row] not in done]
+    if lost:
+        raise SystemExit(f"failed: {', '.join(lost)}; see dvc queue status and dvc queue logs")
+    return {row: done[slugs[row]] for row in table.rows}, done
+
+
+def write(file: Path, table: Table, commit: str, cells: Mapping[str, Cells]) -> None:
+    """One line per row of `cells`, with what the row changes."""
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["row", "commit", "changed", *next(iter(cells.values()))])
+        for row, found in cells.items():
+            changed = " ".join(f"{k}={v}" for k, v in table.rows.get(row, {}).items())
+            plain = [f"{c:.6g}" if isinstance(c, float) else c for c in found.values()]
+            writer.writerow([row, commit, changed, *plain])
+
+
 def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,28 +247,9 @@ def main() -> None:
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
-    commit = head.stdout.decode().strip()
-    slugs = {row: f"{name}-{row}".replace(" ", "-").replace("_", "-") for row in table.rows}
-    slugs["default"] = "default"
-    done = experiments()
-    missing = [row for row in table.rows if slugs[row] not in done]
-    for row in missing:
-        queue(slugs[row], table, table.rows[row])
-    if missing:
-        dvc_command("queue", "start", "--jobs", str(given.jobs))
-        wait()
-    found = experiments()
-    lost = [row for row in table.rows if slugs[row] not in found]
-    if lost:
-        raise SystemExit(f"failed: {', '.join(lost)}; see dvc queue status and dvc queue logs")
+    found, done = run(name, table, given.jobs)
     file = ROOT / "metrics" / "tables" / f"{name}.csv"
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["row", "commit", "changed", *table.columns])
-        for row, changed in table.rows.items():
-            words = " ".join(f"{k}={v}" for k, v in changed.items())
-            cells = [value(found[slugs[row]], *column) for column in table.columns.values()]
-            writer.writerow([row, commit, words, *cells])
+    write(file, table, head.stdout.decode().strip(), table.read(found, done))
 
 
 if __name__ == "__main__":

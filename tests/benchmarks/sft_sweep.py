@@ -30,6 +30,7 @@ def run(learning_rate: float, epochs: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         yaml.dump(params, Path(folder) / "params.yaml")
         inputs = ["--base", ROOT / "data/base", "--rows", ROOT / "data/preprocess/sft"]
+        inputs += ["--groups", ROOT / "data/preprocess/rm/train.jsonl"]
         outputs = ["--out", "sft", "--metrics", "sft.json"]
         subprocess.run(
             [sys.executable, "-m", "stages.sft", *inputs, *outputs],

@@ -1,0 +1,192 @@
+"""The plain rivals of RLHF: SFT on clean demonstrations, and SFT gone on with the rank-1 answers.
+
+Each is trained as far as stage sft and measured here on test as stage evaluate measures SFT, with
+the default run's ruler and test rows. PPO's answers to the same questions stand in the samples of
+table `seeds`, so PPO's gain over a rival is paired. The sample's demonstrations have a part in the
+tiny model's tokenizer: the clean rival's base model is made anew with them.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from stages.rlhf import embedder, evaluation, runtime
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.generation import Answer, answer_questions
+from stages.rlhf.models import load_sft, load_tokenizer
+from stages.rlhf.records import SftRow, read_jsonl, read_rows
+from stages.rlhf.text_metrics import TEXT_METRICS, answer_values
+from stages.rlhf.win_rate import mean_and_interval
+
+ROOT = Path(__file__).parents[2]
+ALL = "all"  # beside the kinds
+KINDS = ("unseen_wording", "never_asked", "unseen_ending")
+ANSWERS = ("cosine", *TEXT_METRICS)
+GAINS = ("cosine", "chrf", "exact", "contains")
+ENDS = ("", "_ci_low", "_ci_high")
+
+SEEDS = (0, 1, 2)
+RIVALS: dict[str, dict[str, Any]] = {
+    "clean demonstrations": {"sample.demo_full_right": 1.0},
+    "rank-1 answers": {"sft.data": "rank1"},
+}
+TEST = "data/preprocess/sft/test.jsonl"
+SAMPLES = "data/evaluate/samples.jsonl"
+# What a rival may not change: the questions, what the base model reads, what the ranks say.
+SHARED = (TEST, "data/preprocess/corpus.jsonl", "data/preprocess/rm/train.jsonl")
+MODEL = ("params.yaml", "data/base", "data/sft")
+
+Cells = dict[str, Any]
+
+
+def row_name(rival: str, seed: int) -> str:
+    """Of one training; the rival's own name is the row of all its seeds."""
+    return f"{rival} seed {seed}"
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Every rival with every seed, as changed params; seed 0 is params.yaml's."""
+    return {
+        row_name(rival, seed): changed | ({"seed": seed} if seed else {})
+        for rival, changed in RIVALS.items()
+        for seed in SEEDS
+    }
+
+
+def read(found: Mapping[str, str], taught: Mapping[int, str]) -> dict[str, Cells]:
+    """Revisions of the rivals by row, of the default run and its reruns by seed -> the table.
+
+    Raises ValueError where a rival's test rows, corpus or ranks are not the default run's.
+    """
+    with tempfile.TemporaryDirectory(prefix="koqa-rivals-") as name:
+        folder = Path(name)
+        fetch(taught[0], ("params.yaml", "data/embedder", *SHARED), folder / "default")
+        params = load_params(folder / "default" / "params.yaml")
+        ruler = embedder.load(folder / "default" / "data/embedder")
+        asked = evaluation.spread(
+            read_rows(folder / "default" / TEST, SftRow), params.evaluate.max_questions
+        )
+        ppo = {}
+        for seed in SEEDS:
+            fetch(taught[seed], (SAMPLES,), folder / f"seed-{seed}")
+            ppo[seed] = ppo_values(folder / f"seed-{seed}" / SAMPLES, asked)
+        values = {}
+        for row, rev in found.items():
+            fetch(rev, (*MODEL, *SHARED), folder / row)
+            check_shared(folder / row, folder / "default")
+            values[row] = sft_values(folder / row, ruler, asked)
+    return table(values, ppo, asked, bootstrap_of(params))
+
+
+def bootstrap_of(params: Params) -> evaluation.Bootstrap:
+    """Stage evaluate's own, of the default run."""
+    seed = runtime.derive_seed(params.seed, "evaluate", "resamples")
+    return evaluation.Bootstrap(params.evaluate.resamples, seed)
+
+
+def fetch(rev: str, paths: Sequence[str], folder: Path) -> None:
+    """Files and folders of a revision, under their own paths."""
+    files = dvc.api.DVCFileSystem(str(ROOT), rev=rev)
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        files.get(path, str(folder / path), recursive=files.isdir(path))
+
+
+def check_shared(rival: Path, default: Path) -> None:
+    """Raises ValueError, with both hashes, where a file differs that all runs must share."""
+    for path in SHARED:
+        one, other = (
+            hashlib.sha256((folder / path).read_bytes()).hexdigest() for folder in (rival, default)
+        )
+        if one != other:
+            raise ValueError(f"{rival.name}: {path} has sha256 {one}, in the default run {other}")
+
+
+def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]) -> pd.DataFrame:
+    """(N, metrics) of greedy answers by the SFT model under `folder`."""
+    params = load_params(folder / "params.yaml")
+    chosen = params.chosen
+    runtime.start(params.threads, params.seed, "evaluate")
+    base = folder / "data/base"
+    roles = load_sft(base, folder / "data/sft", chosen.dtype, chosen.lora)
+    codec = Codec(load_tokenizer(base))
+    questions = [row.question for row in asked]
+    with roles.use(roles.reference) as model:
+        answers = answer_questions(
+            model, codec, questions, chosen.max_answer_tokens, chosen.generate.batch_size
+        )
+    unscored = [np.nan] * len(asked)
+    vectors = embedder.encode(ruler, [answer.text for answer in answers])
+    references = embedder.encode(ruler, [row.answer for row in asked])
+    return evaluation.measure(answers, unscored, unscored, asked, vectors, references).values
+
+
+def ppo_values(samples: Path, asked: Sequence[SftRow]) -> pd.DataFrame:
+    """(N, GAINS) of PPO's answers in a run's samples. Raises ValueError where a question lacks."""
+    said = {sample["id"]: sample["ppo"] for sample in read_jsonl(samples)}
+    lost = [row.id for row in asked if row.id not in said]
+    if lost:
+        raise ValueError(
+            f"{samples}: {len(lost)} of {len(asked)} questions lack, such as {lost[0]}"
+        )
+    answers = [Answer(said[row.id]["answer"], tokens=0, ended=True) for row in asked]
+    values = answer_values(answers, asked)
+    values["cosine"] = np.array([said[row.id]["cosine"] for row in asked])
+    return pd.DataFrame({key: values[key] for key in GAINS})
+
+
+def table(
+    values: Mapping[str, pd.DataFrame],
+    ppo: Mapping[int, pd.DataFrame],
+    asked: Sequence[SftRow],
+    bootstrap: evaluation.Bootstrap,
+) -> dict[str, Cells]:
+    """(N, metrics) by row, PPO's by seed -> a row per training and one per rival, over its seeds.
+
+    There a question's gain is its mean over the seeds, and questions are drawn: the interval is of
+    the questions, for these seeds.
+    """
+    places = places_of(asked)
+    found = {}
+    for rival in RIVALS:
+        own = {seed: values[row_name(rival, seed)] for seed in SEEDS}
+        over = {seed: ppo[seed] - own[seed][list(GAINS)] for seed in SEEDS}
+        for seed in SEEDS:
+            found[row_name(rival, seed)] = cells([own[seed]], over[seed], places, bootstrap)
+        pooled = pd.concat(over.values()).groupby(level=0).mean()
+        found[rival] = cells(list(own.values()), pooled, places, bootstrap)
+    return found
+
+
+def places_of(asked: Sequence[SftRow]) -> dict[str, NDArray[np.bool_]]:
+    """(N,) which questions are of each kind, and all."""
+    kinds = np.array([row.kind for row in asked])
+    return {ALL: np.ones(len(asked), dtype=bool), **{kind: kinds == kind for kind in KINDS}}
+
+
+def cells(
+    frames: Sequence[pd.DataFrame],
+    over: pd.DataFrame,
+    places: Mapping[str, NDArray[np.bool_]],
+    bootstrap: evaluation.Bootstrap,
+) -> Cells:
+    """Figures of a rival over one or more (N, metrics) frames, and PPO's gains over it."""
+    found: Cells = {}
+    plain = evaluation.Bootstrap(0, bootstrap.seed)  # intervals are drawn for the gains alone
+    for place, chosen in places.items():
+        block = evaluation.block(pd.concat([frame[chosen] for frame in frames]), plain)
+        found |= {f"{place}.{key}": block[key] for key in ANSWERS}
+        for key in GAINS:
+            gap = over[key][chosen].to_numpy(dtype=np.float64)
+            gain = mean_and_interval("gain", gap, bootstrap.resamples, bootstrap.seed, "no answers")
+            found |= {f"{place}.{key}_ppo_gain{end}": gain.get(f"gain{end}") for end in ENDS}
+    return found

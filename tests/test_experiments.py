@@ -1,0 +1,203 @@
+"""The tables of experiments: their columns are metrics, their params load, rivals are paired."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.rlhf import evaluation
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import load_params
+from stages.rlhf.generation import answer_questions
+from stages.rlhf.models import load_sft
+from stages.rlhf.records import SftRow, write_jsonl
+from stages.rlhf.win_rate import mean_and_interval
+from stages.world.build import build_world
+from tests.benchmarks import experiments, rivals
+from tests.conftest import write_params
+from tests.model_fixtures import LORA, QUESTIONS, SENTENCES, save_base, save_sft, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+KINDS = [rivals.KINDS[i % 3] for i in range(len(QUESTIONS))]
+ASKED = [
+    SftRow(id=str(i), question=question, answer=SENTENCES[i % 4], must_contain="입니다", kind=kind)
+    for i, (question, kind) in enumerate(zip(QUESTIONS, KINDS, strict=True))
+]
+
+
+def flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metrics as exp_show gives them: dotted keys, booleans as words."""
+    found: dict[str, Any] = {}
+    for key, value in block.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(value) if isinstance(value, bool) else value
+    return found
+
+
+def committed_run() -> dict[str, Any]:
+    """The default run as a row of exp_show."""
+    row: dict[str, Any] = {}
+    for file in (experiments.EVALUATE, experiments.PPO, experiments.RM, experiments.JUDGE):
+        shown = subprocess.run(["git", "show", f"HEAD:{file}"], cwd=ROOT, capture_output=True)
+        row |= {f"{file}:{key}": value for key, value in flat(json.loads(shown.stdout)).items()}
+    return row
+
+
+@pytest.mark.parametrize("name", ["rm_ablation", "seeds", "control"])
+def test_every_column_is_a_metric_of_the_committed_run(name: str) -> None:
+    cells = experiments.TABLES[name].read({"default": committed_run()}, {})["default"]
+    lost = {column for column, value in cells.items() if value is None}
+    assert lost <= {"ppo.skipped_reason"}  # there is one where PPO is skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [(name, row) for name, t in experiments.TABLES.items() for row in t.rows]
+)
+def test_params_of_every_row_load(name: str, row: str, tmp_path: Path) -> None:
+    changed = experiments.TABLES[name].rows[row]
+    load_params(write_params(tmp_path, **changed))
+    slug = experiments.slug(name, row, changed)
+    assert (slug == "default") == (not changed)
+    assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_rows_and_params_have_names_of_their_own() -> None:
+    for name, table in experiments.TABLES.items():
+        changed = [tuple(sorted(map(str, row.items()))) for row in table.rows.values()]
+        slugs = {experiments.slug(name, row, table.rows[row]) for row in table.rows}
+        assert len(set(changed)) == len(slugs) == len(table.rows)
+
+
+def test_rivals_are_read_beside_the_seeds_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = experiments.TABLES["rivals"]
+    found = {row: {"rev": f"rev of {row}"} for row in table.rows}
+    done = {name: {"rev": name} for name in ("default", "seeds-seed-1", "seeds-seed-2")}
+    monkeypatch.setattr(rivals, "read", lambda *revs: {"given": {"revs": revs}})
+    assert table.read(found, done)["given"]["revs"] == (
+        {row: f"rev of {row}" for row in table.rows},
+        {0: "default", 1: "seeds-seed-1", 2: "seeds-seed-2"},
+    )
+    with pytest.raises(ValueError, match="seeds-seed-2: no such experiment"):
+        table.read(found, {name: done[name] for name in ("default", "seeds-seed-1")})
+
+
+def test_the_table_says_what_its_rows_change(tmp_path: Path) -> None:
+    table = experiments.TABLES["rivals"]
+    row = rivals.row_name("rank-1 answers", 2)
+    cells: dict[str, rivals.Cells] = {
+        row: {"a": 1 / 3, "b": None, "c": "True"},
+        "rank-1 answers": {"a": 1, "b": 2, "c": 3},
+    }
+    experiments.write(tmp_path / "t.csv", table, "abc", cells)
+    assert (tmp_path / "t.csv").read_text("utf-8").splitlines() == [
+        "row,commit,changed,a,b,c",
+        "rank-1 answers seed 2,abc,sft.data=rank1 seed=2,0.333333,,True",
+        "rank-1 answers,abc,,1,2,3",
+    ]
+
+
+def frame(exact: Sequence[float]) -> pd.DataFrame:
+    """(N, metrics), all 0.5 but `exact`."""
+    made = pd.DataFrame({key: np.full(len(exact), 0.5) for key in rivals.ANSWERS})
+    made["exact"] = exact
+    return made
+
+
+def test_gains_over_a_rival_are_paired_and_pooled_by_question() -> None:
+    ppo = {0: [1, 1, 1, 0], 1: [1, 0, 1, 0], 2: [1, 1, 1, 1]}
+    own = {0: [0, 1, 1, 0], 1: [0, 0, 1, 0], 2: [0, 0, 1, 0]}
+    asked = [ASKED[0], ASKED[1], ASKED[2], ASKED[3]]  # kinds 0, 1, 2, 0
+    values = {
+        rivals.row_name(rival, seed): frame(own[seed])
+        for rival in rivals.RIVALS
+        for seed in rivals.SEEDS
+    }
+    taught = {seed: frame(exact)[list(rivals.GAINS)] for seed, exact in ppo.items()}
+    bootstrap = evaluation.Bootstrap(500, 0)
+    found = rivals.table(values, taught, asked, bootstrap)
+    assert set(found) == {*rivals.rows(), *rivals.RIVALS}
+    one, pooled = found["rank-1 answers seed 0"], found["rank-1 answers"]
+    assert (one["all.exact"], one["all.exact_ppo_gain"]) == (0.5, 0.25)
+    assert one["unseen_wording.exact_ppo_gain"] == 0.5
+    assert pooled["all.exact"] == pytest.approx(4 / 12)
+    assert pooled["all.exact_ppo_gain"] == pytest.approx(5 / 12)
+    assert pooled["never_asked.exact_ppo_gain"] == pytest.approx(1 / 3)
+    assert pooled["unseen_ending.exact"] == 1
+    assert (pooled["all.chrf_ppo_gain"], pooled["all.chrf_ppo_gain_ci_high"]) == (0, 0)
+    # resampled are the four questions' mean gains, not twelve answers
+    drawn = mean_and_interval("g", np.array([1, 1 / 3, 0, 1 / 3]), 500, 0, "")
+    for end in ("_ci_low", "_ci_high"):
+        assert pooled[f"all.exact_ppo_gain{end}"] == pytest.approx(drawn[f"g{end}"])
+
+
+def test_answers_of_ppo_are_found_by_question(tmp_path: Path) -> None:
+    said = [
+        {"id": row.id, "ppo": {"answer": row.answer if row.id == "3" else "아", "cosine": 0.1}}
+        for row in reversed(ASKED)
+    ]
+    write_jsonl(tmp_path / "samples.jsonl", said)
+    found = rivals.ppo_values(tmp_path / "samples.jsonl", ASKED)
+    assert list(found.columns) == list(rivals.GAINS)
+    assert found["exact"].tolist() == [float(row.id == "3") for row in ASKED]
+    assert set(found["cosine"]) == {0.1}
+    write_jsonl(tmp_path / "samples.jsonl", said[:-1])
+    with pytest.raises(ValueError, match="1 of 8 questions lack, such as 0"):
+        rivals.ppo_values(tmp_path / "samples.jsonl", ASKED)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_rival_is_its_own_sft_model_measured_on_the_test_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    base, sft = tmp_path / "data/base", tmp_path / "data/sft"
+    save_base(base)
+    save_sft(base, sft, method)
+    write_params(tmp_path, **{"model": "micro", "models.micro.max_answer_tokens": 8, "threads": 1})
+    monkeypatch.setattr(rivals.embedder, "encode", lambda ruler, texts: np.eye(len(texts)))
+    roles = load_sft(base, sft, "float32", LORA)
+    codec = Codec(tiny_tokenizer())
+    with roles.use(roles.reference) as model:
+        expected = answer_questions(model, codec, QUESTIONS, 8, 64)
+    rows = [row.model_copy(update={"answer": "아"}) for row in ASKED]
+    rows[2] = rows[2].model_copy(update={"answer": expected[2].text})
+    found = rivals.sft_values(tmp_path, None, rows)
+    same = [said.text == row.answer for said, row in zip(expected, rows, strict=True)]
+    assert found["exact"].tolist() == same
+    assert found["exact"][2] == 1
+    assert found["eos_rate"].tolist() == [float(answer.ended) for answer in expected]
+
+
+@pytest.mark.parametrize("path", rivals.SHARED)
+def test_a_rival_with_other_shared_rows_is_refused(tmp_path: Path, path: str) -> None:
+    for run in ("rival", "default"):
+        for file in rivals.SHARED:
+            write_jsonl(tmp_path / run / file, ASKED)
+    rivals.check_shared(tmp_path / "rival", tmp_path / "default")
+    write_jsonl(tmp_path / "rival" / path, ASKED[1:])
+    with pytest.raises(ValueError, match=f"rival: {path} has sha256"):
+        rivals.check_shared(tmp_path / "rival", tmp_path / "default")
+
+
+def test_clean_demonstrations_change_no_other_row_of_the_sample() -> None:
+    params = load_params(ROOT / "params.yaml").sample
+    small = {"demonstrations": 64, "groups": 48, "judge_groups": 24, "prompts": 40}
+    changed = rivals.RIVALS["clean demonstrations"]
+    clean = {key.removeprefix("sample."): value for key, value in changed.items()}
+    params = params.model_copy(update={**small, "documents": 80})
+    default, rival = build_world(params), build_world(params.model_copy(update=clean))
+
+    def held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted((r for r in rows if r["split"] != "train"), key=lambda r: str(r["data_id"]))
+
+    assert default.corpus == rival.corpus
+    assert (default.rm, default.ppo) == (rival.rm, rival.ppo)
+    assert held(default.sft.training) == held(rival.sft.training)
+    assert held(default.sft.validation) == held(rival.sft.validation)
+    assert default.sft.training != rival.sft.training
