@@ -6,7 +6,10 @@ python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge data/j
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,16 +17,17 @@ from typing import Any
 import click
 import pandas as pd
 
-from stages.rlhf import runtime
+from stages.rlhf import runtime, work
 from stages.rlhf.best_of_n import closed_gate
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
-from stages.rlhf.ppo_trainer import Outcome, PpoTrainer
+from stages.rlhf.ppo_trainer import ALONE, Outcome, PpoTrainer
 from stages.rlhf.ppo_validation import Chooser, Validator
 from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
 from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
+from stages.rlhf.team import Team
 from stages.rlhf.text_metrics import length
 
 Paths = dict[str, Path]
@@ -32,8 +36,16 @@ LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eo
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
 
 
-def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validator]:
-    """Load all roles on one backbone and train."""
+def work_folder(params: Params, paths: Paths) -> Path:
+    """Where the checkpoints of this very run lie."""
+    sections = params.ppo.model_dump(), params.chosen.model_dump()
+    return work.folder("ppo", [params.seed, params.threads, *sections], paths.values())
+
+
+def trained(
+    params: Params, paths: Paths, team: Team = ALONE
+) -> tuple[PpoTrainer, Outcome, Validator]:
+    """Load all roles on one backbone and train, or go on where a run was cut off."""
     chosen = params.chosen
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
     check_card(paths["judge"], {"base": paths["base"]})
@@ -44,15 +56,7 @@ def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validato
     if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
     reward_model = load_reward_model(roles, paths["rm"])
-    validator = Validator(
-        roles,
-        reward_model,
-        load_reward_model(bare, paths["judge"]),
-        codec,
-        rows,
-        chosen.max_answer_tokens,
-        chosen.generate.batch_size,
-    )
+    folder = work_folder(params, paths)
     trainer = PpoTrainer(
         roles,
         reward_model,
@@ -62,7 +66,18 @@ def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validato
         chosen.ppo,
         chosen.max_answer_tokens,
         params.seed,
-        work=Path(".work") / "ppo",
+        folder,
+        team,
+    )
+    validator = Validator(
+        roles,
+        reward_model,
+        load_reward_model(bare, paths["judge"]),
+        codec,
+        rows,
+        chosen.max_answer_tokens,
+        chosen.generate.batch_size,
+        trainer.outcome.said,
     )
     chooser = Chooser(fmean(length(row.answer) for row in rows))
     closed = closed_gate(paths["gate"]) if params.ppo.require_gate else None
@@ -70,7 +85,7 @@ def trained(params: Params, paths: Paths) -> tuple[PpoTrainer, Outcome, Validato
         outcome = trainer.keep_sft(validator, chooser)
         outcome.stopped = closed
         return trainer, outcome, validator
-    return trainer, trainer.train(validator, chooser), validator
+    return trainer, trainer.train(validator, chooser, folder), validator
 
 
 def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
@@ -131,6 +146,15 @@ def speed(params: Params, trainer: PpoTrainer) -> dict[str, float]:
     return {"samples_per_second": params.chosen.ppo.batch_size * updates / busy}
 
 
+def launch(processes: int) -> None:
+    """Run this very command as one of so many processes. Raises ValueError where one fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", "-m", "stages.ppo", *sys.argv[1:]]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise ValueError(f"one of {processes} processes ended with {code}; its message is above")
+
+
 def folder_option(name: str) -> Any:
     """A required path option."""
     return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
@@ -152,8 +176,15 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     clock = runtime.Clock()
     try:
         params = load_params()
+        if params.ppo.processes > 1 and "RANK" not in os.environ:
+            launch(params.ppo.processes)
+            return
         runtime.start(params.threads, params.seed, "ppo")
-        trainer, outcome, validator = trained(params, paths)
+        team = Team.join()
+        trainer, outcome, validator = trained(params, paths, team)
+        team.leave()
+        if not team.leads:
+            return
         save(trainer, out, paths)
     except ValueError as error:
         raise click.ClickException(str(error)) from error

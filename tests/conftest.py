@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _work_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test goes on with the checkpoints of another, or of the repository."""
+    monkeypatch.setenv("KOQA_WORK", str(tmp_path / ".work"))
 
 
 def write_params(folder: Path, **overrides: Any) -> Path:

@@ -24,9 +24,10 @@ from transformers import (
 from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.config import Lora, Params, Ppo, PpoSettings, load_params
 from stages.rlhf.models import Roles, load_sft, save_card
-from stages.rlhf.ppo_trainer import PpoTrainer
+from stages.rlhf.ppo_trainer import ALONE, PpoTrainer
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward_model import RewardModel, new_reward_model
+from stages.rlhf.team import Team
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 torch.use_deterministic_algorithms(True)  # as runtime.start does; bitwise claims rest on it
@@ -256,17 +257,18 @@ def ppo_knobs(**changed: Any) -> Ppo:
         "stop_kl_run": 1000.0,
         "evaluate_every": 1,
         "patience": 100,
+        "processes": 1,
     }
     return shipped().ppo.model_copy(update={**fixed, **changed})
 
 
 def ppo_settings(**changed: Any) -> PpoSettings:
-    """16 answers, 2 minibatches, micro-batches of 4, unless a test says otherwise."""
+    """16 answers, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
     fixed = {
         "updates": 2,
         "batch_size": 16,
         "minibatches": 2,
-        "micro_batch_size": 4,
+        "micro_batch_tokens": 60,
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
     }
@@ -287,6 +289,7 @@ def ppo_trainer(
     settings: PpoSettings | None = None,
     max_new_tokens: int = 8,
     head: str = "hybrid",
+    team: Team = ALONE,
 ) -> PpoTrainer:
     """A PPO trainer with all its roles, the same bits at each call; it works below `folder`."""
     reward_model = deepcopy(_scored_roles(method, dtype, head))
@@ -302,4 +305,5 @@ def ppo_trainer(
         max_new_tokens,
         seed=0,
         work=folder / "work",
+        team=team,
     )

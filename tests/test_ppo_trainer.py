@@ -9,8 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stages.rlhf.config import load_params
 from stages.rlhf.generation import generate_all
 from stages.rlhf.rollout import POLICY, VALUE, Rollout
+from tests.conftest import write_params
 from tests.model_fixtures import PpoTrainer, next_to_no_scores, ppo_knobs, ppo_settings, ppo_trainer
 
 KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
@@ -77,12 +79,11 @@ def test_the_first_epoch_goes_through_the_rollout_as_it_was_collected(tmp_path: 
     assert epochs[1] != epochs[2]
 
 
-def test_minibatches_that_micro_batches_do_not_fill_are_refused() -> None:
-    # 12 / 2 = 6 rows: parts of 4 in the rollout would be parts of 4 and 2 in the epoch
+def test_minibatches_that_do_not_fill_a_batch_are_refused() -> None:
     with pytest.raises(
-        ValidationError, match=r"batch_size / minibatches \(6\) must be divisible by micro_.* \(4\)"
+        ValidationError, match=r"batch_size \(16\) must be divisible by minibatches \(3\)"
     ):
-        ppo_settings(batch_size=12, minibatches=2, micro_batch_size=4)
+        ppo_settings(minibatches=3)
 
 
 # ---- 5. what training leaves alone
@@ -146,26 +147,26 @@ def test_micro_batches_change_no_gradient(tmp_path: Path, method: str, rows: int
     recorders = recorded(trainer)
     found: dict[int, list[Tensor]] = {}
     figures = {}
-    for micro in (16, 4, 1):
-        trainer.settings = ppo_settings(minibatches=1, micro_batch_size=micro)
+    for micro in (9999, 60, 1):
+        trainer.settings = ppo_settings(minibatches=1, micro_batch_tokens=micro)
         figures[micro] = trainer._minibatch(rollout, list(range(rows)), train_policy=True)
         found[micro] = [grad for recorder in recorders for grad in recorder.seen]
-    assert figures[16]["approx_kl"] > 0
-    for micro in (4, 1):
-        assert figures[micro] == pytest.approx(figures[16], rel=1e-4, abs=1e-7)
-        for mine, whole in zip(found[micro], found[16], strict=True):
+    assert figures[9999]["approx_kl"] > 0
+    for micro in (60, 1):
+        assert figures[micro] == pytest.approx(figures[9999], rel=1e-4, abs=1e-7)
+        for mine, whole in zip(found[micro], found[9999], strict=True):
             off = (mine - whole).abs().max() / whole.abs().max().clamp(min=1e-8)
-            assert off < 1e-5, f"micro-batches of {micro}: a gradient is off by {off:.2e}"
+            assert off < 1e-5, f"micro-batches of {micro} tokens: a gradient is off by {off:.2e}"
 
 
 def test_micro_batches_change_no_weight_after_an_update(tmp_path: Path) -> None:
     states = {}
-    for micro in (8, 4, 1):
-        trainer = ppo_trainer(tmp_path, settings=ppo_settings(micro_batch_size=micro))
+    for micro in (9999, 60, 1):
+        trainer = ppo_trainer(tmp_path, settings=ppo_settings(micro_batch_tokens=micro))
         trainer._update(1, collected(trainer), train_policy=True)
         states[micro] = trainer.roles.state(POLICY)
-    for micro in (4, 1):
-        for key, weight in states[8].items():
+    for micro in (60, 1):
+        for key, weight in states[9999].items():
             torch.testing.assert_close(states[micro][key], weight, rtol=0, atol=1e-5)
 
 
@@ -341,7 +342,7 @@ def test_policy_learns_what_the_reward_pays_for(tmp_path: Path) -> None:
         updates=9,
         batch_size=32,
         minibatches=1,
-        micro_batch_size=32,
+        micro_batch_tokens=9999,
         learning_rate=5e-2,
         value_learning_rate=1e-2,
     )
@@ -381,3 +382,32 @@ def test_after_an_update_decoding_is_plain_generation_with_the_new_weights(
             plain.append(said)
     assert decoded() == plain
     assert plain != before, "the update changed no answer"
+
+
+# ---- bad input
+
+
+def test_a_prompt_longer_than_the_window_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompt of \d+ tokens and an answer of 250 exceed .*256"):
+        ppo_trainer(tmp_path, max_new_tokens=250)
+
+
+def test_a_negative_kl_coefficient_is_refused_by_name(tmp_path: Path) -> None:
+    file = write_params(tmp_path, **{"ppo.kl_coef": -0.1})
+    with pytest.raises(ValueError, match=r"params.yaml: ppo.kl_coef .*-0.1"):
+        load_params(file)
+
+
+def test_a_batch_of_empty_answers_is_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = ppo_trainer(tmp_path)
+    empty = [[trainer.codec.eos_id]] * 16
+    monkeypatch.setattr("stages.rlhf.rollout.generate_all", lambda *given: empty)
+    rollout = collected(trainer)
+    assert rollout.sequences.response.tolist() == empty
+    before = trainer.roles.state(POLICY)
+    row = trainer._update(1, rollout, train_policy=True)
+    assert all(torch.isfinite(torch.tensor(list(row.values()))))
+    assert trainer.outcome.bad_steps == 0
+    assert not all(trainer.roles.state(POLICY)[k].equal(v) for k, v in before.items())

@@ -79,7 +79,7 @@ def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_p
     shake(judge.roles, "reward0", seed=11)
     codec, roles = Codec(tiny_tokenizer()), model.roles
     rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS * 2)]
-    validate = Validator(roles, model, judge, codec, rows, 8, 5)
+    validate = Validator(roles, model, judge, codec, rows, 8, 5, [])
     found = []
     for role in ("reward0", "reward1"):
         with roles.use(role):

@@ -8,7 +8,14 @@ import torch
 from stages.rlhf import rollout as rollout_module
 from stages.rlhf.ppo_math import gae, policy_loss, whiten
 from stages.rlhf.reward import Reward
-from stages.rlhf.rollout import POLICY, Rollout, faults_of, policy_logprobs
+from stages.rlhf.rollout import (
+    POLICY,
+    Rollout,
+    faults_of,
+    micro_batches,
+    minibatches,
+    policy_logprobs,
+)
 from tests.model_fixtures import (
     PpoTrainer,
     next_to_no_scores,
@@ -47,28 +54,31 @@ def test_the_first_rollout_has_no_kl_at_all(
 
 
 @pytest.mark.parametrize(("method", "dtype"), KINDS)
-@pytest.mark.parametrize(("minibatches", "micro"), [(2, 4), (1, 16), (4, 1)])
+@pytest.mark.parametrize(("steps", "micro"), [(2, 60), (1, 9999), (4, 1)])
 def test_ratios_of_the_first_epoch_are_exactly_one(
-    tmp_path: Path, method: str, dtype: str, minibatches: int, micro: int
+    tmp_path: Path, method: str, dtype: str, steps: int, micro: int
 ) -> None:
-    settings = ppo_settings(minibatches=minibatches, micro_batch_size=micro)
+    settings = ppo_settings(minibatches=steps, micro_batch_tokens=micro)
     trainer = ppo_trainer(tmp_path, method, dtype, settings=settings)
     shake(trainer.roles, POLICY, seed=9, size=0.1)  # the same must hold after updates
     rollout, _ = collected(trainer)
-    size = len(rollout) // minibatches
-    for start in range(0, len(rollout), size):
-        rows = list(range(start, start + size))
-        for first in range(0, size, micro):
-            part = rollout[rows[first : first + micro]]
+    counts = []
+    for rows in minibatches(list(range(len(rollout))), settings):
+        parts = micro_batches(rollout.sequences, rows, micro)
+        counts.append(len(parts))
+        for places in parts:
+            part = rollout[places]
             with trainer.roles.use(POLICY, train=True):
                 logprobs = policy_logprobs(trainer.roles, part.sequences, 1.0)
             assert logprobs.requires_grad
             off = (logprobs - part.old_logprobs).abs().max().item()
-            assert logprobs.equal(part.old_logprobs), f"rows from {start + first}: off by {off}"
+            assert logprobs.equal(part.old_logprobs), f"rows {places}: off by {off}"
             mask = part.sequences.response_mask
             found = policy_loss(logprobs, part.old_logprobs, part.advantages, mask, 0.2)
             assert found.kl == 0
             assert found.clipped == 0
+    assert len(counts) == steps
+    assert (max(counts) > 1) == (micro < 9999)
 
 
 def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
@@ -160,7 +170,7 @@ def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
 def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = []
     for costs in ({}, {"repetition_penalty": 0.5, "copy_penalty": 0.25}):
-        trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs))
+        trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs), max_new_tokens=64)
         texts = ["네 네 네 네", trainer.prompts[1].question, *["1947m입니다."] * 14]
         said = [trainer.codec.answer_ids(text) for text in texts]
         monkeypatch.setattr(rollout_module, "generate_all", lambda *args, said=said: said)

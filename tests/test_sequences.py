@@ -36,11 +36,11 @@ def test_a_slice_is_the_collation_of_its_rows() -> None:
     whole = collate(prompts, responses, PAD)
     for rows in ([0], [4, 1], [3, 2, 5]):
         alone = collate([prompts[i] for i in rows], [responses[i] for i in rows], PAD)
-        for name in ("ids", "mask", "response", "response_mask", "last"):
+        for name in ("ids", "mask", "response", "response_mask", "last", "sizes"):
             assert getattr(whole[rows], name).equal(getattr(alone, name)), name
         mask = alone.response_mask
         assert whole[rows].predicts[mask].equal(alone.predicts[mask])
-    assert len(whole[2:5]) == 3
+    assert len(whole[[2, 3, 4]]) == 3
 
 
 @pytest.mark.parametrize(("prompt", "response"), [([], [2]), ([5], [])])
@@ -134,6 +134,7 @@ def test_junk_after_the_end_changes_nothing(trainer: PpoTrainer) -> None:
         rows.response_mask,
         rows.predicts,
         rows.last,
+        rows.sizes,
     )
     assert not dirty.ids.equal(rows.ids)
     found = say(trainer, dirty)

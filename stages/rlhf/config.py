@@ -144,6 +144,7 @@ class Ppo(Section):
     evaluate_every: Positive
     patience: Positive
     require_gate: bool
+    processes: Positive
 
 
 class Evaluate(Section):
@@ -188,26 +189,23 @@ class Pretraining(Section):
     learning_rate: Rate
 
 
-class _MicroBatched(Section):
+class SftSettings(Section):
+    """SFT of one base model; batches are rows."""
+
+    method: Literal["full", "lora"]
+    epochs: Positive
     batch_size: Positive
     micro_batch_size: Positive
+    learning_rate: Rate
 
     @model_validator(mode="after")
-    def _micro_divides(self) -> "_MicroBatched":
+    def _micro_divides(self) -> "SftSettings":
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be divisible by"
                 f" micro_batch_size ({self.micro_batch_size})"
             )
         return self
-
-
-class SftSettings(_MicroBatched):
-    """SFT of one base model; batches are rows."""
-
-    method: Literal["full", "lora"]
-    epochs: Positive
-    learning_rate: Rate
 
 
 class RmSettings(Section):
@@ -219,11 +217,13 @@ class RmSettings(Section):
     learning_rate: Rate
 
 
-class PpoSettings(_MicroBatched):
+class PpoSettings(Section):
     """PPO of one base model; batches are answers."""
 
     updates: Positive
+    batch_size: Positive
     minibatches: Positive
+    micro_batch_tokens: Positive  # padding counted; a longer answer is a micro-batch of its own
     learning_rate: Rate
     value_learning_rate: Rate
 
@@ -233,12 +233,6 @@ class PpoSettings(_MicroBatched):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be divisible by"
                 f" minibatches ({self.minibatches})"
-            )
-        size = self.batch_size // self.minibatches
-        if size % self.micro_batch_size:  # the rollout's parts must be the first epoch's
-            raise ValueError(
-                f"batch_size / minibatches ({size}) must be divisible by"
-                f" micro_batch_size ({self.micro_batch_size})"
             )
         return self
 

@@ -173,4 +173,4 @@ def answer_logprobs(
     """
     mask = groups.response_mask[answers]
     states = hidden[groups.predicts[answers][mask]]
-    return logprobs_of(model, states, groups.response[answers], mask)
+    return logprobs_of(model, states, groups.response[answers][mask], mask)

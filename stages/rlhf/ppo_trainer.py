@@ -7,7 +7,7 @@ the reference metrics on validation choose the update that is kept, never the re
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stages.rlhf import checkpoints
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Ppo, PpoSettings
 from stages.rlhf.generation import draw_uniforms
@@ -28,11 +29,15 @@ from stages.rlhf.rollout import (
     Prompt,
     Rollout,
     collect,
+    micro_batches,
+    minibatches,
     policy_logprobs,
     token_values,
 )
 from stages.rlhf.runtime import Clock, derive_seed
+from stages.rlhf.team import Team
 
+ALONE = Team()
 MAX_BAD_STEPS = 3  # steps in a row whose gradient is not finite, before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -46,6 +51,7 @@ class Outcome:
     validation: list[dict[str, float]] = field(default_factory=list)
     best_update: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
+    said: list[list[str]] = field(default_factory=list)  # per evaluation, the answers shown
     stopped: str = "all updates done"
     bad_steps: int = 0
 
@@ -53,7 +59,7 @@ class Outcome:
 class PpoTrainer:
     """Policy and value adapters on one backbone, trained on answers the policy samples.
 
-    Raises ValueError where there are no prompts.
+    Raises ValueError where there are no prompts, or one is too long for the model.
     """
 
     def __init__(
@@ -67,13 +73,21 @@ class PpoTrainer:
         max_new_tokens: int,
         seed: int,
         work: Path,
+        team: Team = ALONE,
     ) -> None:
         if not questions:
             raise ValueError("no prompts to train PPO on: ppo/train.jsonl is empty")
+        step = settings.batch_size // settings.minibatches
+        if step < team.size:
+            raise ValueError(
+                f"ppo.batch_size / ppo.minibatches ({step}) leaves some of {team.size} processes"
+                " without an answer; at least one each was expected"
+            )
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
         self.prompts = [Prompt(question, codec.prompt_ids(question)) for question in questions]
+        check_window(self.prompts, max_new_tokens, roles.model.config.max_position_embeddings)
         self.ppo, self.settings = ppo, settings
-        self.max_new_tokens, self.seed, self.work = max_new_tokens, seed, work
+        self.max_new_tokens, self.seed, self.work, self.team = max_new_tokens, seed, work, team
         roles.add(POLICY, like=roles.reference)
         roles.add(VALUE, like=reward_model.members[0].name)
         self.value_head = new_value_head(reward_model.members[0])
@@ -91,14 +105,27 @@ class PpoTrainer:
         self.outcome = Outcome()
         self._bad_in_a_row = 0
 
-    def train(self, validate: Validate, better: Callable[[dict[str, float]], bool]) -> Outcome:
-        """Run all updates; `better` says whether a validation row is the best one so far."""
+    def train(
+        self,
+        validate: Validate,
+        better: Callable[[dict[str, float]], bool],
+        resume_in: Path | None = None,
+    ) -> Outcome:
+        """Run all updates; `better` says whether a validation row is the best one so far.
+
+        After each evaluation a checkpoint is written to the folder `resume_in`; where one lies
+        there already, the run goes on from it, and comes to the same bits.
+        """
         outcome, ppo = self.outcome, self.ppo
-        self._evaluate(0, validate, better)
-        stale = 0
+        first = 1 - ppo.value_warmup
+        update, stale, ended = self._resume(resume_in, better) or (first - 1, 0, False)
+        if not outcome.validation:
+            self._evaluate(0, validate, better)
         stream = self._prompt_stream()
-        updates = range(1 - ppo.value_warmup, self.settings.updates + 1)
-        progress = tqdm(updates, desc="ppo", mininterval=5)
+        for _ in range((update + 1 - first) * self.settings.batch_size):
+            next(stream)
+        updates = range(update + 1, self.settings.updates + 1)
+        progress = tqdm([] if ended else updates, desc="ppo", mininterval=5)
         for update in progress:
             prompts = [next(stream) for _ in range(self.settings.batch_size)]
             rollout, reward = self._collect(update, prompts)
@@ -116,11 +143,77 @@ class PpoTrainer:
                 break
             if update > 0 and (update % ppo.evaluate_every == 0 or update == updates[-1]):
                 stale = 0 if self._evaluate(update, validate, better) else stale + 1
+                ended = stale == ppo.patience or update == updates[-1]
                 if stale == ppo.patience:
                     outcome.stopped = f"no better update in ppo.patience ({stale}) evaluations"
+                self._save(resume_in, update, stale, ended)
+                if ended:
                     break
         progress.close()
         return outcome
+
+    def _save(self, folder: Path | None, update: int, stale: int, ended: bool) -> None:
+        """Write all that the next update depends on."""
+        if folder is None or not self.team.leads:
+            return
+        tensors = dict(self.value_head.state_dict(prefix="head."))
+        states = {role: self.roles.state(role) for role in (POLICY, VALUE)}
+        for name, state in {**states, "best": self.outcome.best_state}.items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
+        for name, optimizer in self._optimizers().items():
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"adam.{name}.{i}.{key}": value for key, value in state.items()}
+        plain = {
+            "outcome": {
+                f.name: getattr(self.outcome, f.name)
+                for f in fields(self.outcome)
+                if f.name != "best_state"
+            },
+            "kl_coef": self.kl_coef,
+            "bad_in_a_row": self._bad_in_a_row,
+            "seconds": self.clock.seconds,
+            "stale": stale,
+            "ended": ended,
+        }
+        checkpoints.save(folder, update, tensors, plain)
+        self.clock.lap("checkpoint")
+
+    def _resume(
+        self, folder: Path | None, better: Callable[[dict[str, float]], bool]
+    ) -> tuple[int, int, bool] | None:
+        """Take everything from the newest checkpoint: its update, its `stale`, whether it ended."""
+        found = checkpoints.load(folder) if folder else None
+        if found is None:
+            return None
+        update, tensors, plain = found
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            at = len(prefix)
+            return {k[at:]: tensor for k, tensor in tensors.items() if k.startswith(prefix)}
+
+        for role in (POLICY, VALUE):
+            self.roles.load_state(role, below(f"{role}."))
+        self.value_head.load_state_dict(below("head."))
+        for name, optimizer in self._optimizers().items():
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in below(f"adam.{name}.").items():
+                i, field_name = key.split(".", 1)
+                moments.setdefault(int(i), {})[field_name] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for name, value in plain["outcome"].items():
+            if isinstance(value, list):
+                getattr(self.outcome, name)[:] = value  # the validator holds one of these lists
+            else:
+                setattr(self.outcome, name, value)
+        self.outcome.best_state = below("best.")
+        for row in self.outcome.validation:
+            better(row)
+        self.kl_coef, self._bad_in_a_row = plain["kl_coef"], plain["bad_in_a_row"]
+        self.clock.seconds.update(plain["seconds"])
+        return update, plain["stale"], plain["ended"]
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.policy_optimizer, "value": self.value_optimizer}
 
     def keep_sft(self, validate: Validate, better: Callable[[dict[str, float]], bool]) -> Outcome:
         """No update at all: SFT, as validation sees it, is the result."""
@@ -146,7 +239,8 @@ class PpoTrainer:
             draws,
             self.ppo,
             self.kl_coef,
-            self.settings.micro_batch_size,
+            self.settings,
+            self.team,
             self.clock,
         )
 
@@ -154,7 +248,7 @@ class PpoTrainer:
         self, update: int, validate: Validate, better: Callable[[dict[str, float]], bool]
     ) -> bool:
         with self.roles.use(POLICY):
-            row = validate()
+            row = self.team.same(validate())
         kl = self.outcome.updates[-1]["kl"] if self.outcome.updates else 0.0
         row = {"update": update, "sqrt_kl": max(kl, 0.0) ** 0.5, **row}
         self.outcome.validation.append(row)
@@ -167,17 +261,16 @@ class PpoTrainer:
 
     def _update(self, update: int, rollout: Rollout, train_policy: bool) -> dict[str, float]:
         """All epochs over one rollout: minibatches in the rollout's order first, then shuffled."""
-        size = len(rollout) // self.settings.minibatches
         rng = random.Random(derive_seed(self.seed, "ppo", "minibatches", update))
         sums: dict[str, float] = {}
-        minibatches = 0
+        steps = 0
         for epoch in range(self.ppo.epochs):
             order = list(range(len(rollout)))
             if epoch > 0:
                 rng.shuffle(order)
-            for start in range(0, len(order), size):
-                figures = self._minibatch(rollout, order[start : start + size], train_policy)
-                minibatches += 1
+            for rows in minibatches(order, self.settings):
+                figures = self._minibatch(rollout, rows, train_policy)
+                steps += 1
                 for key, value in figures.items():
                     sums[key] = sums.get(key, 0.0) + value
                 if figures["approx_kl"] > self.ppo.stop_kl_batch:
@@ -186,15 +279,19 @@ class PpoTrainer:
                 continue
             break
         self.clock.lap("update")
-        return {key: value / minibatches for key, value in sums.items()}
+        return {key: value / steps for key, value in sums.items()}
 
     def _minibatch(self, rollout: Rollout, rows: list[int], train_policy: bool) -> dict[str, float]:
         """One optimiser step: micro-batch losses are sums over the minibatch's token count."""
+        sequences = rollout.sequences
         sums = torch.zeros(5, device=rollout.returns.device)
-        tokens = rollout.sequences.response_mask[rows].sum()
-        for start in range(0, len(rows), self.settings.micro_batch_size):
-            part = rollout[rows[start : start + self.settings.micro_batch_size]]
-            sums += self._backward(part, tokens, train_policy)
+        tokens = int(sequences.sizes[rows, 1].sum())
+        own = self.team.share(rows)
+        for part in micro_batches(sequences, own, self.settings.micro_batch_tokens):
+            sums += self._backward(rollout[part], tokens, train_policy)
+        learned = [*(self.policy_parameters if train_policy else []), *self.value_parameters]
+        self.team.sum([p.grad for p in learned if p.grad is not None])
+        self.team.sum([sums])
         policy_norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.ppo.max_grad_norm)
         value_norm = nn.utils.clip_grad_norm_(self.value_parameters, self.ppo.max_grad_norm)
         finite = bool(torch.isfinite(policy_norm + value_norm + sums.sum()))
@@ -209,27 +306,29 @@ class PpoTrainer:
             self._bad_step(rollout, rows)
             sums, policy_norm, value_norm = torch.zeros(5), torch.zeros(()), torch.zeros(())
         names = ("policy_loss", "clipfrac", "approx_kl", "value_loss", "value_clipfrac")
-        figures = dict(zip(names, (sums / tokens.to(sums.device)).tolist(), strict=True))
+        figures = dict(zip(names, (sums / tokens).tolist(), strict=True))
         norms = {"policy_grad_norm": float(policy_norm), "value_grad_norm": float(value_norm)}
         return {**figures, **norms}
 
-    def _backward(self, part: Rollout, tokens: Tensor, train_policy: bool) -> Tensor:
+    def _backward(self, part: Rollout, tokens: int, train_policy: bool) -> Tensor:
         """(5,) sums of policy loss, clipped tokens, KL(old || new), value loss, clipped values."""
         mask = part.sequences.response_mask
-        with self.roles.use(POLICY, train=train_policy), torch.set_grad_enabled(train_policy):
-            logprobs = policy_logprobs(self.roles, part.sequences, self.ppo.temperature)
-            policy = policy_loss(
-                logprobs, part.old_logprobs, part.advantages, mask, self.ppo.cliprange
-            )
-            if train_policy:
+        sums = [torch.zeros(3, device=mask.device)]
+        if train_policy:
+            with self.roles.use(POLICY, train=True):
+                logprobs = policy_logprobs(self.roles, part.sequences, self.ppo.temperature)
+                policy = policy_loss(
+                    logprobs, part.old_logprobs, part.advantages, mask, self.ppo.cliprange
+                )
                 (policy.loss / tokens).backward()
+            sums = [torch.stack(policy).detach().float()]
         with self.roles.use(VALUE, train=True):
             values = token_values(self.roles, self.value_head, part.sequences)
             value = value_loss(
                 values, part.old_values, part.returns, mask, self.ppo.cliprange_value
             )
             (value.loss / tokens).backward()
-        return torch.stack([*policy, *value]).detach().float()
+        return torch.cat([*sums, torch.stack(value).detach().float()])
 
     def _bad_step(self, rollout: Rollout, rows: list[int]) -> None:
         """Count a step that was not finite; after three in a row save its batch and give up."""
@@ -238,14 +337,25 @@ class PpoTrainer:
         if self._bad_in_a_row < MAX_BAD_STEPS:
             return
         part = rollout[rows]
-        self.work.mkdir(parents=True, exist_ok=True)
         file = self.work / "bad_batch.json"
         batch = {"ids": part.sequences.ids.tolist(), "advantages": part.advantages.tolist()}
-        file.write_text(json.dumps(batch), encoding="utf-8")
+        if self.team.leads:
+            self.work.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(batch), encoding="utf-8")
         raise ValueError(
             f"{MAX_BAD_STEPS} steps in a row had a gradient that is not finite;"
             f" the last batch is in {file}"
         )
+
+
+def check_window(prompts: list[Prompt], answer: int, window: int) -> None:
+    """Raises ValueError naming the first prompt that leaves no room for an answer's tokens."""
+    for prompt in prompts:
+        if len(prompt.ids) + answer > window:
+            raise ValueError(
+                f"ppo/train.jsonl: a prompt of {len(prompt.ids)} tokens and an answer of {answer}"
+                f" exceed the model's window of {window}: {prompt.question[:60]!r}"
+            )
 
 
 def new_value_head(member: Member) -> nn.Linear:

@@ -34,11 +34,12 @@ class Validator:
         rows: list[SftRow],
         max_new_tokens: int,
         batch_size: int,
+        said: list[list[str]],
     ) -> None:
         self.roles, self.reward_model, self.judge, self.codec = roles, reward_model, judge, codec
         self.rows, self.limits = rows, (max_new_tokens, batch_size)
         self.prompts = [codec.prompt_ids(row.question) for row in rows]
-        self.said: list[list[str]] = []  # per evaluation, the answers that are shown
+        self.said = said  # filled: per evaluation, the answers that are shown
 
     def __call__(self) -> dict[str, float]:
         """The metrics of the model in its present role."""

@@ -3,6 +3,7 @@
 B answers, R response tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -10,14 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Ppo
+from stages.rlhf.config import Ppo, PpoSettings
 from stages.rlhf.generation import generate_all
 from stages.rlhf.models import Roles
+from stages.rlhf.packing import by_length
 from stages.rlhf.ppo_math import gae, token_rewards, whiten
 from stages.rlhf.reward import Faults, Penalties, Reward, final_reward
 from stages.rlhf.reward_model import RewardModel
 from stages.rlhf.runtime import Clock
-from stages.rlhf.sequences import Sequences, collate, hidden_states, response_logprobs
+from stages.rlhf.sequences import (
+    Sequences,
+    collate,
+    hidden_states,
+    places,
+    response_logprobs,
+)
+from stages.rlhf.team import Team
 from stages.rlhf.text_metrics import copies, loops
 
 POLICY, VALUE = "policy", "value"
@@ -44,11 +53,11 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, rows: Any) -> "Rollout":
+    def __getitem__(self, rows: list[int]) -> "Rollout":
         """Some of the rows, columns that hold only padding cut off."""
         sequences = self.sequences[rows]
-        length = sequences.response.shape[1]
-        rest = (getattr(self, f.name)[rows][:, :length] for f in fields(self)[1:])
+        length, at = sequences.response.shape[1], places(rows, self.returns)
+        rest = (getattr(self, f.name)[at, :length] for f in fields(self)[1:])
         return Rollout(sequences, *rest)
 
 
@@ -68,16 +77,38 @@ def token_values(roles: Roles, head: nn.Linear, sequences: Sequences) -> Tensor:
     return torch.where(sequences.response_mask, values, 0)
 
 
-def in_parts(sequences: Sequences, size: int, function: Any) -> Tensor:
-    """Apply a (b, R) function to consecutive parts of `size` rows -> (B, R), padded with 0.
+def micro_batches(sequences: Sequences, rows: list[int], tokens: int) -> list[list[int]]:
+    """These rows, like lengths together, in parts of at most `tokens` tokens, padding counted."""
+    lengths = sequences.sizes[rows].sum(-1).tolist()
+    return [[rows[i] for i in part] for part in by_length(lengths, tokens)]
 
-    The parts are those of the first epoch's micro-batches, so that its ratios are exactly 1.
-    """
+
+def minibatches(rows: list[int], settings: PpoSettings) -> list[list[int]]:
+    """The rows of each optimiser step, in the given order."""
+    size = settings.batch_size // settings.minibatches
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def in_parts(
+    sequences: Sequences, parts: list[list[int]], function: Callable[[Sequences], Tensor]
+) -> Tensor:
+    """Apply a (b, R) function to these parts' rows -> (B, R), 0 on padding and in other rows."""
     whole = torch.zeros(sequences.response.shape, device=sequences.ids.device)
-    for start in range(0, len(sequences), size):
-        part = function(sequences[start : start + size])
-        whole[start : start + size, : part.shape[1]] = part
+    for rows in parts:
+        part = function(sequences[rows])
+        whole[places(rows, whole), : part.shape[1]] = part
     return whole
+
+
+def gather(team: Team, rows: list[int], answers: list[list[int]], shape: Any) -> list[list[int]]:
+    """The answers of all processes; `answers` are this one's, to `rows` of `shape[0]`."""
+    said = torch.zeros(shape, dtype=torch.long)
+    counts = torch.zeros(shape[0], dtype=torch.long)
+    for i, answer in zip(rows, answers, strict=True):
+        said[i, : len(answer)] = torch.tensor(answer)
+        counts[i] = len(answer)
+    team.sum([said, counts])
+    return [row[:n] for row, n in zip(said.tolist(), counts.tolist(), strict=True)]
 
 
 def faults_of(prompts: list[Prompt], answers: list[list[int]], codec: Codec) -> Faults:
@@ -100,33 +131,52 @@ def collect(
     draws: Tensor,
     ppo: Ppo,
     kl_coef: float,
-    micro_batch_size: int,
+    settings: PpoSettings,
+    team: Team,
     clock: Clock,
 ) -> tuple[Rollout, Reward]:
-    """Sample an answer to each prompt (`draws` decide them), score it, estimate advantages."""
+    """Sample an answer to each prompt (`draws` decide them), score it, estimate advantages.
+
+    Log-probabilities and values are taken in the micro-batches of the first epoch, so that its
+    ratios are exactly 1.
+    """
     ids = [prompt.ids for prompt in prompts]
+    shares = [team.share(rows) for rows in minibatches(list(range(len(ids))), settings)]
+    own = [i for share in shares for i in share]
     with roles.use(POLICY) as policy:
-        answers = generate_all(policy, ids, codec, draws.shape[1], len(ids), ppo.temperature, draws)
+        asked = [ids[i] for i in own]
+        made = generate_all(
+            policy, asked, codec, draws.shape[1], len(own), ppo.temperature, draws[own]
+        )
+    answers = gather(team, own, made, draws.shape)
     clock.lap("generate")
     sequences = collate(ids, answers, codec.pad_id, roles.model.device)
+    parts = [
+        part
+        for share in shares
+        for part in micro_batches(sequences, share, settings.micro_batch_tokens)
+    ]
 
     def logprobs(part: Sequences) -> Tensor:
         return policy_logprobs(roles, part, ppo.temperature)
 
     with roles.use(POLICY):
-        old_logprobs = in_parts(sequences, micro_batch_size, logprobs)
+        old_logprobs = in_parts(sequences, parts, logprobs)
     with roles.use(roles.reference):
-        ref_logprobs = in_parts(sequences, micro_batch_size, logprobs)
+        ref_logprobs = in_parts(sequences, parts, logprobs)
     with roles.use(VALUE):
-        values = in_parts(
-            sequences, micro_batch_size, lambda part: token_values(roles, value_head, part)
-        )
-    scores = reward_model.score([(p, [a]) for p, a in zip(ids, answers, strict=True)], codec)
+        values = in_parts(sequences, parts, lambda part: token_values(roles, value_head, part))
+    scores = reward_model.score([(ids[i], [answers[i]]) for i in own], codec)
+    mean, variance = torch.zeros(2, len(ids)).unbind()
+    mean[own], variance[own] = scores.mean, scores.variance
+    team.sum([mean, variance])
+    team.sum([old_logprobs, ref_logprobs, values])
+    device = values.device
     reward = final_reward(
-        scores.mean.to(values.device),
-        scores.variance.to(values.device),
-        reward_model.length_offsets(answers).to(values.device),
-        Faults(*(fault.to(values.device) for fault in faults_of(prompts, answers, codec))),
+        mean.to(device),
+        variance.to(device),
+        reward_model.length_offsets(answers).to(device),
+        Faults(*(fault.to(device) for fault in faults_of(prompts, answers, codec))),
         ppo.score_clip,
         ppo.uncertainty_coef,
         Penalties(ppo.missing_eos_penalty, ppo.repetition_penalty, ppo.copy_penalty),

@@ -3,7 +3,7 @@
 B rows, T tokens of prompt and response together, R response tokens, H hidden size.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,22 +22,37 @@ class Sequences:
     response_mask: Tensor  # (B, R) bool
     predicts: Tensor  # (B, R) place in T of the state that predicts each response token
     last: Tensor  # (B,) place in T of the last token
+    sizes: Tensor  # (B, 2) tokens of prompt and of response; on the CPU, so that no slice waits
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: Any) -> "Sequences":
+    def __getitem__(self, rows: list[int]) -> "Sequences":
         """Some of the rows, columns that hold only padding cut off."""
-        part = Sequences(*(getattr(self, field.name)[rows] for field in fields(self)))
-        width, length = int(part.last.max()) + 1, int(part.response_mask.sum(-1).max())
+        sizes = self.sizes[rows]
+        width, length = int(sizes.sum(-1).max()), int(sizes[:, 1].max())
+        at = places(rows, self.ids)
         return Sequences(
-            part.ids[:, :width],
-            part.mask[:, :width],
-            part.response[:, :length],
-            part.response_mask[:, :length],
-            part.predicts[:, :length].clamp(max=width - 1),
-            part.last,
+            self.ids[at, :width],
+            self.mask[at, :width],
+            self.response[at, :length],
+            self.response_mask[at, :length],
+            self.predicts[at, :length].clamp(max=width - 1),
+            self.last[at],
+            sizes,
         )
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """(N,) x 2: row and step of the N response tokens that count, row by row."""
+        counts = self.sizes[:, 1]
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        steps = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        return places(rows, self.ids), places(steps, self.ids)
+
+
+def places(rows: list[int] | Tensor, like: Tensor) -> Tensor:
+    """Indices made on the CPU, where `like` lies; a GPU is not waited for."""
+    return torch.as_tensor(rows).to(like.device, non_blocking=True)
 
 
 def collate(
@@ -68,6 +83,7 @@ def collate(
         (steps < lengths[:, None]).to(device),
         (starts[:, None] - 1 + steps).clamp(max=width - 1).to(device),
         last.to(device),
+        torch.stack([starts, lengths], -1),
     )
 
 
@@ -84,18 +100,10 @@ def hidden_states(model: Any, sequences: Sequences) -> Tensor:
     return states
 
 
-def at_response(hidden: Tensor, sequences: Sequences) -> Tensor:
-    """(B, T, H) -> (N, H): the states that predict the N response tokens that count."""
-    rows = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(sequences.predicts)
-    mask = sequences.response_mask
-    return hidden[rows[mask], sequences.predicts[mask]]
-
-
 def response_states(hidden: Tensor, sequences: Sequences) -> Tensor:
     """(B, T, H) -> (N, H): the states at the N response tokens that count, row by row."""
-    mask = sequences.response_mask
-    rows, steps = mask.nonzero(as_tuple=True)
-    first = sequences.last - (mask.sum(-1) - 1)
+    rows, steps = sequences.tokens()
+    first = sequences.last - (sequences.response_mask.sum(-1) - 1)
     return hidden[rows, first[rows] + steps]
 
 
@@ -103,18 +111,20 @@ def response_logprobs(
     model: Any, hidden: Tensor, sequences: Sequences, temperature: float = 1.0
 ) -> Tensor:
     """(B, T, H) -> (B, R) fp32 log-probabilities of the response's tokens; 0 on padding."""
-    states = at_response(hidden, sequences)
-    return logprobs_of(model, states, sequences.response, sequences.response_mask, temperature)
+    rows, steps = sequences.tokens()
+    states = hidden[rows, sequences.predicts[rows, steps]]
+    targets = sequences.response[rows, steps]
+    return logprobs_of(model, states, targets, sequences.response_mask, temperature)
 
 
 def logprobs_of(
-    model: Any, states: Tensor, response: Tensor, mask: Tensor, temperature: float = 1.0
+    model: Any, states: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """States (N, H) of the N tokens that `mask` counts, (B, R) x 2 -> (B, R) fp32; 0 on padding."""
+    """(N, H), (N,) of the N tokens that `mask` (B, R) counts -> (B, R) fp32; 0 on padding."""
     found = token_logprobs(
         states,
         model.get_output_embeddings().weight,
-        response[mask],
+        targets,
         temperature,
         getattr(model.config, "final_logit_softcapping", None) or 0.0,
     )

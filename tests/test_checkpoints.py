@@ -1,0 +1,188 @@
+"""A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
+
+import errno
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.rlhf import checkpoints, work
+from stages.rlhf.rollout import POLICY, VALUE
+from tests import resumed_ppo
+from tests.model_fixtures import ROOT, PpoTrainer
+
+
+def save(folder: Path, step: int) -> None:
+    checkpoints.save(folder, step, {"weight": torch.full((3,), float(step))}, {"step": step})
+
+
+def loaded(folder: Path) -> int:
+    found = checkpoints.load(folder)
+    assert found is not None
+    assert found.step == found.plain["step"]
+    assert found.tensors["weight"].tolist() == [float(found.step)] * 3
+    return found.step
+
+
+def test_the_newest_is_loaded_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    assert checkpoints.load(tmp_path / "none") is None
+    for step in (3, 6, 9, 12):  # "12" sorts before "9"
+        save(tmp_path, step)
+        assert loaded(tmp_path) == step
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step-12", "step-9"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["cut", "lost"])
+def test_a_damaged_one_is_named_and_passed_over(
+    tmp_path: Path, file: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 3)
+    save(tmp_path, 6)
+    path = tmp_path / "step-6" / file
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    assert loaded(tmp_path) == 3
+    assert f"{tmp_path / 'step-6'}: " in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """Stands for a signal that no code can catch."""
+
+
+def moments() -> list[tuple[Any, str, int]]:
+    """What a save calls, and at which call of it the kill comes."""
+    return [
+        (checkpoints, "save_file", 1),
+        *((checkpoints, "_sync", n) for n in range(1, 7)),
+        *((Path, "rename", n) for n in (1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), moments())
+def test_a_kill_during_a_save_leaves_one_that_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    save(tmp_path, 3)
+    calls, inner = [], getattr(owner, name)
+
+    def killed(*given: Any, **named: Any) -> Any:
+        calls.append(0)
+        if len(calls) == call:
+            raise Killed
+        return inner(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            save(tmp_path, 6)
+    assert loaded(tmp_path) in (3, 6)
+    save(tmp_path, 6)
+    assert loaded(tmp_path) == 6
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_is_named_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3)
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_file", full)
+        with pytest.raises(ValueError, match=r"step-6.tmp: no checkpoint .* No space left"):
+            save(tmp_path, 6)
+    assert loaded(tmp_path) == 3
+
+
+# ---- where they lie
+
+
+def test_work_lies_beside_the_repository_even_in_dvcs_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "x"
+    copy.mkdir(parents=True)
+    monkeypatch.delenv("KOQA_WORK")
+    for place in (tmp_path, copy):
+        monkeypatch.chdir(place)
+        assert work.root() == tmp_path / ".work"
+    monkeypatch.setenv("KOQA_WORK", str(tmp_path / "elsewhere"))
+    assert work.root() == tmp_path / "elsewhere"
+
+
+def test_other_params_inputs_or_code_work_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, code = tmp_path / "rows", tmp_path / "code"
+    rows.mkdir()
+    code.mkdir()
+    (rows / "a.jsonl").write_text("1")
+    (code / "a.py").write_text("1")
+    monkeypatch.setattr(work, "CODE", code)
+    first = work.folder("ppo", [{"kl_coef": 0.1}], [rows])
+    assert work.folder("ppo", [{"kl_coef": 0.1}], [rows]) == first
+    places = {first, work.folder("ppo", [{"kl_coef": 0.2}], [rows])}
+    (rows / "a.jsonl").write_text("2")
+    places.add(work.folder("ppo", [{"kl_coef": 0.1}], [rows]))
+    (code / "a.py").write_text("2")
+    places.add(work.folder("ppo", [{"kl_coef": 0.1}], [rows]))
+    assert len(places) == 4
+
+
+# ---- 9. PPO goes on
+
+
+def everything(trainer: PpoTrainer) -> dict[str, Any]:
+    """All that must not differ, as plain values or tensors."""
+    outcome = trainer.outcome
+    found: dict[str, Any] = {
+        "updates": outcome.updates,
+        "validation": outcome.validation,
+        "said": outcome.said,
+        "best_update": outcome.best_update,
+        "stopped": outcome.stopped,
+        "kl_coef": trainer.kl_coef,
+        "head": trainer.value_head.weight.detach(),
+    }
+    states = {role: trainer.roles.state(role) for role in (POLICY, VALUE)}
+    for name, state in {**states, "best": outcome.best_state}.items():
+        found |= {f"{name}.{key}": tensor for key, tensor in state.items()}
+    for name, optimizer in trainer._optimizers().items():
+        for i, state in optimizer.state_dict()["state"].items():
+            found |= {f"{name}.{i}.{key}": tensor for key, tensor in state.items()}
+    return found
+
+
+def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    def same(a: Any, b: Any) -> bool:
+        return a.equal(b) if isinstance(a, torch.Tensor) else a == b
+
+    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
+
+
+@pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
+def test_six_updates_are_three_a_kill_and_three(tmp_path: Path, killed_at: int) -> None:
+    whole = everything(resumed_ppo.run(tmp_path / "whole"))
+    command = [sys.executable, "-m", "tests.resumed_ppo", str(tmp_path / "cut"), str(killed_at)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    kept = tmp_path / "cut" / "kept" / "step-3"
+    assert kept.is_dir() == (killed_at == 5)
+    trainer = resumed_ppo.run(tmp_path / "cut", killed_at=2 if killed_at == 5 else None)
+    assert differing(whole, everything(trainer)) == []
+    assert [row["update"] for row in trainer.outcome.updates] == list(range(7))
+
+
+def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
+    whole = everything(resumed_ppo.run(tmp_path))
+    again = everything(resumed_ppo.run(tmp_path, killed_at=1))
+    assert differing(whole, again) == []
