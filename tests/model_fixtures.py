@@ -269,6 +269,7 @@ def ppo_settings(**changed: Any) -> PpoSettings:
         "batch_size": 16,
         "minibatches": 2,
         "micro_batch_tokens": 60,
+        "kept_tokens": 0,
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.rlhf.config import load_params
 from stages.rlhf.generation import generate_all
-from stages.rlhf.rollout import POLICY, VALUE, Rollout
+from stages.rlhf.rollout import POLICY, VALUE, Rollout, micro_batches
 from tests.conftest import write_params
 from tests.model_fixtures import PpoTrainer, next_to_no_scores, ppo_knobs, ppo_settings, ppo_trainer
 
@@ -66,9 +66,9 @@ def test_the_first_epoch_goes_through_the_rollout_as_it_was_collected(tmp_path: 
     trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(epochs=3))
     rollout, inner, rows = collected(trainer), trainer._minibatch, []
 
-    def watched(rollout: Rollout, chosen: list[int], train_policy: bool) -> dict[str, float]:
+    def watched(rollout: Rollout, chosen: list[int], *more: Any) -> dict[str, float]:
         rows.append(chosen)
-        return inner(rollout, chosen, train_policy)
+        return inner(rollout, chosen, *more)
 
     trainer._minibatch = watched  # type: ignore[method-assign]
     trainer._update(1, rollout, train_policy=True)
@@ -168,6 +168,39 @@ def test_micro_batches_change_no_weight_after_an_update(tmp_path: Path) -> None:
     for micro in (60, 1):
         for key, weight in states[9999].items():
             torch.testing.assert_close(states[micro][key], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "dtype"), KINDS)
+@pytest.mark.parametrize("train_policy", [True, False])
+def test_kept_activations_change_no_bit(
+    tmp_path: Path, method: str, dtype: str, train_policy: bool
+) -> None:
+    found = []
+    for tokens in (0, 9999):
+        trainer = ppo_trainer(tmp_path, method, dtype, settings=ppo_settings(kept_tokens=tokens))
+        prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
+        rollout, _ = trainer._collect(1 if train_policy else 0, prompts)
+        graphs = trainer._graphs
+        kept = {role: len(parts) for role, parts in graphs.items() if parts}
+        row = trainer._update(1, rollout, train_policy)
+        assert row["approx_kl"] > 0 or not train_policy
+        states = [trainer.roles.state(role) for role in (POLICY, VALUE)]
+        found.append((kept, row, *states, dict(trainer.value_head.state_dict())))
+    (none, *without), (kept, *within) = found
+    parts = len(micro_batches(rollout.sequences, list(range(8)), 60))
+    assert none == {}
+    assert kept == dict.fromkeys((POLICY, VALUE) if train_policy else (VALUE,), parts)
+    assert without[0] == within[0]
+    for mine, whole in zip(without[1:], within[1:], strict=True):
+        assert all(weight.equal(whole[key]) for key, weight in mine.items())
+
+
+def test_no_more_tokens_are_kept_than_asked_for(tmp_path: Path) -> None:
+    rows = collected(ppo_trainer(tmp_path)).sequences.sizes[:8]
+    for tokens, keeps in ((int(rows.sum()), True), (int(rows.sum()) - 1, False)):
+        trainer = ppo_trainer(tmp_path, settings=ppo_settings(kept_tokens=tokens))
+        collected(trainer)
+        assert [bool(parts) for parts in trainer._graphs.values()] == [keeps, keeps]
 
 
 def test_the_order_of_rows_in_a_minibatch_changes_no_gradient(tmp_path: Path) -> None:

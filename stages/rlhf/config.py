@@ -9,6 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]  # a learning rate
 
 
@@ -224,6 +225,7 @@ class PpoSettings(Section):
     batch_size: Positive
     minibatches: Positive
     micro_batch_tokens: Positive  # padding counted; a longer answer is a micro-batch of its own
+    kept_tokens: NotNegative  # of a first minibatch whose activations are kept from its scoring
     learning_rate: Rate
     value_learning_rate: Rate
 

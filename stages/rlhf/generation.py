@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.runtime import derive_seed
+from stages.rlhf.sequences import decoder_of, next_logits
 
 COMPACT_SHARE = 0.25  # of the batch finished, from which rows are taken out of the cache
 
@@ -70,18 +71,15 @@ def generate(
     draws = None if uniforms is None else uniforms.to(device)
 
     for step in range(max_new_tokens):
-        logits = model(
+        states = decoder_of(model)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        if draws is None:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = pick(logits.float() / temperature, draws[alive, step])
+        ).last_hidden_state
+        logits = next_logits(model, states[:, -1], temperature or 1.0)
+        chosen = logits.argmax(-1) if draws is None else pick(logits, draws[alive, step])
         answers[alive, step] = torch.where(done, codec.eos_id, chosen)
         done = done | (chosen == codec.eos_id)
         finished = int(done.sum())

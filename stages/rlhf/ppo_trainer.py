@@ -26,6 +26,7 @@ from stages.rlhf.reward_model import Member, RewardModel
 from stages.rlhf.rollout import (
     POLICY,
     VALUE,
+    Graphs,
     Prompt,
     Rollout,
     collect,
@@ -104,6 +105,7 @@ class PpoTrainer:
         self.clock = Clock()
         self.outcome = Outcome()
         self._bad_in_a_row = 0
+        self._graphs: Graphs = {}  # of the rollout that comes next
 
     def train(
         self,
@@ -230,6 +232,7 @@ class PpoTrainer:
 
     def _collect(self, update: int, prompts: list[Prompt]) -> tuple[Rollout, Reward]:
         draws = draw_uniforms(len(prompts), self.max_new_tokens, self.seed, "ppo", "draws", update)
+        self._graphs = {role: [] for role in ((POLICY, VALUE) if update > 0 else (VALUE,))}
         return collect(
             self.roles,
             self.value_head,
@@ -242,6 +245,7 @@ class PpoTrainer:
             self.settings,
             self.team,
             self.clock,
+            self._graphs,
         )
 
     def _evaluate(
@@ -260,7 +264,11 @@ class PpoTrainer:
         return True
 
     def _update(self, update: int, rollout: Rollout, train_policy: bool) -> dict[str, float]:
-        """All epochs over one rollout: minibatches in the rollout's order first, then shuffled."""
+        """All epochs over one rollout: minibatches in the rollout's order first, then shuffled.
+
+        The first minibatch goes on from the activations that `_collect` kept of it, if it did.
+        """
+        graphs, self._graphs = self._graphs, {}
         rng = random.Random(derive_seed(self.seed, "ppo", "minibatches", update))
         sums: dict[str, float] = {}
         steps = 0
@@ -269,7 +277,8 @@ class PpoTrainer:
             if epoch > 0:
                 rng.shuffle(order)
             for rows in minibatches(order, self.settings):
-                figures = self._minibatch(rollout, rows, train_policy)
+                figures = self._minibatch(rollout, rows, train_policy, graphs)
+                graphs = {}
                 steps += 1
                 for key, value in figures.items():
                     sums[key] = sums.get(key, 0.0) + value
@@ -281,14 +290,21 @@ class PpoTrainer:
         self.clock.lap("update")
         return {key: value / steps for key, value in sums.items()}
 
-    def _minibatch(self, rollout: Rollout, rows: list[int], train_policy: bool) -> dict[str, float]:
+    def _minibatch(
+        self,
+        rollout: Rollout,
+        rows: list[int],
+        train_policy: bool,
+        graphs: Graphs | None = None,
+    ) -> dict[str, float]:
         """One optimiser step: micro-batch losses are sums over the minibatch's token count."""
         sequences = rollout.sequences
         sums = torch.zeros(5, device=rollout.returns.device)
         tokens = int(sequences.sizes[rows, 1].sum())
         own = self.team.share(rows)
-        for part in micro_batches(sequences, own, self.settings.micro_batch_tokens):
-            sums += self._backward(rollout[part], tokens, train_policy)
+        for i, part in enumerate(micro_batches(sequences, own, self.settings.micro_batch_tokens)):
+            kept = {role: parts[i] for role, parts in (graphs or {}).items() if parts}
+            sums += self._backward(rollout[part], tokens, train_policy, kept)
         learned = [*(self.policy_parameters if train_policy else []), *self.value_parameters]
         self.team.sum([p.grad for p in learned if p.grad is not None])
         self.team.sum([sums])
@@ -310,20 +326,26 @@ class PpoTrainer:
         norms = {"policy_grad_norm": float(policy_norm), "value_grad_norm": float(value_norm)}
         return {**figures, **norms}
 
-    def _backward(self, part: Rollout, tokens: int, train_policy: bool) -> Tensor:
+    def _backward(
+        self, part: Rollout, tokens: int, train_policy: bool, kept: dict[str, Tensor]
+    ) -> Tensor:
         """(5,) sums of policy loss, clipped tokens, KL(old || new), value loss, clipped values."""
         mask = part.sequences.response_mask
         sums = [torch.zeros(3, device=mask.device)]
         if train_policy:
             with self.roles.use(POLICY, train=True):
-                logprobs = policy_logprobs(self.roles, part.sequences, self.ppo.temperature)
+                logprobs = kept.get(POLICY)
+                if logprobs is None:
+                    logprobs = policy_logprobs(self.roles, part.sequences, self.ppo.temperature)
                 policy = policy_loss(
                     logprobs, part.old_logprobs, part.advantages, mask, self.ppo.cliprange
                 )
                 (policy.loss / tokens).backward()
             sums = [torch.stack(policy).detach().float()]
         with self.roles.use(VALUE, train=True):
-            values = token_values(self.roles, self.value_head, part.sequences)
+            values = kept.get(VALUE)
+            if values is None:
+                values = token_values(self.roles, self.value_head, part.sequences)
             value = value_loss(
                 values, part.old_values, part.returns, mask, self.ppo.cliprange_value
             )

@@ -30,6 +30,7 @@ from stages.rlhf.team import Team
 from stages.rlhf.text_metrics import copies, loops
 
 POLICY, VALUE = "policy", "value"
+Graphs = dict[str, list[Tensor]]  # by role: (b, R) of a micro-batch each, with all its activations
 
 
 class Prompt(NamedTuple):
@@ -90,13 +91,24 @@ def minibatches(rows: list[int], settings: PpoSettings) -> list[list[int]]:
 
 
 def in_parts(
-    sequences: Sequences, parts: list[list[int]], function: Callable[[Sequences], Tensor]
+    sequences: Sequences,
+    parts: list[list[int]],
+    function: Callable[[Sequences], Tensor],
+    graphs: list[Tensor] | None = None,
+    kept: int = 0,
 ) -> Tensor:
-    """Apply a (b, R) function to these parts' rows -> (B, R), 0 on padding and in other rows."""
+    """Apply a (b, R) function to these parts' rows -> (B, R), 0 on padding and in other rows.
+
+    What the first `kept` parts give is put into `graphs` as well, ready for a backward pass.
+    """
     whole = torch.zeros(sequences.response.shape, device=sequences.ids.device)
-    for rows in parts:
-        part = function(sequences[rows])
-        whole[places(rows, whole), : part.shape[1]] = part
+    for i, rows in enumerate(parts):
+        keeps = graphs is not None and i < kept
+        with torch.set_grad_enabled(keeps):
+            part = function(sequences[rows])
+        if graphs is not None and keeps:
+            graphs.append(part)
+        whole[places(rows, whole), : part.shape[1]] = part.detach()
     return whole
 
 
@@ -134,16 +146,18 @@ def collect(
     settings: PpoSettings,
     team: Team,
     clock: Clock,
+    graphs: Graphs,
 ) -> tuple[Rollout, Reward]:
     """Sample an answer to each prompt (`draws` decide them), score it, estimate advantages.
 
     Log-probabilities and values are taken in the micro-batches of the first epoch, so that its
-    ratios are exactly 1.
+    ratios are exactly 1. For the roles that are keys of `graphs` those of the first minibatch are
+    kept, where it has `settings.kept_tokens` tokens or fewer.
     """
     ids = [prompt.ids for prompt in prompts]
     shares = [team.share(rows) for rows in minibatches(list(range(len(ids))), settings)]
     own = [i for share in shares for i in share]
-    with roles.use(POLICY) as policy:
+    with roles.folded(POLICY) as policy:
         asked = [ids[i] for i in own]
         made = generate_all(
             policy, asked, codec, draws.shape[1], len(own), ppo.temperature, draws[own]
@@ -157,15 +171,21 @@ def collect(
         for part in micro_batches(sequences, share, settings.micro_batch_tokens)
     ]
 
+    fits = int(sequences.sizes[shares[0]].sum()) <= settings.kept_tokens
+    kept = len(micro_batches(sequences, shares[0], settings.micro_batch_tokens)) if fits else 0
+
     def logprobs(part: Sequences) -> Tensor:
         return policy_logprobs(roles, part, ppo.temperature)
 
-    with roles.use(POLICY):
-        old_logprobs = in_parts(sequences, parts, logprobs)
+    def values_of(part: Sequences) -> Tensor:
+        return token_values(roles, value_head, part)
+
+    with roles.use(POLICY, train=True):
+        old_logprobs = in_parts(sequences, parts, logprobs, graphs.get(POLICY), kept)
     with roles.use(roles.reference):
         ref_logprobs = in_parts(sequences, parts, logprobs)
-    with roles.use(VALUE):
-        values = in_parts(sequences, parts, lambda part: token_values(roles, value_head, part))
+    with roles.use(VALUE, train=True):
+        values = in_parts(sequences, parts, values_of, graphs.get(VALUE), kept)
     scores = reward_model.score([(ids[i], [answers[i]]) for i in own], codec)
     mean, variance = torch.zeros(2, len(ids)).unbind()
     mean[own], variance[own] = scores.mean, scores.variance

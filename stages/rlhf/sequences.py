@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.rlhf.logprobs import token_logprobs
+from stages.rlhf.logprobs import head_logits, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,23 @@ def response_logprobs(
     return logprobs_of(model, states, targets, sequences.response_mask, temperature)
 
 
+def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, H) -> (B, V) fp32 logits of the token after each state."""
+    return head_logits(states, *head_of(model, temperature))
+
+
+def head_of(model: Any, temperature: float) -> tuple[Tensor, float, float]:
+    """Weight of the model's head (V, H), temperature, soft-cap (0: none)."""
+    softcap = getattr(model.config, "final_logit_softcapping", None) or 0.0
+    return model.get_output_embeddings().weight, temperature, softcap
+
+
 def logprobs_of(
     model: Any, states: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """(N, H), (N,) of the N tokens that `mask` (B, R) counts -> (B, R) fp32; 0 on padding."""
-    found = token_logprobs(
-        states,
-        model.get_output_embeddings().weight,
-        targets,
-        temperature,
-        getattr(model.config, "final_logit_softcapping", None) or 0.0,
-    )
+    weight, *knobs = head_of(model, temperature)
+    found = token_logprobs(states, weight, targets, *knobs)
     return torch.zeros(mask.shape, dtype=found.dtype, device=found.device).masked_scatter(
         mask, found
     )

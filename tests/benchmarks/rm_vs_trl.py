@@ -48,6 +48,7 @@ from stages.rlhf.records import RmRow
 from stages.rlhf.reward_groups import EncodedGroup
 from stages.rlhf.reward_model import Head, Member, RewardModel, member_name
 from stages.rlhf.reward_training import MemberTrainer
+from tests.benchmarks.process_memory import memory
 from tests.model_fixtures import ids_codec, random_ids
 
 TABLE = Path(__file__).parents[2] / "metrics" / "tables" / "rm_vs_trl.csv"
@@ -250,12 +251,6 @@ def batches(questions: list[Question], steps: int) -> list[list[Question]]:
         whole = range(0, len(order) - STEP + 1, STEP)
         made += [[questions[i] for i in order[start : start + STEP]] for start in whole]
     return made[:steps]
-
-
-def memory(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most (ru_maxrss would count the parent's too)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{field}:")[1].split()[0]) / 2**10
 
 
 def measure(side: str, lora: bool, micro_batch: int, steps: int) -> dict[str, float]:
