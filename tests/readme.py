@@ -101,6 +101,19 @@ def benchmark_table() -> str:
     return "\n".join(lines)
 
 
+def ppo_benchmark_table() -> str:
+    """metrics/tables/ppo_vs_trl.csv: PPO beside TRL 1.12's."""
+    columns = ("policy", "micro_batch", "samples_per_second", "times_as_shipped", "times_patched")
+    columns += ("generate_s", "score_s", "update_s", "answer_tokens", "peak_mib", "of_trl")
+    titles = ["trains", "micro-batch", "answers/s", "times TRL as shipped", "times TRL patched"]
+    titles += ["generate (s)", "score (s)", "update (s)", "answer tokens", "MiB", "of TRL's"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|---|---|{'---:|' * (len(titles) - 2)}"]
+    for row in table("ppo_vs_trl"):
+        cells = " | ".join(row[key] for key in columns)
+        lines.append(f"| {row['setting']}: {row['side']} | {cells} |")
+    return "\n".join(lines)
+
+
 def ablation_table() -> str:
     """metrics/tables/rm_ablation.csv, the columns that matter most."""
     rows = table("rm_ablation")
@@ -281,8 +294,14 @@ TABLES = {
     "seeds": seeds_table,
     "rivals": rivals_table,
     "control": control_table,
+    "ppo_benchmark": ppo_benchmark_table,
 }
-FILES = {"seeds": ("seeds",), "rivals": ("rivals", "seeds"), "control": ("control",)}
+FILES = {
+    "ppo_benchmark": ("ppo_vs_trl",),
+    "seeds": ("seeds",),
+    "rivals": ("rivals", "seeds"),
+    "control": ("control",),
+}
 
 
 def due(name: str) -> bool:

@@ -294,10 +294,10 @@ def unpadded(ids: list[int], pad_id: int) -> list[int]:
 
 def peer() -> Any:
     """Module trl.experimental.ppo.ppo_trainer of TRL 1.12.0. Exits where it is not installed."""
-    if str(PEER) not in sys.path:
-        sys.path.insert(0, str(PEER))
     if not (PEER / "trl").is_dir():
         raise SystemExit(f"TRL 1.12.0 is not there; put it beside the project's own: {INSTALL}")
+    if str(PEER) not in sys.path:
+        sys.path.insert(0, str(PEER))
     import trl
     from trl.experimental.ppo import ppo_trainer
 
