@@ -191,12 +191,17 @@ def pooled_line(rows: list[dict[str, str]]) -> str:
     decided = [mean([row], "questions") - mean([row], "ppo_vs_sft.all.ties") for row in rows]
     rates = [float(row["ppo_vs_sft.all.win_rate_decided"] or 0) for row in rows]  # 0 decided: none
     wins = sum(rate * count for rate, count in zip(rates, decided, strict=True))
-    passed = sum(not failed_gates(row) for row in rows)
+    passed, pair = sum(not failed_gates(row) for row in rows), "ppo_vs_sft.all"
+    nearer, agrees = (
+        mean(rows, f"{pair}.{key}") for key in ("chrf_win_rate_decided", "judge_agreement")
+    )
     return (
         f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f} % of SFT's inexact answers on"
         f" unseen wordings ({least} to {most} %). `contains` moves by {contains} points, repetition"
         f" by {points(rows, 'all.repetition')}, copying by {points(rows, 'all.copy_rate')}. The"
-        f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions."
+        f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions;"
+        f" chrF does on {nearer:.3f} of those that it decides, and the judge says the same on"
+        f" {agrees:.3f} of them."
         f" All gates pass with {passed} of {len(rows)} seeds. Made at commit {rows[0]['commit']}."
     )
 
@@ -268,6 +273,7 @@ def verdict_table() -> str:
     keys = {"chrf_gain": "chrF gain", "exact_gain": "exact gain", "contains_gain": "contains gain"}
     keys |= {"win_rate": "win rate", "win_rate_decided": "decided"}
     keys |= {"win_rate_length_controlled": "length-controlled"}
+    keys |= {"chrf_win_rate_decided": "decided by chrF", "judge_agreement": "judge agrees"}
     lines = [f"| | {' | '.join(keys.values())} |", f"|---|{'---:|' * len(keys)}"]
     for kind, title in KINDS.items():
         block = found["ppo_vs_sft"]["by_kind"][kind]

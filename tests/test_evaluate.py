@@ -1,6 +1,7 @@
 """Evaluate: means, reasons, kinds and gain on made answers, and the files of its figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def test_ppo_against_sft_is_paired(models: dict[str, evaluation.Measured]) -> No
         report(models)["ppo"]["chrf"] - report(models)["sft"]["chrf"]
     )
     assert 0 < found["win_rate_length_controlled"] < 0.5
+    assert found["chrf_win_rate_decided"] == 1
+    assert found["judge_agreement"] == 0
+    fonder = {**models, "ppo": replace(models["ppo"], judged=[0.0, 9.0, 0.0, 0.0])}
+    assert report(fonder)["ppo_vs_sft"]["judge_agreement"] == 0.5
+    assert report(fonder)["ppo_vs_sft"]["chrf_win_rate_decided"] == 1
     assert set(found["by_kind"]) == {"unseen_wording", "never_asked"}
     assert found["by_kind"]["never_asked"]["win_rate_decided"] == 0
     # the judge's temperature tells how sure it is

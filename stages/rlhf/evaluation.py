@@ -125,7 +125,10 @@ def compared(
     temperature: float,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """Paired differences of every metric and the judge's win rates, over the chosen questions."""
+    """Paired differences of every metric and win rates, over the chosen questions.
+
+    Beside the judge's win rates: that by chrF, and how often the two agree where both decide.
+    """
     places = np.flatnonzero(chosen).tolist()
     resamples, seed = bootstrap.resamples, bootstrap.seed
     mine, other = (np.array(m.judged, dtype=np.float64)[places] for m in (ours, theirs))
@@ -137,6 +140,14 @@ def compared(
     found = win_rates(mine, other, same, resamples, seed)
     found |= length_controlled(margins, gaps, resamples, seed)
     found["ties"] = int(same.sum())
+    nearer = np.sign((frames[0]["chrf"] - frames[1]["chrf"]).to_numpy(dtype=np.float64))
+    liked = np.where(same, 0.0, np.sign(mine - other))
+    decided = {
+        "chrf_win_rate_decided": np.where(nearer == 0, np.nan, nearer > 0),
+        "judge_agreement": np.where(nearer * liked == 0, np.nan, nearer == liked),
+    }
+    for name, outcome in decided.items():
+        found |= mean_and_interval(name, outcome, resamples, seed, "all are ties")
     for name in ours.values.columns:
         column = (frames[0][name] - frames[1][name]).to_numpy(dtype=np.float64)
         reason = "no question of which both answers can be said"

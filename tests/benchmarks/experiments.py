@@ -95,6 +95,7 @@ def verdict_columns() -> Columns:
     """PPO against SFT, and how PPO went."""
     keys = ["chrf_gain", "cosine_gain", "exact_gain", "contains_gain"]
     keys += ["win_rate", "win_rate_decided", "win_rate_length_controlled"]
+    keys += ["chrf_win_rate_decided", "judge_agreement"]
     found: Columns = {}
     for place in (ALL, *KINDS):
         prefix = "ppo_vs_sft" if place == ALL else f"ppo_vs_sft.by_kind.{place}"
