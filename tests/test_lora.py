@@ -135,3 +135,13 @@ def test_bfloat16_is_never_folded(tmp_path: Path) -> None:
         layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
         assert layers
         assert all(layer.folded is None for layer in layers)
+
+
+def test_no_role_is_taken_inside_a_folded_one(tmp_path: Path) -> None:
+    roles = sft_roles(tmp_path, "lora")
+    roles.add(POLICY)
+    inside = pytest.raises(AssertionError, match="policy was asked for inside")
+    with roles.folded("sft"), inside, roles.use(POLICY):
+        pass
+    with roles.use(POLICY):
+        pass

@@ -93,6 +93,7 @@ class Roles:
         self.model = backbone  # a PeftModel from the first adapter on
         self.reference: str | None = None
         self._bare = False  # whether all adapters are switched off just now
+        self._folded = False  # whether one adapter stands for all just now
 
     def add(self, name: str, like: str | None = None) -> None:
         """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
@@ -126,9 +127,10 @@ class Roles:
         """The model in the role of adapter `name`; None is the bare backbone.
 
         A role taken inside another stays when the inner one ends; none can be taken inside None,
-        which would leave it switched off.
+        which would leave it switched off, nor inside a folded one.
         """
         assert not self._bare, f"role {name} was asked for inside the bare backbone's"
+        assert not self._folded, f"role {name} was asked for inside a folded one"
         bare = isinstance(self.model, PeftModel) and name is None
         if name is not None:
             self.model.set_adapter(name, inference_mode=not train)
@@ -155,8 +157,10 @@ class Roles:
                 if model.dtype == torch.float32:
                     for layer in layers:
                         layer.fold(name)
+                self._folded = True
                 yield model
             finally:
+                self._folded = False
                 for layer in layers:
                     layer.folded = None
 
