@@ -26,6 +26,13 @@ KEYS = {
     "repetition",
     "copy_rate",
     "length",
+    "polite_rate",
+    "level_consistency",
+    "non_hangul_share",
+    "broken_rate",
+    "truncation_rate",
+    "distinct_1",
+    "distinct_2",
 }
 KINDS = ["unseen_wording", "unseen_wording", "never_asked", None]
 VALUES = ["1947m", "1708m", "1915m", "1567m"]
@@ -88,6 +95,14 @@ def test_blocks(models: dict[str, evaluation.Measured]) -> None:
     assert sft["wrong_fact_rate"] == pytest.approx(1 / 3)
     assert (ppo["exact"], ppo["chrf"], ppo["wrong_fact_rate"]) == (1, 100, 0)
     assert ppo["length"] == np.mean([len(row.answer) for row in ROWS])
+    # base: its one question, nothing, 네 네 네, and one sentence with an ending
+    assert (base["polite_rate"], base["truncation_rate"], base["broken_rate"]) == (1, 0.5, 0)
+    assert sft["level_consistency"] is None
+    assert "two sentences" in sft["level_consistency_reason"]
+    assert ppo["polite_rate"] == 1
+    words = [answer.text.split() for answer in models["ppo"].answers]
+    assert ppo["distinct_1"] == len({w for ws in words for w in ws}) / sum(map(len, words))
+    assert base["by_kind"]["unseen_wording"]["distinct_1"] == 1
 
 
 def test_by_kind_leaves_out_rows_without_one(models: dict[str, evaluation.Measured]) -> None:

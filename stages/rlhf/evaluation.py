@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stages.rlhf import similarity
 from stages.rlhf.generation import Answer
+from stages.rlhf.korean_style import STYLE_METRICS, distinct, style_values
 from stages.rlhf.records import SftRow
 from stages.rlhf.text_metrics import answer_values, fold
 from stages.rlhf.win_rate import length_controlled, mean_and_interval, win_rates
@@ -27,7 +28,11 @@ EOS_RATE = 0.99  # of PPO's answers, in the sample world
 REASONS = {
     "contains": "no test row has a must_contain phrase",
     "wrong_fact_rate": "no answer to a row with a must_contain phrase commits to a value",
+    "polite_rate": "no answer has a sentence whose ending tells a speech level",
+    "level_consistency": "no answer has two sentences whose endings tell a speech level",
+    "non_hangul_share": "no answer holds a letter",
 }
+DISTINCT = (1, 2)  # words of an n-gram
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ def measure(
         "euclidean_similarity": similarity.euclidean_similarity(answer_vectors, reference_vectors),
         "pearson": similarity.pearson(answer_vectors, reference_vectors),
     }
+    styles = pd.DataFrame([style_values(answer.text) for answer in answers], columns=STYLE_METRICS)
     values = pd.DataFrame({**near, **answer_values(answers, rows)})
-    return Measured(answers, scores, judged, values)
+    return Measured(answers, scores, judged, values.join(styles.astype(np.float64)))
 
 
 def block(values: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -88,6 +94,17 @@ def block(values: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
     return found
 
 
+def variety(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Share of distinct n-grams over all of these answers: of none of them alone."""
+    found: dict[str, Any] = {}
+    for n in DISTINCT:
+        share = distinct([answer.text for answer in answers], n)
+        found[f"distinct_{n}"] = share
+        if share is None:
+            found[f"distinct_{n}_reason"] = f"no answer has {n} words"
+    return found
+
+
 def report(
     models: Mapping[str, Measured],
     rows: Sequence[SftRow],
@@ -101,14 +118,19 @@ def report(
     kinds = pd.Series([row.kind for row in rows], dtype=object)
     named = {kind: (kinds == kind).to_numpy() for kind in sorted(kinds.dropna().unique())}
     found: dict[str, Any] = {"questions": len(rows)}
+    everything = np.ones(len(rows), dtype=bool)
+
+    def described(measured: Measured, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        said = [measured.answers[i] for i in np.flatnonzero(chosen).tolist()]
+        return block(measured.values[chosen], bootstrap) | variety(said)
+
     for name, measured in models.items():
-        found[name] = block(measured.values, bootstrap)
+        found[name] = described(measured, everything)
         if named:
             found[name]["by_kind"] = {
-                kind: block(measured.values[chosen], bootstrap) for kind, chosen in named.items()
+                kind: described(measured, chosen) for kind, chosen in named.items()
             }
     found["sft_gain"] = gain(found["base"]["cosine"], found["sft"]["cosine"])
-    everything = np.ones(len(rows), dtype=bool)
     two = models["ppo"], models["sft"]
     found["ppo_vs_sft"] = compared(*two, everything, temperature, bootstrap)
     if named:
