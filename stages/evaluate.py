@@ -2,18 +2,22 @@
 
 python -m stages.evaluate --base data/base --sft data/sft --ppo data/ppo/best --rm data/rm
     --judge data/judge --gate metrics/judge.json --embedder data/embedder
-    --rows data/preprocess/sft/test.jsonl --out data/evaluate
-    --metrics metrics/evaluate.json --plots plots/evaluate
+    --rows data/preprocess/sft/test.jsonl --told metrics --drawn plots
+    --out data/evaluate --metrics metrics/evaluate.json --plots plots/evaluate
+
+`--told` and `--drawn` hold the other stages' metrics and figures, for the report.
 """
 
+import json
 import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import click
+import pandas as pd
 
-from stages.rlhf import embedder, evaluation, evaluation_figures, runtime
+from stages.rlhf import embedder, evaluation, evaluation_figures, report, runtime, structure
 from stages.rlhf.best_of_n import closed_gate, liked, sample
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
@@ -28,6 +32,9 @@ from stages.rlhf.text_metrics import length
 Paths = dict[str, Path]
 
 
+TOLD = ("preprocess", "rm", "judge", "ppo")  # stages whose metrics the report holds
+
+
 class Asked(NamedTuple):
     """What every model says to the questions, and what reward model and judge say of it."""
 
@@ -35,6 +42,17 @@ class Asked(NamedTuple):
     scores: dict[str, list[float]]
     judged: dict[str, list[float]]
     temperature: float  # of the judge
+    structure: list[structure.Part]
+    numbers: dict[str, Any]  # of the structure
+
+
+class Evaluated(NamedTuple):
+    """All that is written."""
+
+    metrics: dict[str, Any]
+    models: dict[str, evaluation.Measured]
+    samples: list[dict[str, Any]]
+    asked: Asked
 
 
 def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clock) -> Asked:
@@ -74,10 +92,17 @@ def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clo
         judged[name] = judge.score(read, codec).mean.tolist()
     clock.lap("score")
     answers = {name: [answer_of(one, codec) for one in ids] for name, ids in said.items()}
-    return Asked(answers, scores, judged, judge.calibration.temperature)
+    return Asked(
+        answers,
+        scores,
+        judged,
+        judge.calibration.temperature,
+        structure.parts(roles.model),
+        structure.summary(roles, POLICY),
+    )
 
 
-def run(params: Params, paths: Paths, clock: runtime.Clock) -> tuple[dict[str, Any], Any, Any]:
+def run(params: Params, paths: Paths, clock: runtime.Clock) -> Evaluated:
     """The metrics, each model's measured answers, and the sample rows."""
     rows = evaluation.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
@@ -95,19 +120,47 @@ def run(params: Params, paths: Paths, clock: runtime.Clock) -> tuple[dict[str, A
     bootstrap = evaluation.Bootstrap(
         params.evaluate.resamples, derive_seed(params.seed, "evaluate", "resamples")
     )
-    report = evaluation.report(models, rows, found.temperature, bootstrap)
+    blocks = evaluation.report(models, rows, found.temperature, bootstrap)
     gates = evaluation.gates(
-        report,
+        blocks,
         fmean(length(row.answer) for row in rows),
         closed_gate(paths["gate"]) is None,
         params.data.source == "sample",
     )
     metrics = {
         "embedder_sha256": embedder.embedder_hash(paths["embedder"]),
-        **report,
+        **blocks,
         "gates": gates,
     }
-    return metrics, models, evaluation.sample_rows(models, rows)
+    return Evaluated(metrics, models, evaluation.sample_rows(models, rows), found)
+
+
+def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
+    """Every figure and table below `plots`."""
+    drawn = {name: found.models[name] for name in evaluation_figures.NAMES}
+    evaluation_figures.draw_all(drawn, found.samples, shown, plots)
+    curves = pd.read_csv(paths["drawn"] / "ppo" / "validation.csv")
+    evaluation_figures.draw_curves(curves, plots / "ppo_curves")
+    asked = found.asked
+    evaluation_figures.draw_structure(asked.structure, asked.numbers, plots / "17_structure")
+
+
+def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
+    """The report's HTML, from this stage's figures and from those of the stages before it."""
+    told = {
+        name: json.loads((paths["told"] / f"{name}.json").read_text(encoding="utf-8"))
+        for name in TOLD
+    }
+    cards = {
+        name: json.loads((paths[name] / "model.json").read_text(encoding="utf-8"))
+        for name in ("sft", "rm", "judge", "ppo")
+    }
+    told["evaluate"] = found.metrics
+    samples = evaluation.spread(found.samples, shown)
+    asked = found.asked
+    return report.page(
+        report.Told(told, samples, asked.structure, asked.numbers, cards), paths["drawn"]
+    )
 
 
 def folder_option(name: str) -> Any:
@@ -124,6 +177,8 @@ def folder_option(name: str) -> Any:
 @folder_option("gate")
 @folder_option("embedder")
 @folder_option("rows")
+@folder_option("told")
+@folder_option("drawn")
 @folder_option("out")
 @folder_option("metrics")
 @folder_option("plots")
@@ -133,17 +188,18 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "evaluate")
-        found, models, samples = run(params, paths, clock)
+        found, shown = run(params, paths, clock), params.evaluate.samples_shown
         shutil.rmtree(out, ignore_errors=True)
-        write_jsonl(out / "samples.jsonl", samples)
-        drawn = {name: models[name] for name in evaluation_figures.NAMES}
-        evaluation_figures.draw_all(drawn, samples, params.evaluate.samples_shown, plots)
+        write_jsonl(out / "samples.jsonl", found.samples)
+        draw(found, shown, paths, plots)
+        html = report_page(found, shown, paths)
+        (out / "report.html").write_text(html, encoding="utf-8", newline="\n")
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     clock.lap("draw")
-    write_metrics(metrics, found)
+    write_metrics(metrics, found.metrics)
     clock.write(metrics.parent / "runtime" / metrics.name)
-    failed = [name for name, passed in found["gates"].items() if not passed]
+    failed = [name for name, passed in found.metrics["gates"].items() if not passed]
     click.echo(f"evaluate: gates that failed: {', '.join(failed) or 'none'}")
 
 

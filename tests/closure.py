@@ -4,7 +4,10 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DATA_FILES = {"stages/rlhf/chat.py": ["stages/rlhf/chat_template.jinja"]}  # read at run time
+DATA_FILES = {  # read at run time
+    "stages/rlhf/chat.py": ["stages/rlhf/chat_template.jinja"],
+    "stages/rlhf/report.py": ["stages/rlhf/report.html.jinja"],
+}
 
 
 def _module_file(name: str) -> Path | None:

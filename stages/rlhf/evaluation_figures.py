@@ -10,6 +10,7 @@ import pandas as pd
 from stages.rlhf import figures
 from stages.rlhf.describe import bin_table
 from stages.rlhf.evaluation import Measured, spread
+from stages.rlhf.structure import Part
 
 NAMES = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO"}
 SHOWN_IN_FIGURE = 12  # rows of the sample table that fit on a page
@@ -33,6 +34,53 @@ def draw_all(
     draw_lengths(models, out / "14_length_similarity")
     draw_side_by_side(models, out / "15_distributions")
     draw_samples(samples, list(models), shown, out / "16_samples")
+
+
+def draw_curves(validation: pd.DataFrame, path: Path) -> None:
+    """What PPO did on validation against sqrt(KL): chrF, then reward model and judge.
+
+    As Gao et al. 2023, arXiv 2210.10760: where the proxy rises and the others fall, it is hacked.
+    """
+    figure, panels = figures.new_figure("PPO: 검증 질문에서, √KL에 따라", columns=2, width=10)
+    series = (
+        ({"chrf": "chrF"}, "chrF"),
+        ({"score": "보상 모델", "judge": "판정 모델"}, "점수 (sd)"),
+    )
+    for axes, (names, title) in zip(panels, series, strict=True):
+        for i, (key, label) in enumerate(names.items()):
+            axes.plot(
+                validation["sqrt_kl"],
+                validation[key],
+                label=label,
+                color=figures.PALETTE[i],
+                marker="os"[i],
+                linestyle=("-", "--")[i],
+            )
+        axes.set_xlabel("√KL(정책 || SFT), 답변당 nats의 제곱근")
+        axes.set_ylabel(title)
+        if len(names) > 1:
+            axes.legend()
+    figures.save(figure, path.with_suffix(".png"))
+
+
+def draw_structure(parts: Sequence[Part], numbers: Mapping[str, Any], path: Path) -> None:
+    """Figure 17: the backbone's modules, and what the policy's adapter trains of it."""
+    header = ["모듈", "모양", "개수", "파라미터"]
+    rows = [[p.name, p.shape, f"{p.times:,}", f"{p.parameters:,}"] for p in parts]
+    rows += [
+        ["합계", "", "", f"{numbers['parameters']:,}"],
+        [
+            f"LoRA r={numbers['lora_rank']}, alpha={numbers['lora_alpha']}",
+            f"{100 * numbers['trained_share']:.2f} %",
+            "",
+            f"{numbers['trained_parameters']:,}",
+        ],
+    ]
+    wrap = 40
+    height = figures.table_height(header, rows, wrap)
+    figure, (axes,) = figures.new_figure("모델의 구조", width=9, height=height)
+    figures.table(axes, header, rows, wrap)
+    _save(figure, pd.DataFrame(rows, columns=header), path)
 
 
 def draw_distribution(models: Mapping[str, Measured], title: str, path: Path) -> None:

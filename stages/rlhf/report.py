@@ -1,0 +1,180 @@
+"""The report of a run: one HTML file with figures and style in it, which asks nothing of a network.
+
+What comes from data is escaped by the template engine, and the page forbids itself scripts and
+requests (Content-Security-Policy), so that an answer cannot do anything but stand there.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stages.rlhf.structure import Part
+from stages.rlhf.text_metrics import length
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MODELS = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "best_of_n": "best-of-n"}
+SHOWN = ("base", "sft", "ppo")  # of a sample
+KINDS = {
+    "unseen_wording": "처음 보는 표현",
+    "never_asked": "물은 적 없는 사실",
+    "unseen_ending": "처음 보는 어미",
+}
+METRICS = {  # titles and formats of the table of models
+    "cosine": ("코사인", "{:.3f}"),
+    "euclidean_distance": ("유클리드 거리", "{:.3f}"),
+    "euclidean_similarity": ("유클리드 유사도", "{:.3f}"),
+    "pearson": ("피어슨", "{:.3f}"),
+    "chrf": ("chrF", "{:.1f}"),
+    "exact": ("정확히 일치", "{:.3f}"),
+    "contains": ("정답 포함", "{:.3f}"),
+    "wrong_fact_rate": ("틀린 사실", "{:.3f}"),
+    "eos_rate": ("스스로 끝맺음", "{:.3f}"),
+    "repetition": ("되풀이", "{:.3f}"),
+    "copy_rate": ("질문 베낌", "{:.3f}"),
+    "length": ("글자 수", "{:.1f}"),
+    "polite_rate": ("존댓말", "{:.3f}"),
+    "level_consistency": ("말투 일관", "{:.3f}"),
+    "non_hangul_share": ("한글 아닌 글자", "{:.3f}"),
+    "broken_rate": ("깨진 글자", "{:.3f}"),
+    "truncation_rate": ("문장 중간에 끊김", "{:.3f}"),
+    "distinct_1": ("distinct-1", "{:.3f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+}
+PAIRED = {
+    "chrf_gain": ("chrF 차이", "{:+.1f}"),
+    "cosine_gain": ("코사인 차이", "{:+.3f}"),
+    "exact_gain": ("정확히 일치 차이", "{:+.3f}"),
+    "contains_gain": ("정답 포함 차이", "{:+.3f}"),
+    "win_rate": ("판정 승률", "{:.3f}"),
+    "win_rate_decided": ("갈린 질문의 승률", "{:.3f}"),
+    "win_rate_length_controlled": ("길이 통제 승률", "{:.3f}"),
+    "chrf_win_rate_decided": ("chrF로 갈린 질문의 승률", "{:.3f}"),
+    "judge_agreement": ("판정과 chrF의 일치", "{:.3f}"),
+}
+RANKING = {
+    "accuracy": ("쌍 정확도", "{:.3f}"),
+    "length_only_accuracy": ("길이만 볼 때", "{:.3f}"),
+    "accuracy_length_matched": ("길이가 같은 쌍", "{:.3f}"),
+    "kendall_tau": ("켄달 τ", "{:.3f}"),
+    "spearman_rho": ("스피어만 ρ", "{:.3f}"),
+    "margin_mean": ("마진 평균", "{:.2f}"),
+    "margin_std": ("마진 표준편차", "{:.2f}"),
+    "p_margin_gt_0": ("Pr[마진 > 0]", "{:.3f}"),
+    "p_margin_gt_0_5": ("Pr[마진 > .5]", "{:.3f}"),
+    "length_correlation_given_rank": ("길이 편향", "{:+.3f}"),
+    "ece": ("보정 오차", "{:.3f}"),
+}
+GATES = {
+    "ppo_beats_sft": "PPO − SFT의 chrF와 코사인 차이의 95 % 구간이 모두 0보다 위",
+    "no_repetition": "되풀이와 베낌이 SFT보다 .005 넘게 늘지 않음",
+    "ends": "스스로 끝맺는 답이 .99 이상 (실제 데이터에서는 SFT 이상)",
+    "length_in_band": "평균 길이가 참조의 ±15 % 안",
+    "rm_ok": "보상 모델이 고른 best-of-4를 판정 모델도 SFT보다 낫다고 함",
+}
+FIGURES = {
+    "eda/1_share": "그림 1. 단계별 데이터 비중",
+    "eda/2_question_length": "그림 2. 단계별 질문 길이",
+    "eda/3_answer_length": "그림 3. 단계별 답변 길이",
+    "eda/4_sft_lengths": "그림 4. SFT 질문과 답변의 길이 분포",
+    "eda/5_rank": "그림 5. 순위 분포",
+    "eda/6_rank_length": "그림 6. 순위별 평균 답변 길이",
+    "eda/7_category": "그림 7. 분야별 질문 비중",
+    "eda/7_question_type": "그림 7. 유형별 질문 비중",
+    "evaluate/8_base_sft": "그림 8. SFT 전후의 유사도 분포",
+    "rm/9_score_length": "그림 9. 보상 점수와 답변 길이",
+    "rm/10_rank_correlation": "그림 10. 사람 순위와의 상관",
+    "rm/11_margins": "그림 11. 선호 마진 분포",
+    "rm/12_margins_corrected": "그림 12. 길이 보정 뒤의 마진",
+    "rm/reliability": "보상 모델의 확률 보정",
+    "evaluate/ppo_curves": "PPO가 가는 동안: KL에 따른 chrF, 보상 모델, 판정 모델",
+    "evaluate/13_similarity": "그림 13. 참조와의 유사도 분포",
+    "evaluate/14_length_similarity": "그림 14. 답변 길이와 유사도",
+    "evaluate/15_distributions": "그림 15. 코사인, 유클리드, 피어슨의 분포",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that the page tells of; every mapping is as its JSON file holds it."""
+
+    metrics: Mapping[str, Mapping[str, Any]]  # of preprocess, rm, judge, ppo, evaluate
+    samples: Sequence[Mapping[str, Any]]  # rows of samples.jsonl that are shown
+    structure: Sequence[Part]
+    numbers: Mapping[str, Any]  # structure.summary
+    cards: Mapping[str, Mapping[str, Any]]  # model.json of each model
+
+
+def page(told: Told, plots: Path) -> str:
+    """The HTML. Raises ValueError where a figure is missing."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    evaluate = told.metrics["evaluate"]
+    kinds = evaluate["sft"].get("by_kind", {})
+    blocks = {"": {name: evaluate[name] for name in MODELS}} | {
+        KINDS.get(kind, kind): {name: evaluate[name]["by_kind"][kind] for name in MODELS}
+        for kind in kinds
+    }
+    environment.filters |= {"shown": shown, "spanned": spanned, "count": "{:,}".format}
+    return environment.get_template(TEMPLATE.name).render(
+        told=told,
+        blocks=blocks,
+        verdict=verdict(evaluate, told.metrics["ppo"]),
+        passed=all(evaluate["gates"].values()),
+        figures={title: inline(plots / f"{name}.png") for name, title in FIGURES.items()},
+        length=length,
+        models=MODELS,
+        shown_models=SHOWN,
+        kinds=KINDS,
+        columns=METRICS,
+        paired=PAIRED,
+        ranking=RANKING,
+        gates=GATES,
+    )
+
+
+def verdict(evaluate: Mapping[str, Any], ppo: Mapping[str, Any]) -> str:
+    """Whether RLHF helped, in one sentence."""
+    failed = [name for name, passed in evaluate["gates"].items() if not passed]
+    if ppo["skipped"]:
+        return f"PPO의 결과는 SFT의 가중치 그대로입니다: {ppo['skipped_reason']}."
+    if failed:
+        return (
+            f"RLHF가 도움이 되었다고 말할 수 없습니다. 통과하지 못한 게이트: {', '.join(failed)}."
+        )
+    pair = evaluate["ppo_vs_sft"]
+    return (
+        f"RLHF가 도움이 되었습니다. PPO 답변의 chrF는 SFT보다 {pair['chrf_gain']:.1f}점"
+        f" [{pair['chrf_gain_ci_low']:.1f}, {pair['chrf_gain_ci_high']:.1f}] 높고, 참조와 똑같은"
+        f" 답은 {100 * evaluate['sft']['exact']:.1f} %에서 {100 * evaluate['ppo']['exact']:.1f} %로"
+        f" 바뀌었으며, 게이트 {len(evaluate['gates'])}개를 모두 통과했습니다."
+    )
+
+
+def shown(block: Mapping[str, Any], key: str, form: str) -> str:
+    """A value of a block; a dash where there is none."""
+    value = block.get(key)
+    return "–" if value is None else form.format(value)
+
+
+def spanned(block: Mapping[str, Any], key: str, form: str) -> str:
+    """A value with its interval, where it has one."""
+    low, high = (block.get(f"{key}_ci_{end}") for end in ("low", "high"))
+    value = shown(block, key, form)
+    return value if low is None else f"{value} [{form.format(low)}, {form.format(high)}]"
+
+
+def inline(path: Path) -> Markup:
+    """A PNG as a data URL. Raises ValueError where there is none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a figure was expected there")
+    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
