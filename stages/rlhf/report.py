@@ -119,7 +119,8 @@ def page(told: Told, plots: Path) -> str:
         lstrip_blocks=True,
     )
     evaluate = told.metrics["evaluate"]
-    kinds = evaluate["sft"].get("by_kind", {})
+    named = [*KINDS, *evaluate["sft"].get("by_kind", {})]  # the sample's own first
+    kinds = sorted(evaluate["sft"].get("by_kind", {}), key=named.index)
     blocks = {"": {name: evaluate[name] for name in MODELS}} | {
         KINDS.get(kind, kind): {name: evaluate[name]["by_kind"][kind] for name in MODELS}
         for kind in kinds
@@ -170,7 +171,9 @@ def spanned(block: Mapping[str, Any], key: str, form: str) -> str:
     """A value with its interval, where it has one."""
     low, high = (block.get(f"{key}_ci_{end}") for end in ("low", "high"))
     value = shown(block, key, form)
-    return value if low is None else f"{value} [{form.format(low)}, {form.format(high)}]"
+    if low is None:
+        return value
+    return Markup("{} <small>[{}, {}]</small>").format(value, form.format(low), form.format(high))
 
 
 def inline(path: Path) -> Markup:

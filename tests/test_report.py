@@ -1,0 +1,136 @@
+"""The report: its verdict, what it shows, and that nothing from data is anything but text."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stages.rlhf import report
+from stages.rlhf.report import FIGURES, MODELS, Told, page, verdict
+from stages.rlhf.structure import Part
+
+HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
+GATES = dict.fromkeys(report.GATES, True)
+
+
+def block(**more: Any) -> dict[str, Any]:
+    keys = {*report.METRICS, *report.PAIRED, *report.RANKING}
+    low = {f"{key}_ci_low": 0.25 for key in keys}
+    high = {f"{key}_ci_high": 0.75 for key in keys}
+    return {**dict.fromkeys(keys, 0.5), **low, **high, **more}
+
+
+@pytest.fixture
+def told() -> Told:
+    kinds = {"never_asked": block(), "mine <b>": block(exact=None)}
+    said = {"answer": HOSTILE, "score": 1.0, "judged": 0.5, "cosine": 0.25}
+    evaluate = {
+        **{name: block(by_kind=kinds) for name in MODELS},
+        "questions": 1234,
+        "sft_gain": {"cosine": 0.1, "percent": None, "percent_reason": "no answers"},
+        "ppo_vs_sft": block(by_kind=kinds),
+        "gates": GATES,
+    }
+    part = {"read": 12, "kept": 10, "rejected": {"leak": 2}, "rows": {"train": 10}}
+    return Told(
+        {
+            "preprocess": {"sft": part, "ppo": {**part, "rejected": {}}},
+            "rm": block(by_kind=kinds),
+            "judge": block(),
+            "ppo": {"skipped": False},
+            "evaluate": evaluate,
+        },
+        [{"question": HOSTILE, "reference": "참조 & 답", **dict.fromkeys(MODELS, said)}],
+        [Part("model.norm", "192", 1, 192)],
+        {"architecture": "llama", "parameters": 2_164_416, "trained_share": 0.0974},
+        {"sft": {"kind": "sft", "base_sha256": "abc"}},
+    )
+
+
+@pytest.fixture
+def plots(tmp_path: Path) -> Path:
+    for name in FIGURES:
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(file)
+    return tmp_path
+
+
+class Reader(HTMLParser):
+    """Tags, their addresses, and all text outside the style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for key, value in attrs if key in {"src", "href"}]
+        self.handlers += [key for key, _ in attrs if key.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots: Path) -> None:
+    html = page(told, plots)
+    reader = read(html)
+    assert reader.text.count(HOSTILE) == 1 + len(report.SHOWN)
+    assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
+    assert reader.tags.count("img") == len(FIGURES)
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in reader.sources)
+    assert reader.handlers == []
+    assert "default-src 'none'" in html
+    assert "49" not in reader.text.replace("2,164,416", "")
+    assert "mine <b>" in reader.text
+
+
+def test_what_it_shows(told: Told, plots: Path) -> None:
+    text = " ".join(read(page(told, plots)).text.split())
+    assert "시험 질문 1,234개" in text
+    assert "0.500 [0.250, 0.750]" in text
+    assert "leak 2" in text
+    assert "2,164,416" in text
+    assert "base_sha256" in text
+    assert "참조 & 답" in text
+    assert f"{len(HOSTILE)}자" in text
+    assert text.index("물은 적 없는 사실") < text.index("mine <b>")
+    assert "–" in text  # a metric that says nothing
+
+
+def test_rows_without_kinds(told: Told, plots: Path) -> None:
+    for name in (*MODELS, "ppo_vs_sft"):
+        del told.metrics["evaluate"][name]["by_kind"]
+    del told.metrics["rm"]["by_kind"]
+    assert "<details>" not in page(told, plots)
+
+
+def test_a_missing_figure_is_named(told: Told, plots: Path) -> None:
+    (plots / "rm" / "11_margins.png").unlink()
+    with pytest.raises(ValueError, match=r"rm/11_margins.png: no such file"):
+        page(told, plots)
+
+
+def test_the_verdict(told: Told) -> None:
+    evaluate = dict(told.metrics["evaluate"])
+    evaluate["ppo_vs_sft"] = block(chrf_gain=4.25, chrf_gain_ci_low=3.0, chrf_gain_ci_high=5.5)
+    evaluate["ppo"] = block(exact=0.75)
+    good = verdict(evaluate, {"skipped": False})
+    assert good.startswith("RLHF가 도움이 되었습니다.")
+    assert re.search(r"4\.2점 \[3\.0, 5\.5\].*50\.0 %에서 75\.0 %", good)
+    failed = {**evaluate, "gates": {**GATES, "ends": False}}
+    assert verdict(failed, {"skipped": False}).endswith("통과하지 못한 게이트: ends.")
+    skipped = {"skipped": True, "skipped_reason": "no update beats SFT"}
+    assert "no update beats SFT" in verdict(failed, skipped)
