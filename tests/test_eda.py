@@ -139,3 +139,26 @@ def test_missing_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 1
     assert "train.jsonl: no such file" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("values", "bins", "edges"),
+    [
+        ([0.0, 1.0], 5, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        ([-0.23, 0.9], 4, [-0.5, 0, 0.5, 1.0]),
+        ([3.0, 47.0], 5, [0, 10, 20, 30, 40, 50]),
+        ([0.7], 9, [0, 1]),
+        ([], 9, [0, 1]),
+    ],
+)
+def test_even_edges(values: list[float], bins: int, edges: list[float]) -> None:
+    assert describe.even_edges(np.array(values), bins).tolist() == edges
+
+
+def test_even_edges_are_shared_by_values_that_span_about_the_same() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (describe.even_edges(rng.normal(size=500), 40) for _ in range(2))
+    widths = {round(float(w), 9) for edges in (one, other) for w in np.diff(edges)}
+    assert widths == {0.2}
+    shared = set(one) & set(other)
+    assert len(shared) > 25

@@ -88,6 +88,24 @@ def bin_table(series: Mapping[str, np.ndarray], edges: np.ndarray) -> pd.DataFra
     return table
 
 
+def even_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Edges of about so many bins over the values, 1, 2 or 5 times a power of ten wide.
+
+    Every edge is a multiple of the width, so that two commits whose values span about the same have
+    the same bins, and can be laid over each other. Of nothing, or of one value: two bins around it.
+    """
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    span = high - low
+    if span <= 1e-9 * max(abs(low), abs(high), 1):
+        span = max(abs(low), abs(high), 1.0)
+        bins = 1
+    rough = span / bins
+    power = 10.0 ** np.floor(np.log10(rough))
+    width = power * next(step for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
+    first, last = np.floor(low / width), np.ceil(high / width)
+    return np.round(np.arange(first, max(last, first + 1) + 1) * width, 10)
+
+
 def length_edges(lengths: np.ndarray, bins: int = 40) -> np.ndarray:
     """Edges from 0 to the 99th percentile: the long tail goes to the last bin."""
     top = float(np.quantile(lengths, 0.99)) if len(lengths) else 1.0

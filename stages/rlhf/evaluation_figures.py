@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from stages.rlhf import figures
-from stages.rlhf.describe import bin_table
+from stages.rlhf.describe import bin_table, even_edges
 from stages.rlhf.evaluation import Measured, spread
 from stages.rlhf.structure import Part
 
 NAMES = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO"}
 SHOWN_IN_FIGURE = 12  # rows of the sample table that fit on a page
+BINS = 30  # about
 CELL_CHARACTERS = 150  # of an answer in the figure
 TABLE_CHARACTERS = 15_000  # of a column of the CSV, which must stay small
 
@@ -157,13 +158,9 @@ def draw_samples(
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _bins(models: Mapping[str, Measured], metric: str, bins: int = 30) -> pd.DataFrame:
+def _bins(models: Mapping[str, Measured], metric: str) -> pd.DataFrame:
     series = {name: measured.values[metric].to_numpy() for name, measured in models.items()}
-    everything = np.concatenate([*series.values()])
-    low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
-    return bin_table(series, np.linspace(low, high, bins + 1))
+    return bin_table(series, even_edges(np.concatenate([*series.values()]), BINS))
 
 
 def _draw_bins(axes: Any, table: pd.DataFrame, models: Mapping[str, Measured]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from stages.rlhf import figures
 from stages.rlhf.calibration import ece, reliability
-from stages.rlhf.describe import bin_table
+from stages.rlhf.describe import bin_table, even_edges
 from stages.rlhf.length_bias import correct
 from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.ranked_groups import Group, Unit, accuracy, margins_of
@@ -204,13 +204,9 @@ def draw_margins(margins: dict[str, np.ndarray], title: str, path: Path) -> None
 
 
 def _margin_edges(margins: np.ndarray) -> np.ndarray:
-    """About MARGIN_BINS equal bins over all but the outermost 0.4 %, 0 being an edge."""
-    low, high = np.quantile(margins, [0.002, 0.998]) if len(margins) else (0.0, 0.0)
-    width = (high - low) / MARGIN_BINS
-    if width <= 1e-9 * max(abs(low), abs(high), 1):
-        width = max(abs(low), abs(high), 1.0) / MARGIN_BINS * 2
-    places = np.arange(np.floor(min(low, 0.0) / width), np.ceil(max(high, 0.0) / width) + 1)
-    return width * (places if len(places) > 1 else np.array([-1.0, 0.0, 1.0]))
+    """Bins over all but the outermost 0.4 %, 0 being an edge."""
+    ends = np.quantile(margins, [0.002, 0.998]) if len(margins) else np.zeros(2)
+    return even_edges(np.append(ends, 0.0), MARGIN_BINS)
 
 
 def _margin_words(name: str, margins: np.ndarray) -> str:
