@@ -1,4 +1,4 @@
-"""`dvc plots` without a network: the page that carries Vega, and the charts a browser draws of it."""
+"""`dvc plots` without a network: the page that carries Vega, and what a browser draws of it."""
 
 import re
 import shutil
@@ -33,9 +33,11 @@ def test_the_page_is_the_one_that_the_packages_make() -> None:
 
 def test_the_page_asks_for_nothing() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert not re.search(r"<(?:script|img|iframe)[^>]*\ssrc=|<link\b|@import|{scripts}", text)
     assert text.count("{plot_divs}") == 1
     assert text.count("<script>") == text.count("</script>") == 1, "a bundle that ends its own tag"
+    start, end = text.index("<script>"), text.index("</script>")
+    assert end - start > 500_000, "Vega is not in it"
+    assert not re.search(r"src=|<link\b|@import|{scripts}", text[:start] + text[end:])
 
 
 def test_every_chart_names_columns_that_are_there() -> None:
@@ -74,10 +76,9 @@ def test_a_browser_draws_every_chart_offline(
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=\"https?:", html)
     dom = run(BROWSER, *FLAGS, "--dump-dom", page, where=tmp_path)
-    assert dom.count('<canvas class="marks"') == len(CHARTS), "a chart was not drawn"
-    assert "vega-embed-error" not in dom
-    if words[0] == "diff":
-        assert dom.count('"rev"') >= 2 * len(CHARTS)
+    assert len(re.findall(r"<svg[^>]*class=\"marks\"", dom)) == len(CHARTS), "not drawn"
+    lines = re.findall(r"<path aria-label=\"[^\"]*\"[^>]*d=\"M[^\"]{50,}", dom)
+    assert len(lines) >= len(CHARTS) * len(words) / 2 + 0.5, "axes without lines"
     shot = tmp_path / "shot.png"
     run(BROWSER, *FLAGS, f"--screenshot={shot}", "--window-size=1000,6000", page, where=tmp_path)
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
