@@ -4,6 +4,7 @@ Different here: weights are drawn wide and EOS is made likely, so that answers e
 steps and a wrong position, mask or adapter shows in the second digit, not in the eighth.
 """
 
+import json
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -92,6 +102,59 @@ def llama3_tokenizer() -> Any:
         bos_token="<|begin_of_text|>",
         eos_token="<|end_of_text|>",
         clean_up_tokenization_spaces=True,
+    )
+
+
+BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
+
+
+@cache
+def sentencepiece(prefix: bool, *special: str) -> Tokenizer:
+    """A BPE as SentencePiece's become in tokenizers: blanks are ▁, unknown characters are bytes.
+
+    `prefix`: a blank is put before the text, as Llama-2 does and Gemma does not.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    before = [normalizers.Prepend("▁")] if prefix else []
+    after = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=480, special_tokens=[*special, *BYTES], show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    plain = json.loads(tokenizer.to_str())
+    plain["added_tokens"] = [t for t in plain["added_tokens"] if t["content"] not in BYTES]
+    made = Tokenizer.from_str(json.dumps(plain))
+    bos = "<s>" if "<s>" in special else "<bos>"
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, special.index(bos))]
+    )
+    return made
+
+
+def llama2_tokenizer() -> Any:
+    """A twin of Llama-2's: SentencePiece with a blank before the text, no padding token."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(sentencepiece(True, "<unk>", "<s>", "</s>").to_str()),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+
+
+def gemma_tokenizer() -> Any:
+    """A twin of Gemma's: SentencePiece without a blank before the text."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(
+            sentencepiece(False, "<pad>", "<eos>", "<bos>", "<unk>").to_str()
+        ),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
     )
 
 

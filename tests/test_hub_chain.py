@@ -1,4 +1,7 @@
-"""base, sft, rm, judge and ppo on twins of hub models in a hub cache: LoRA, bfloat16, offline."""
+"""Every stage from base to evaluate on twins of hub models in a hub cache: LoRA, bf16, offline.
+
+llama3 stands for Llama-3.2-1B and kanana-1.5-2.1b, whose architecture and tokenizer kind are one.
+"""
 
 import json
 from pathlib import Path
@@ -8,16 +11,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file
 
-from stages import base, judge, ppo, rm, sft
+from stages import base, embedder, evaluate, judge, ppo, rm, sft
+from stages.rlhf import report
+from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.models import check_card, load_sft
-from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
+from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
 from tests.conftest import write_params
 from tests.model_fixtures import (
     QUESTIONS,
     SENTENCES,
     fake_hub,
+    gemma_tokenizer,
+    llama2_tokenizer,
     llama3_tokenizer,
     shipped,
     tiny_gemma2,
@@ -49,6 +57,11 @@ STAGES = {
                  " --gate metrics/judge.json --prompts rows/ppo/train.jsonl"
                  " --validation rows/sft/validation.jsonl"
                  " --out data/ppo --plots plots/ppo"),
+    "embedder": (embedder, "--corpus rows/corpus.jsonl --sft rows/sft --out data/embedder"),
+    "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
+                           " --judge data/judge --gate metrics/judge.json --embedder data/embedder"
+                           " --rows rows/sft/test.jsonl --told metrics --drawn plots"
+                           " --out data/evaluate --plots plots/evaluate"),
 }  # fmt: skip
 
 
@@ -66,14 +79,28 @@ def write_rows(folder: Path) -> None:
         folder / "ppo" / "train.jsonl", [PromptRow(id=str(i), question=q) for i, q in numbered]
     )
 
+    write_jsonl(folder / "corpus.jsonl", [{"text": sentence} for sentence in SENTENCES])
+
+
+def write_stubs(folder: Path) -> None:
+    """What the stages that are not run here would have told and drawn for the report."""
+    write_metrics(folder / "metrics" / "preprocess.json", {})
+    for name in report.FIGURES:
+        if name.startswith("eda/"):
+            file = folder / "plots" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (2, 2)).save(file)
+
 
 TWINS = {
-    "llama3": lambda vocab_size: tiny_llama(vocab_size, eos_id=1),
-    "gemma2": lambda vocab_size: tiny_gemma2(vocab_size, eos_id=1),
+    "llama3": (llama3_tokenizer, lambda vocab_size: tiny_llama(vocab_size, eos_id=1)),
+    "gemma2": (gemma_tokenizer, lambda vocab_size: tiny_gemma2(vocab_size, eos_id=1)),
+    "llama2": (llama2_tokenizer, lambda vocab_size: tiny_llama(vocab_size, eos_id=2)),
 }
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "llama2")]
 
 
-@pytest.fixture(scope="module", params=["llama3", pytest.param("gemma2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["llama3", *SLOW])
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder after all five stages."""
     folder = tmp_path_factory.mktemp("hub")
@@ -82,12 +109,15 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.chdir(folder)
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
-        tokenizer = llama3_tokenizer()
-        fake_hub(folder / "cache", "org/twin", TWINS[request.param](len(tokenizer)), tokenizer)
+        make_tokenizer, make_model = TWINS[request.param]
+        tokenizer = make_tokenizer()
+        fake_hub(folder / "cache", "org/twin", make_model(len(tokenizer)), tokenizer)
         write_params(folder, **TWIN)
         write_rows(folder / "rows")
+        write_stubs(folder)
         for name, (module, options) in STAGES.items():
-            command = [*options.split(), "--metrics", f"metrics/{name}.json"]
+            told = ["--metrics", f"metrics/{name}.json"] if name != "embedder" else []
+            command = [*options.split(), *told]
             result = CliRunner().invoke(module.main, command, catch_exceptions=False)
             assert result.exit_code == 0, f"{name}: {result.output}"
         yield folder
@@ -96,6 +126,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
     names = {str(file.relative_to(chain / "data")) for file in (chain / "data").rglob("*.*")}
+    names = {name for name in names if name.split("/")[0] not in {"embedder", "evaluate"}}
     adapter = ("adapter_config.json", "adapter_model.safetensors", "model.json")
     assert names == {
         "base/pointer.json",
@@ -142,3 +173,33 @@ def test_the_policy_stands_on_all_that_made_it(chain: Path) -> None:
     roles = load_sft(data / "base", data / "sft", "bfloat16", shipped().models["micro"].lora)
     roles.load("policy", data / "ppo" / "best")
     assert roles.model.dtype == torch.bfloat16
+
+
+def test_every_model_was_evaluated(chain: Path) -> None:
+    metrics = json.loads((chain / "metrics" / "evaluate.json").read_text())
+    assert metrics["questions"] == len(QUESTIONS)
+    for name in ("base", "sft", "ppo", "best_of_n"):
+        assert -1 <= metrics[name]["cosine"] <= 1
+        assert 0 <= metrics[name]["eos_rate"] <= 1
+    samples = list(read_jsonl(chain / "data" / "evaluate" / "samples.jsonl"))
+    assert any(sample["sft"]["answer"] for sample in samples), "no model said a word"
+    structure = (chain / "plots" / "evaluate" / "17_structure.csv").read_text()
+    assert "self_attn.q_proj" in structure
+    html = (chain / "data" / "evaluate" / "report.html").read_text()
+    assert samples[0]["question"] in html
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_have_their_tokenizers_rules(name: str) -> None:
+    tokenizer = TWINS[name][0]()
+    pad_before = tokenizer.pad_token_id
+    codec = Codec(prepare_tokenizer(tokenizer))
+    assert (pad_before is None) == (name != "gemma2")
+    assert codec.pad_id != codec.eos_id
+    prompt = codec.prompt_ids(QUESTIONS[0])
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    assert prompt[0] == tokenizer.bos_token_id
+    answer = "경주는 경상북도에 있습니다. 龍"
+    ids = codec.answer_ids(answer)
+    assert codec.text(ids) == answer, "a character that the vocabulary lacks is lost"
+    assert ids.count(codec.eos_id) == 1
