@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from stages.rlhf.compare_models import ORIGINAL, markdown, table, value
+from stages.rlhf.compare_models import METRICS, ORIGINAL, markdown, table, value
+from tests.model_fixtures import shipped
 
 
 def row(model: str, name: str, cosine: float | None, **more: Any) -> dict[str, Any]:
@@ -49,8 +50,10 @@ def test_rows_with_different_rulers_stand_apart() -> None:
 
 
 def test_a_metric_is_found_with_and_without_its_file() -> None:
-    assert value({"metrics/evaluate.json:sft.cosine": 1, "sft.cosine": 2}, "sft.cosine") == 1
-    assert value({"sft.cosine": 2}, "sft.cosine") == 2
+    assert (
+        value({"metrics/evaluate.json:sft.cosine": 1, "sft.cosine": 2}, METRICS, "sft.cosine") == 1
+    )
+    assert value({"sft.cosine": 2}, METRICS, "sft.cosine") == 2
 
 
 def test_gain_that_cannot_be_told_is_a_dash() -> None:
@@ -64,6 +67,4 @@ def test_without_figures_it_says_so() -> None:
 
 
 def test_the_originals_models_are_those_of_params() -> None:
-    from tests.model_fixtures import shipped
-
     assert set(ORIGINAL) <= set(shipped().models)

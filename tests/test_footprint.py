@@ -57,6 +57,12 @@ def test_a_known_model() -> None:
     assert max(needs["sft"], key=needs["sft"].__getitem__) in {"logits", "activations"}
 
 
+def test_a_config_without_a_width_is_refused_by_name() -> None:
+    config = {key: n for key, n in LLAMA32.items() if key != "intermediate_size"}
+    with pytest.raises(ValueError, match=r"config\.json \(llama\): no intermediate_size"):
+        Shape.of(config)
+
+
 def test_more_of_anything_needs_more() -> None:
     shape, params = Shape.of(LLAMA32), chosen("llama32-1b")
 

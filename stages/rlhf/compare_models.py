@@ -40,9 +40,9 @@ FORMS = {"gain": "{:+.4f}", "gain_percent": "{:+.2f} %"}
 Row = Mapping[str, Any]
 
 
-def value(row: Row, key: str) -> Any:
-    """A metric of evaluate; exp_show names its file only where two files hold that key."""
-    return row.get(f"{METRICS}:{key}", row.get(key))
+def value(row: Row, file: str, key: str) -> Any:
+    """A metric; exp_show names its file only where two files hold that key."""
+    return row.get(f"{file}:{key}", row.get(key))
 
 
 def table(shown: Sequence[Row]) -> pd.DataFrame:
@@ -52,16 +52,19 @@ def table(shown: Sequence[Row]) -> pd.DataFrame:
     """
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     for row in shown:
-        if value(row, COLUMNS["cosine"]) is None or row.get("State") not in (None, "Success"):
+        if value(row, METRICS, COLUMNS["cosine"]) is None or row.get("State") not in (
+            None,
+            "Success",
+        ):
             continue
-        ruler = str(value(row, "embedder_sha256") or "")[:8]
+        ruler = str(value(row, METRICS, "embedder_sha256") or "")[:8]
         model = row["model"]
         original = dict(zip(ORIGINAL_COLUMNS, ORIGINAL.get(model, ()), strict=False))
         rows[model, ruler] = {
             "model": model,
             "experiment": row.get("Experiment") or row.get("rev"),
             "embedder": ruler,
-            **{name: value(row, key) for name, key in COLUMNS.items()},
+            **{name: value(row, METRICS, key) for name, key in COLUMNS.items()},
             **{f"original_{name}": original.get(name) for name in ORIGINAL_COLUMNS},
         }
     if not rows:

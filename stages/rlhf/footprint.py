@@ -41,7 +41,12 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
-        """From a config.json of transformers."""
+        """From a config.json of transformers. Raises ValueError naming a key that it lacks."""
+        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        lost = [key for key in (*needed, "vocab_size") if key not in config]
+        if lost:
+            kind = config.get("model_type", "no model_type")
+            raise ValueError(f"config.json ({kind}): no {', '.join(lost)}; the plan counts by it")
         heads = config["num_attention_heads"]
         return cls(
             config["hidden_size"],

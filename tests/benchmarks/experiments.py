@@ -20,6 +20,7 @@ from typing import Any
 
 import dvc.api
 
+from stages.rlhf.compare_models import value
 from tests.benchmarks import rivals
 from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
 
@@ -207,11 +208,6 @@ def wait() -> None:
     """Return when the queue has nothing to do."""
     while any(state in dvc_command("queue", "status") for state in ("Queued", "Running")):
         time.sleep(20)
-
-
-def value(row: Mapping[str, Any], file: str, key: str) -> Any:
-    """A metric; exp_show names its file only where two files hold that key."""
-    return row.get(f"{file}:{key}", row.get(key))
 
 
 def run(name: str, table: Table, jobs: int) -> tuple[Experiments, Experiments]:
