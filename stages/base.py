@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec, prepare_tokenizer
+from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts
 from stages.rlhf.pretraining import new_llama, pretrain
 from stages.rlhf.records import read_jsonl, write_metrics
+from stages.rlhf.work import carry_out
 
 
 def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
@@ -28,7 +30,7 @@ def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     return prepared
 
 
-def make(params: Params, rows: Path, out: Path) -> dict[str, float]:
+def make(params: Params, rows: Path, out: Path, work: Path) -> dict[str, float]:
     """Train the tiny base model and save it with its tokenizer."""
     chosen = params.chosen
     assert chosen.architecture is not None
@@ -50,7 +52,8 @@ def make(params: Params, rows: Path, out: Path) -> dict[str, float]:
     mixed = autocasts(chosen.dtype)
     if mixed:
         model.set_attn_implementation(SDPA_FLOAT32)
-    losses = pretrain(model, documents, codec.pad_id, chosen.base, rng, mixed)
+    shelf = Shelf(work / "pretraining")
+    losses = pretrain(model, documents, codec.pad_id, chosen.base, rng, mixed, shelf)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 20) :]
@@ -69,19 +72,25 @@ def make(params: Params, rows: Path, out: Path) -> dict[str, float]:
 def main(rows: Path, out: Path, metrics: Path) -> None:
     """Make the base model, or point at it."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
+    inputs = {name: rows / name for name in ("corpus.jsonl", "tokenizer.json")}
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "base")
-        shutil.rmtree(out, ignore_errors=True)
-        if params.chosen.hub is None:
-            figures = make(params, rows, out)
-        else:
-            write_pointer(out, params.chosen.hub, params.chosen.revision)
-            figures = {}
+
+        def run(work: Path) -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            if params.chosen.hub is None:
+                figures = make(params, rows, out, work)
+            else:
+                write_pointer(out, params.chosen.hub, params.chosen.revision)
+                figures = {}
+            write_metrics(metrics, figures)
+            clock.write(seconds)
+
+        carry_out("base", params, inputs, [out, metrics, seconds], run)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_metrics(metrics, figures)
-    clock.write(metrics.parent / "runtime" / metrics.name)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pandas as pd
 
 from stages.rlhf import describe, figures
 from stages.rlhf.config import load_params
+from stages.rlhf.provenance import recorded
 from stages.rlhf.records import PromptRow, RmRow, write_metrics
 
 NAMES = {"sft": "SFT", "rm": "RM", "ppo": "PPO"}
@@ -128,6 +129,26 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
+    """Every figure of the training rows; the numbers behind them."""
+    parts = describe.read_parts(rows)
+    train = {part: splits["train"] for part, splits in parts.items()}
+    groups = cast(list[RmRow], train["rm"])
+    items = describe.item_table(parts)
+    draw_share(items, plots)
+    lengths = draw_lengths(train, plots)
+    draw_sft(train["sft"], plots)
+    ranks = draw_ranks(groups, plots)
+    shares = {field: draw_labels(train, field, top, plots) for field in FIELDS}
+    return {
+        "split": "train",
+        "items": {row.pop("part"): row for row in items.to_dict("records")},
+        **lengths,
+        "rank": rank_metrics(groups, ranks),
+        **shares,
+    }
+
+
 @click.command(help=__doc__)
 @click.option("--rows", type=click.Path(path_type=Path), required=True)
 @click.option("--plots", type=click.Path(path_type=Path), required=True)
@@ -135,26 +156,11 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def main(rows: Path, plots: Path, metrics: Path) -> None:
     """Read the rows, draw, count."""
     try:
-        top = load_params().eda.top_categories
-        parts = describe.read_parts(rows)
-        train = {part: splits["train"] for part, splits in parts.items()}
-        groups = cast(list[RmRow], train["rm"])
-        items = describe.item_table(parts)
-        draw_share(items, plots)
-        lengths = draw_lengths(train, plots)
-        draw_sft(train["sft"], plots)
-        ranks = draw_ranks(groups, plots)
-        shares = {field: draw_labels(train, field, top, plots) for field in FIELDS}
+        params = load_params()
+        with recorded("eda", params, {"rows": rows}, plots):
+            write_metrics(metrics, draw(rows, plots, params.eda.top_categories))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    found = {
-        "split": "train",
-        "items": {row.pop("part"): row for row in items.to_dict("records")},
-        **lengths,
-        "rank": rank_metrics(groups, ranks),
-        **shares,
-    }
-    write_metrics(metrics, found)
 
 
 if __name__ == "__main__":

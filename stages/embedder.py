@@ -14,6 +14,7 @@ import click
 from stages.rlhf import embedder, runtime
 from stages.rlhf.config import load_params
 from stages.rlhf.hub import write_pointer
+from stages.rlhf.provenance import recorded
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
 
 
@@ -30,14 +31,15 @@ def main(corpus: Path, sft: Path, out: Path, seconds: Path | None) -> None:
         knobs = params.embedder
         runtime.start(params.threads, knobs.seed, "embedder")
         shutil.rmtree(out, ignore_errors=True)
-        if knobs.hub is None:
-            texts = [str(row["text"]) for row in read_jsonl(corpus)]
-            rows = read_rows(sft / "train.jsonl", SftRow)
-            pairs = [(row.question, row.answer) for row in rows]
-            embedder.save(embedder.train(texts, pairs, knobs), out)
-        else:
-            write_pointer(out, knobs.hub, knobs.revision)
-            embedder.load(out)  # fails here rather than in evaluate
+        train = sft / "train.jsonl"
+        with recorded("embedder", params, {"corpus": corpus, "train": train}, out):
+            if knobs.hub is None:
+                texts = [str(row["text"]) for row in read_jsonl(corpus)]
+                pairs = [(row.question, row.answer) for row in read_rows(train, SftRow)]
+                embedder.save(embedder.train(texts, pairs, knobs), out)
+            else:
+                write_pointer(out, knobs.hub, knobs.revision)
+                embedder.load(out)  # fails here rather than in evaluate
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if seconds is not None:

@@ -20,6 +20,7 @@ import pandas as pd
 from stages.rlhf import embedder, evaluation, evaluation_figures, report, runtime, structure
 from stages.rlhf.best_of_n import closed_gate, liked, sample
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.generation import Answer, answer_of, generate_all
 from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer
@@ -28,11 +29,13 @@ from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.text_metrics import length
+from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 
 
 TOLD = ("preprocess", "rm", "judge", "ppo")  # stages whose metrics the report holds
+DRAWN = ("eda", "rm", "ppo/validation.csv")  # what it shows of their plots
 
 
 class Asked(NamedTuple):
@@ -55,7 +58,9 @@ class Evaluated(NamedTuple):
     asked: Asked
 
 
-def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clock) -> Asked:
+def asked(
+    params: Params, paths: Paths, questions: list[str], clock: runtime.Clock, work: Path
+) -> Asked:
     """Greedy answers of base, SFT and PPO, best-of-n of SFT's samples; all of them scored."""
     chosen = params.chosen
     stands_on = {"base": paths["base"], "sft": paths["sft"]}
@@ -73,11 +78,19 @@ def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clo
     places = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
     for name, (holder, role) in places.items():
         with holder.use(role) as model:
-            said[name] = generate_all(model, prompts, *limits)
+            said[name] = generate_all(model, prompts, *limits, shelf=Shelf(work / name))
     n, temperature = params.evaluate.best_of, params.ppo.temperature
     with roles.use(roles.reference) as model:
         drawn = sample(
-            model, prompts, n, *limits, temperature, params.seed, "evaluate", "best_of_n"
+            model,
+            prompts,
+            n,
+            *limits,
+            temperature,
+            params.seed,
+            "evaluate",
+            "best_of_n",
+            shelf=Shelf(work / "best_of_n"),
         )
     clock.lap("generate")
     reward_model = load_reward_model(roles, paths["rm"])
@@ -102,12 +115,12 @@ def asked(params: Params, paths: Paths, questions: list[str], clock: runtime.Clo
     )
 
 
-def run(params: Params, paths: Paths, clock: runtime.Clock) -> Evaluated:
+def run(params: Params, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
     """The metrics, each model's measured answers, and the sample rows."""
     rows = evaluation.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
         raise ValueError(f"{paths['rows']}: no rows; test questions were expected")
-    found = asked(params, paths, [row.question for row in rows], clock)
+    found = asked(params, paths, [row.question for row in rows], clock, work)
     ruler = embedder.load(paths["embedder"])
     references = embedder.encode(ruler, [row.answer for row in rows])
     models = {}
@@ -163,6 +176,13 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
     )
 
 
+def inputs_of(paths: Paths) -> Paths:
+    """What is read: of the folders of metrics and of plots, the other stages' files alone."""
+    told = {f"told {name}": paths["told"] / f"{name}.json" for name in TOLD}
+    drawn = {f"drawn {name}": paths["drawn"] / name for name in DRAWN}
+    return {k: v for k, v in paths.items() if k not in ("told", "drawn")} | told | drawn
+
+
 def folder_option(name: str) -> Any:
     """A required path option."""
     return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
@@ -185,21 +205,28 @@ def folder_option(name: str) -> Any:
 def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Compare the models on test."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "evaluate")
-        found, shown = run(params, paths, clock), params.evaluate.samples_shown
-        shutil.rmtree(out, ignore_errors=True)
-        write_jsonl(out / "samples.jsonl", found.samples)
-        draw(found, shown, paths, plots)
-        html = report_page(found, shown, paths)
-        (out / "report.html").write_text(html, encoding="utf-8", newline="\n")
+
+        def make(work: Path) -> None:
+            found, shown = run(params, paths, clock, work), params.evaluate.samples_shown
+            for folder in (out, plots):
+                shutil.rmtree(folder, ignore_errors=True)
+            write_jsonl(out / "samples.jsonl", found.samples)
+            draw(found, shown, paths, plots)
+            html = report_page(found, shown, paths)
+            (out / "report.html").write_text(html, encoding="utf-8", newline="\n")
+            clock.lap("draw")
+            write_metrics(metrics, found.metrics)
+            clock.write(seconds)
+
+        carry_out("evaluate", params, inputs_of(paths), [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    clock.lap("draw")
-    write_metrics(metrics, found.metrics)
-    clock.write(metrics.parent / "runtime" / metrics.name)
-    failed = [name for name, passed in found.metrics["gates"].items() if not passed]
+    gates = json.loads(metrics.read_text(encoding="utf-8"))["gates"]
+    failed = [name for name, passed in gates.items() if not passed]
     click.echo(f"evaluate: gates that failed: {', '.join(failed) or 'none'}")
 
 

@@ -16,6 +16,7 @@ import click
 from stages.rlhf import runtime
 from stages.rlhf.best_of_n import GATE, GATE_OF, gate, liked, sample
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.ranking_metrics import report
@@ -25,6 +26,7 @@ from stages.rlhf.reward_groups import EncodedGroup, encode_groups, questions_of
 from stages.rlhf.reward_model import RewardModel, load_reward_model, new_reward_model
 from stages.rlhf.reward_training import scored, train
 from stages.rlhf.runtime import derive_seed
+from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 
@@ -39,7 +41,7 @@ def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list
 
 
 def trained(
-    params: Params, paths: Paths, codec: Codec
+    params: Params, paths: Paths, codec: Codec, work: Path
 ) -> tuple[RewardModel, list[EncodedGroup], dict[str, Any]]:
     """The judge on the base model, its held-out groups, and what training told."""
     chosen, seed = params.chosen, (params.seed, "judge")
@@ -51,7 +53,7 @@ def trained(
     validation = encode_groups(held, codec, window)
     groups = encode_groups(told, codec, window)
     figures = train(
-        model, groups, validation, params.judge, chosen.judge, codec, *seed, kind="judge"
+        model, groups, validation, params.judge, chosen.judge, codec, *seed, kind="judge", work=work
     )
     raw = model.raw_scores(questions_of(validation), codec)[0]
     model.members[0].mean, model.members[0].sd = raw.mean().item(), max(raw.std().item(), 1e-6)
@@ -62,7 +64,9 @@ def trained(
     return model, test, figures
 
 
-def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dict[str, Any]:
+def opens(
+    params: Params, paths: Paths, codec: Codec, judge: RewardModel, work: Path
+) -> dict[str, Any]:
     """The gate's figures on the validation prompts, scores in sd over the judge's own answers."""
     chosen = params.chosen
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
@@ -81,16 +85,17 @@ def opens(params: Params, paths: Paths, codec: Codec, judge: RewardModel) -> dic
             params.seed,
             "judge",
             "gate",
+            shelf=Shelf(work / "gate"),
         )
     judged = judge.score(asked, codec).mean.view(-1, GATE_OF)
     seed = derive_seed(params.seed, "judge", "gate resamples")
     return gate(judged, liked(reward_model, asked, codec), params.judge.resamples, seed)
 
 
-def run(params: Params, paths: Paths) -> tuple[RewardModel, dict[str, Any]]:
+def run(params: Params, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
     """Train, measure on the judge's own test questions, and try the gate."""
     codec = Codec(load_tokenizer(paths["base"]))
-    judge, test, training = trained(params, paths, codec)
+    judge, test, training = trained(params, paths, codec, work)
     assert judge.calibration is not None
     temperature = judge.calibration.temperature
     seed = derive_seed(params.seed, "judge", "resamples")
@@ -98,7 +103,7 @@ def run(params: Params, paths: Paths) -> tuple[RewardModel, dict[str, Any]]:
     return judge, {
         **block,
         "temperature": temperature,
-        "gate": {GATE: opens(params, paths, codec, judge)},
+        "gate": {GATE: opens(params, paths, codec, judge, work)},
         "training": training,
     }
 
@@ -119,17 +124,22 @@ def folder_option(name: str) -> Any:
 def main(out: Path, metrics: Path, **paths: Path) -> None:
     """Train the judge and try the gate."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "judge")
-        judge, figures = run(params, paths)
-        shutil.rmtree(out, ignore_errors=True)
-        judge.save(out)
-        save_card(out, "judge", {"base": paths["base"]})
+
+        def make(work: Path) -> None:
+            judge, figures = run(params, paths, work)
+            shutil.rmtree(out, ignore_errors=True)
+            judge.save(out)
+            save_card(out, "judge", {"base": paths["base"]})
+            write_metrics(metrics, figures)
+            clock.write(seconds)
+
+        carry_out("judge", params, paths, [out, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_metrics(metrics, figures)
-    clock.write(metrics.parent / "runtime" / metrics.name)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from stages.rlhf import runtime, work
+from stages.rlhf import interruption, runtime
 from stages.rlhf.best_of_n import closed_gate
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
@@ -29,6 +30,7 @@ from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
 from stages.rlhf.team import Team
 from stages.rlhf.text_metrics import length
+from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 
@@ -36,14 +38,8 @@ LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eo
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
 
 
-def work_folder(params: Params, paths: Paths) -> Path:
-    """Where the checkpoints of this very run lie."""
-    sections = params.ppo.model_dump(), params.chosen.model_dump()
-    return work.folder("ppo", [params.seed, params.threads, *sections], paths.values())
-
-
 def trained(
-    params: Params, paths: Paths, team: Team = ALONE
+    params: Params, paths: Paths, work: Path, team: Team = ALONE
 ) -> tuple[PpoTrainer, Outcome, Validator]:
     """Load all roles on one backbone and train, or go on where a run was cut off."""
     chosen = params.chosen
@@ -56,7 +52,6 @@ def trained(
     if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
     reward_model = load_reward_model(roles, paths["rm"])
-    folder = work_folder(params, paths)
     trainer = PpoTrainer(
         roles,
         reward_model,
@@ -66,7 +61,7 @@ def trained(
         chosen.ppo,
         chosen.max_answer_tokens,
         params.seed,
-        folder,
+        work,
         team,
     )
     validator = Validator(
@@ -85,7 +80,7 @@ def trained(
         outcome = trainer.keep_sft(validator, chooser)
         outcome.stopped = closed
         return trainer, outcome, validator
-    return trainer, trainer.train(validator, chooser, folder), validator
+    return trainer, trainer.train(validator, chooser, work / "updates"), validator
 
 
 def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
@@ -147,10 +142,22 @@ def speed(params: Params, trainer: PpoTrainer) -> dict[str, float]:
 
 
 def launch(processes: int) -> None:
-    """Run this very command as one of so many processes. Raises ValueError where one fails."""
+    """Run this very command as one of so many processes, and hand them a wish to end.
+
+    Raises ValueError where one fails, Interrupted where they were asked to end.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", "-m", "stages.ppo", *sys.argv[1:]]
-    code = subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as agent:
+        told = False
+        while agent.poll() is None:
+            if interruption.asked() and not told:
+                agent.terminate()
+                told = True
+            time.sleep(0.2)
+    code = agent.returncode
+    if code and told:
+        raise interruption.Interrupted(f"with {processes} processes, after the last saved update")
     if code:
         raise ValueError(f"one of {processes} processes ended with {code}; its message is above")
 
@@ -174,27 +181,33 @@ def folder_option(name: str) -> Any:
 def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the policy with PPO."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
     try:
         params = load_params()
-        if params.ppo.processes > 1 and "RANK" not in os.environ:
-            launch(params.ppo.processes)
-            return
-        runtime.start(params.threads, params.seed, "ppo")
-        team = Team.join()
-        trainer, outcome, validator = trained(params, paths, team)
-        team.leave()
-        if not team.leads:
-            return
-        save(trainer, out, paths)
+
+        def make(work: Path) -> None:
+            if params.ppo.processes > 1 and "RANK" not in os.environ:
+                launch(params.ppo.processes)
+                return
+            runtime.start(params.threads, params.seed, "ppo")
+            team = Team.join()
+            trainer, outcome, validator = trained(params, paths, work, team)
+            team.leave()
+            if not team.leads:
+                return
+            save(trainer, out, paths)
+            shutil.rmtree(plots, ignore_errors=True)
+            write_curves(outcome, validator, plots)
+            figures = summary(outcome)
+            write_metrics(metrics, figures)
+            clock.seconds.update(trainer.clock.seconds)
+            clock.write(seconds, **speed(params, trainer))
+            if outcome.best_update == 0:
+                click.echo(f"ppo: SFT's weights are the result: {figures['skipped_reason']}")
+
+        carry_out("ppo", params, paths, [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_curves(outcome, validator, plots)
-    figures = summary(outcome)
-    write_metrics(metrics, figures)
-    clock.seconds.update(trainer.clock.seconds)
-    clock.write(metrics.parent / "runtime" / metrics.name, **speed(params, trainer))
-    if outcome.best_update == 0:
-        click.echo(f"ppo: SFT's weights are the result: {figures['skipped_reason']}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import click
 
 from stages.rlhf.config import load_params
 from stages.rlhf.preparing import prepare
+from stages.rlhf.provenance import recorded
 from stages.rlhf.records import write_metrics
 
 
@@ -18,8 +19,8 @@ def main(out: Path, metrics: Path) -> None:
     try:
         params = load_params()
         os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
-        report = prepare(params, out)
-        write_metrics(metrics, report)
+        with recorded("preprocess", params, {"source": Path(params.data.path)}, out):
+            write_metrics(metrics, prepare(params, out))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

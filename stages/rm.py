@@ -26,6 +26,7 @@ from stages.rlhf.reward_groups import EncodedGroup, encode_groups
 from stages.rlhf.reward_model import RewardModel, new_reward_model
 from stages.rlhf.reward_training import scored, train
 from stages.rlhf.runtime import derive_seed
+from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 
@@ -84,7 +85,9 @@ def hard_negative_accuracy(
     return found
 
 
-def trained(params: Params, roles: Roles, codec: Codec, rows: Path, fits: Fits) -> Trained:
+def trained(
+    params: Params, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
+) -> Trained:
     """The members, trained on the training rows and chosen by validation's."""
     chosen, seed = params.chosen, (params.seed, "rm")
     window = roles.model.config.max_position_embeddings
@@ -100,11 +103,12 @@ def trained(params: Params, roles: Roles, codec: Codec, rows: Path, fits: Fits) 
         chosen.rm,
         codec,
         *seed,
+        work=work,
     )
     return Trained(model, validation, {**figures, "hard_negatives": counts(extras)})
 
 
-def run(params: Params, paths: Paths, plots: Path) -> tuple[RewardModel, Any]:
+def run(params: Params, paths: Paths, plots: Path, work: Path) -> tuple[RewardModel, Any]:
     """Train, scale, calibrate and measure; the model and its metrics."""
     chosen, seed = params.chosen, (params.seed, "rm")
     roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
@@ -113,7 +117,7 @@ def run(params: Params, paths: Paths, plots: Path) -> tuple[RewardModel, Any]:
     def fits(answer: str) -> bool:
         return len(codec.answer_ids(answer)) <= chosen.max_answer_tokens
 
-    model, validation, training = trained(params, roles, codec, paths["rows"], fits)
+    model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
     questions = [row.question for row in read_rows(paths["prompts"], SftRow)]
     scales = measure_scale(model, questions, codec, params)
     for member, (mean, sd) in zip(model.members, scales, strict=True):
@@ -163,18 +167,23 @@ def folder_option(name: str) -> Any:
 def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the reward model."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "rm")
-        shutil.rmtree(plots, ignore_errors=True)
-        model, figures = run(params, paths, plots)
-        shutil.rmtree(out, ignore_errors=True)
-        model.save(out)
-        save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
+
+        def make(work: Path) -> None:
+            shutil.rmtree(plots, ignore_errors=True)
+            model, figures = run(params, paths, plots, work)
+            shutil.rmtree(out, ignore_errors=True)
+            model.save(out)
+            save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
+            write_metrics(metrics, figures)
+            clock.write(seconds)
+
+        carry_out("rm", params, paths, [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_metrics(metrics, figures)
-    clock.write(metrics.parent / "runtime" / metrics.name)
 
 
 if __name__ == "__main__":

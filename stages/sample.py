@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from stages.rlhf.config import load_params
+from stages.rlhf.provenance import recorded
 from stages.rlhf.records import write_jsonl
 from stages.world.aihub import write_package
 from stages.world.build import build_world
@@ -21,13 +22,14 @@ def main(out: Path) -> None:
     """Write the zips and corpus.jsonl into OUT, in place of what is there."""
     try:
         params = load_params()
-        world = build_world(params.sample)
+        with recorded("sample", params, {}, out):
+            world = build_world(params.sample)
+            if out.exists():
+                shutil.rmtree(out)
+            write_package(out, plant(world, params.sample.seed))
+            write_jsonl(out / "corpus.jsonl", ({"text": text} for text in world.corpus))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if out.exists():
-        shutil.rmtree(out)
-    write_package(out, plant(world, params.sample.seed))
-    write_jsonl(out / "corpus.jsonl", ({"text": text} for text in world.corpus))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from stages.rlhf.models import Roles, load_causal_lm, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.sft_trainer import Phase, encoded, fit
+from stages.rlhf.work import carry_out
 
 ROLE = "default"  # any other name, and Trainer cannot find the best epoch's checkpoint again
 
@@ -76,14 +77,19 @@ def save(roles: Roles, codec: Codec, method: str, base: Path, out: Path) -> None
     save_card(out, "sft", {"base": base}, method=method)
 
 
-def train(params: Params, base: Path, rows: Path, groups: Path, out: Path) -> dict[str, Any]:
+def train(
+    params: Params, base: Path, rows: Path, groups: Path, out: Path, work: Path
+) -> dict[str, Any]:
     """Train phase after phase, save, and measure on validation."""
     chosen = params.chosen
     codec = Codec(load_tokenizer(base))
     roles = trainable(params, base)
     validation = read_rows(rows / "validation.jsonl", SftRow)
     held = encoded(validation, codec)
-    found = [fit(roles.model, codec, params, part, held) for part in phases(params, rows, groups)]
+    found = [
+        fit(roles.model, codec, params, part, held, work / f"phase{i}")
+        for i, part in enumerate(phases(params, rows, groups))
+    ]
     save(roles, codec, chosen.sft.method, base, out)
     roles.model.eval()
     questions = [row.question for row in validation]
@@ -106,14 +112,20 @@ def train(params: Params, base: Path, rows: Path, groups: Path, out: Path) -> di
 def main(base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None:
     """Fine-tune the base model on demonstrations, and on the best answers of groups if asked."""
     clock = runtime.Clock()
+    seconds = metrics.parent / "runtime" / metrics.name
+    inputs = {"base": base, "groups": groups}
+    inputs |= {part: rows / f"{part}.jsonl" for part in ("train", "validation")}
     try:
         params = load_params()
         runtime.start(params.threads, params.seed, "sft")
-        figures = train(params, base, rows, groups, out)
+
+        def make(work: Path) -> None:
+            write_metrics(metrics, train(params, base, rows, groups, out, work))
+            clock.write(seconds)
+
+        carry_out("sft", params, inputs, [out, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_metrics(metrics, figures)
-    clock.write(metrics.parent / "runtime" / metrics.name)
 
 
 if __name__ == "__main__":

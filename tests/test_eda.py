@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from stages.eda import main
 from stages.rlhf import describe
+from stages.rlhf.provenance import RUN
 from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ def test_exact_files_and_same_bytes(
         result = run(rows, tmp_path / name, monkeypatch)
         assert result.exit_code == 0, result.output
         files = {p.name: p.read_bytes() for p in (tmp_path / name / "plots").iterdir()}
-        assert set(files) == {f"{n}.{end}" for n in NAMES for end in ("png", "csv")}
+        assert set(files) == {f"{n}.{end}" for n in NAMES for end in ("png", "csv")} | {RUN}
         contents.append((files, (tmp_path / name / "eda.json").read_bytes()))
     assert contents[0] == contents[1]
     assert all(len(data) < 300_000 for data in contents[0][0].values())
@@ -135,9 +136,10 @@ def test_empty_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run(tmp_path, tmp_path, monkeypatch)
+    rows = write_rows(tmp_path / "rows", {"sft": SFT, "ppo": PPO})
+    result = run(rows, tmp_path, monkeypatch)
     assert result.exit_code == 1
-    assert "train.jsonl: no such file" in result.output
+    assert "rm/train.jsonl: no such file" in result.output
     assert "Traceback" not in result.output
 
 

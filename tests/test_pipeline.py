@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sample, sft
 from stages.rlhf import config
+from stages.rlhf.provenance import RUN
 from tests.closure import ROOT
 from tests.conftest import write_params
 
@@ -105,12 +106,15 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
     model = {"config.json", "generation_config.json", "model.safetensors"}
     model |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     adapter = {"adapter_config.json", "adapter_model.safetensors", "model.json"}
-    assert {f for f in files if f.startswith("data/base")} == {f"data/base/{f}" for f in model}
+    assert {f for f in files if f.startswith("data/base")} == {
+        f"data/base/{f}" for f in {*model, RUN}
+    }
     assert {f for f in files if f.startswith("data/sft")} == {
-        f"data/sft/{f}" for f in {*model, "model.json"}
+        f"data/sft/{f}" for f in {*model, "model.json", RUN}
     }
     assert {f for f in files if f.startswith("data/rm")} == {
         "data/rm/model.json",
+        f"data/rm/{RUN}",
         "data/rm/reward.json",
         *(
             f"data/rm/reward{i}/{f}"
@@ -120,6 +124,7 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
     }
     assert {f for f in files if f.startswith("data/judge")} == {
         "data/judge/model.json",
+        f"data/judge/{RUN}",
         "data/judge/reward.json",
         *(f"data/judge/judge0/{f}" for f in {*adapter - {"model.json"}, "head.safetensors"}),
     }
@@ -130,7 +135,8 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
         for ending in ("png", "csv")
     }
     assert {f for f in files if f.startswith("data/ppo")} == {
-        f"data/ppo/{which}/{f}" for which in ("best", "last") for f in adapter
+        f"data/ppo/{RUN}",
+        *(f"data/ppo/{which}/{f}" for which in ("best", "last") for f in adapter),
     }
     assert not {f for f in files if Path(f).suffix in {".bin", ".pt", ".pth", ".pkl"}}
 

@@ -13,12 +13,13 @@ from stages.preprocess import main
 from stages.rlhf.chat import template
 from stages.rlhf.korean import question_key
 from stages.rlhf.preparing import TEMPLATE_PIECES
+from stages.rlhf.provenance import RUN
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_jsonl
 from tests.conftest import write_params
 
 SPLITS = ("train", "validation", "test")
 ROW_FILES = {f"{part}/{split}.jsonl" for part in ("sft", "rm", "ppo") for split in SPLITS}
-FILES = {
+FILES = {  # beside run.json
     *ROW_FILES,
     *("judge/train.jsonl", "judge/test.jsonl"),
     *("corpus.jsonl", "tokenizer.json", "rejects.jsonl"),
@@ -114,7 +115,7 @@ def ids(file: Path) -> list[str]:
 
 def check(out: Path) -> None:
     """What holds of every run."""
-    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == FILES
+    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == FILES | {RUN}
     found = metrics(out)
     sides: dict[str, str] = {}
     for name in sorted(FILES):

@@ -548,7 +548,7 @@ def small_params(folder: Path, **overrides: Any) -> None:
 def test_the_bytes_depend_on_the_params_alone(tmp_path: Path) -> None:
     small_params(tmp_path)
     first = run_stage(tmp_path, "1")
-    assert len(first) == 5
+    assert len(first) == 6
     assert first == run_stage(tmp_path, "2")
     shutil.rmtree(tmp_path / "out1")
     small_params(tmp_path, **{"sample.seed": 1})

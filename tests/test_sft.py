@@ -61,6 +61,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def train(params: Params, folder: Path) -> dict[str, Any]:
+    """The stage's training, on what lies in the folder."""
+    places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
+    return sft.train(params, *places)
+
+
 def test_labels_are_the_answer_and_its_eos() -> None:
     codec = Codec(tiny_tokenizer())
     for row, made in zip(ROWS, sft_trainer.encoded(ROWS, codec), strict=True):
@@ -85,7 +91,7 @@ def test_what_reaches_the_model_trains_each_answer_and_its_eos(
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(sft_trainer.SFTTrainer, "compute_loss", watched)
-    sft.train(micro(), folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft")
+    train(micro(), folder)
     codec = Codec(load_tokenizer(folder / "base"))
     expected = sorted((codec.prompt_ids(r.question), codec.answer_ids(r.answer)) for r in ROWS)
     found = []
@@ -118,7 +124,7 @@ def test_the_best_epoch_is_what_is_saved(
     monkeypatch.setattr(sft_trainer.SFTTrainer, "evaluate", evaluate)
     monkeypatch.setattr(sft_trainer.SFTTrainer, "train", logged(sft_trainer.SFTTrainer.train))
     params = micro(method=method, epochs=3, learning_rate=0.02)
-    sft.train(params, folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft")
+    train(params, folder)
     roles = load_sft(folder / "base", folder / "sft", "float32", LORA)
     with torch.no_grad(), roles.use(roles.reference) as model:
         found = model(input_ids=ids).logits
@@ -127,11 +133,11 @@ def test_the_best_epoch_is_what_is_saved(
     assert min(off[0], off[2]) > 1e-3, f"epochs are too alike to tell: {off}"
 
 
-def logged(train: Any) -> Any:
+def logged(inner: Any) -> Any:
     """Trainer.train, with the line that a real evaluation leaves in the log."""
 
-    def wrapped(self: Any) -> None:
-        train(self)
+    def wrapped(self: Any, **given: Any) -> None:
+        inner(self, **given)
         self.state.log_history.append({"eval_loss": 1.0})
 
     return wrapped
@@ -139,13 +145,7 @@ def logged(train: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_trained_model_names_its_base_and_no_place(folder: Path, method: str) -> None:
-    sft.train(
-        micro(method=method),
-        folder / "base",
-        folder / "rows",
-        folder / "groups.jsonl",
-        folder / "sft",
-    )
+    train(micro(method=method), folder)
     card = check_card(folder / "sft", {"base": folder / "base"})
     assert (card["kind"], card["method"]) == ("sft", method)
     for file in (folder / "sft").iterdir():
@@ -160,9 +160,7 @@ def test_the_best_ranked_answer_is_taken_and_of_equals_the_first() -> None:
 
 def test_demonstrations_alone_do_not_read_the_groups(folder: Path) -> None:
     assert not (folder / "groups.jsonl").exists()
-    figures = sft.train(
-        micro(), folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft"
-    )
+    figures = train(micro(), folder)
     assert set(figures) == {"loss", "eval_loss", "eos_rate", "exact"}
     with pytest.raises(ValueError, match="no such file"):
         sft.phases(rank1(micro()), folder / "rows", folder / "groups.jsonl")
@@ -175,24 +173,22 @@ def test_rank1_goes_on_from_the_demonstrations(
     write_jsonl(folder / "groups.jsonl", GROUPS)
     codec, ids = Codec(tiny_tokenizer()), torch.tensor([[1, 9, 30, 7]])
     seen: list[tuple[torch.Tensor, torch.Tensor, list[Any], float]] = []
-    train = sft_trainer.SFTTrainer.train
+    inner = sft_trainer.SFTTrainer.train
 
     def logits(model: Any) -> torch.Tensor:
         with torch.no_grad():
             found: torch.Tensor = model.eval()(input_ids=ids).logits
         return found
 
-    def watched(self: Any) -> None:
+    def watched(self: Any, **given: Any) -> None:
         before = logits(self.model)
-        train(self)
+        inner(self, **given)
         rows = self.train_dataset["input_ids"]
         seen.append((before, logits(self.model), list(rows), self.args.num_train_epochs))
 
     monkeypatch.setattr(sft_trainer.SFTTrainer, "train", watched)
     params = rank1(micro(method=method, epochs=3, learning_rate=0.02), epochs=2)
-    figures = sft.train(
-        params, folder / "base", folder / "rows", folder / "groups.jsonl", folder / "sft"
-    )
+    figures = train(params, folder)
     first, second = seen
     best = [
         codec.prompt_ids(group.question) + codec.answer_ids(answer)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import NOWHERE, Shelf
 from stages.rlhf.generation import draw_uniforms, generate_all
 from stages.rlhf.reward_model import Question, RewardModel
 from stages.rlhf.win_rate import mean_and_interval
@@ -29,11 +30,14 @@ def sample(
     batch_size: int,
     temperature: float,
     *seed: object,
+    shelf: Shelf = NOWHERE,
 ) -> list[Question]:
     """Q prompts -> each with n answers sampled from the model in its present role."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
     draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
-    said = generate_all(model, repeated, codec, max_new_tokens, batch_size, temperature, draws)
+    said = generate_all(
+        model, repeated, codec, max_new_tokens, batch_size, temperature, draws, shelf
+    )
     return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
 

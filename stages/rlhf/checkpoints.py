@@ -10,18 +10,23 @@ Nothing is unpickled.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.rlhf.hub import file_hash
+from stages.rlhf import durable, interruption
+from stages.rlhf.interruption import Interrupted
 
-LATEST, MANIFEST, PREFIX = "LATEST", "manifest.json", "step-"
+LATEST, LOG, PREFIX = "LATEST", "log.jsonl", "step-"
 KEPT = 2
+SECONDS = "KOQA_CHECKPOINT_SECONDS"  # between two checkpoints, 30 where it is not set
+COST = 0.05  # the most that saving may take of all time
 
 
 class Checkpoint(NamedTuple):
@@ -30,6 +35,103 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     plain: dict[str, Any]
+
+
+State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+
+
+class Timer:
+    """When to save: every so many seconds, and seldom enough for saving to cost little."""
+
+    def __init__(self) -> None:
+        self._wait = float(os.environ.get(SECONDS, "30"))
+        self._last = self._asked = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        self._asked = time.monotonic()
+        return self._asked - self._last >= self._wait
+
+    def saved(self) -> None:
+        """Start anew; the time since `due` was asked is what saving took."""
+        self._last = time.monotonic()
+        if self._wait:
+            self._wait = max(self._wait, (self._last - self._asked) / COST)
+
+
+class Shelf:
+    """A loop's checkpoints: it offers its state at the end of every step, and this one saves.
+
+    Without a folder it neither saves nor ends: what has no checkpoints is finished.
+    """
+
+    def __init__(self, folder: Path | None, writes: bool = True) -> None:
+        self.folder, self.writes, self._timer = folder, writes, Timer()
+
+    def load(self) -> Checkpoint | None:
+        """The newest whole checkpoint, of which a line in log.jsonl tells; None: from zero."""
+        found = load(self.folder) if self.folder else None
+        if self.folder and self.writes:
+            note(self.folder, "from", found.step if found else 0)
+        if found:
+            click.echo(f"{self.folder}: goes on from step {found.step}", err=True)
+        return found
+
+    def offer(
+        self,
+        step: int,
+        state: Callable[[], State],
+        now: bool = False,
+        asked: bool | None = None,
+    ) -> None:
+        """Save `state()` if it is time or `now`; if the process is asked to end, save and do.
+
+        A team agrees on `asked`; alone, it is interruption's. Raises Interrupted.
+        """
+        if self.folder is None:
+            return
+        asked = interruption.asked() if asked is None else asked
+        if self.writes and (self._timer.due() or now or asked):
+            save(self.folder, step, *state())
+            note(self.folder, "saved", step)
+            self._timer.saved()
+        if asked:
+            raise Interrupted(f"after step {step} ({self.folder})")
+
+
+NOWHERE = Shelf(None)
+
+
+def note(folder: Path, what: str, step: int) -> None:
+    """Add a line to log.jsonl beside the folder: a process went on `from` a step, or `saved` one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / LOG).open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"shelf": folder.name, what: step, "pid": os.getpid()}) + "\n")
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def above(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with `prefix` before their names."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{i}.{key}": value for i, state in states for key, value in state.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+    """Give an optimiser of the same parameters that state."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in found.items():
+        i, key = name.split(".", 1)
+        states.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -45,18 +147,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[
         whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         save_file(whole, draft / "state.safetensors")
         (draft / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-        hashes = {file.name: file_hash(file) for file in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
-        for file in [*draft.iterdir(), draft]:
-            _sync(file)
+        durable.seal(draft)
         shutil.rmtree(place, ignore_errors=True)
-        draft.rename(place)
+        durable.rename(draft, place)
         latest = folder / f"{LATEST}.tmp"
         latest.write_text(place.name, encoding="utf-8")
-        _sync(latest)
-        latest.rename(folder / LATEST)
-        _sync(folder)
+        durable.sync(latest)
+        durable.rename(latest, folder / LATEST)
     except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
         raise ValueError(f"{draft}: no checkpoint could be written: {error}") from error
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old)
@@ -68,7 +167,7 @@ def load(folder: Path) -> Checkpoint | None:
     None where there is none.
     """
     for place in _newest_first(folder):
-        damage = _damage(place)
+        damage = durable.damage(place)
         if damage:
             click.echo(f"{place}: {damage}; the checkpoint before it is used", err=True)
             continue
@@ -86,23 +185,3 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _step(place: Path) -> int:
     return int(place.name.removeprefix(PREFIX))
-
-
-def _damage(place: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        hashes = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        for name in ("state.safetensors", "state.json"):
-            if file_hash(place / name) != hashes[name]:
-                return f"{name} is not what {MANIFEST} says"
-    except (OSError, ValueError, KeyError) as error:
-        return f"damaged ({type(error).__name__}: {error})"
-    return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,8 +27,10 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from stages.rlhf.config import Embedder
-from stages.rlhf.hub import POINTER, folder_hash, follow_pointer
+from stages.rlhf.durable import folder_hash
+from stages.rlhf.hub import POINTER, follow_pointer
 from stages.rlhf.korean import sentence_ends
+from stages.rlhf.provenance import RUN
 from stages.rlhf.runtime import derive_seed
 
 Pair = tuple[str, str]
@@ -159,4 +161,4 @@ def encode(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float
 
 def embedder_hash(folder: Path) -> str:
     """What a cosine must name to be compared with another: sha256 of weights or pointer."""
-    return folder_hash(folder)
+    return folder_hash(folder, without={RUN})

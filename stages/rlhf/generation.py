@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import NOWHERE, Shelf
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.sequences import decoder_of, next_logits
 
@@ -116,17 +117,24 @@ def generate_all(
     batch_size: int,
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
+    shelf: Shelf = NOWHERE,
 ) -> list[list[int]]:
-    """`generate` over any number of prompts, like lengths together, answers in the given order."""
+    """`generate` over any number of prompts, like lengths together, answers in the given order.
+
+    Goes on from what lies on the shelf.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
+    found = shelf.load()
+    made: list[list[int]] = found.plain["answers"] if found else []  # in that order
+    for start in range(len(made), len(order), batch_size):
         rows = order[start : start + batch_size]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]
-        made = generate(model, batch, codec, max_new_tokens, temperature, draws)
-        for i, answer in zip(rows, made, strict=True):
-            answers[i] = answer
+        made.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
+        shelf.offer(len(made), lambda: ({}, {"answers": made}))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for i, answer in zip(order, made, strict=True):
+        answers[i] = answer
     return answers
 
 

@@ -1,6 +1,5 @@
 """A hub model is a pointer on disk: repository, commit sha and file hashes; weights stay cached."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,24 +10,11 @@ from pathlib import Path
 import httpx
 from huggingface_hub import snapshot_download
 
+from stages.rlhf.durable import file_hash, files_of
+
 POINTER = "pointer.json"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # no pickles, no code
 OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def folder_hash(folder: Path) -> str:
-    """One sha256 for the names and bytes of all files of a folder."""
-    files = _files(folder)
-    if not files:
-        raise ValueError(f"{folder}: no files there")
-    lines = [f"{name}:{file_hash(folder / name)}\n" for name in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
@@ -63,10 +49,10 @@ def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
     """
     cached = fetch(hub, revision)
     # the cache may hold more of the repository than we asked for: two machines, one pointer
-    wanted = [n for n in _files(cached) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
+    wanted = [n for n in files_of(cached) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
     files = {name: file_hash(cached / name) for name in wanted}
     if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"{hub}: no *.safetensors among its files {_files(cached)}")
+        raise ValueError(f"{hub}: no *.safetensors among its files {files_of(cached)}")
     pointer = {"hub": hub, "revision": cached.name, "files": files}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
@@ -88,7 +74,3 @@ def follow_pointer(folder: Path) -> Path:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

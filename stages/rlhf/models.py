@@ -21,9 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.rlhf.chat import prepare_tokenizer, template_hash
 from stages.rlhf.config import Lora
-from stages.rlhf.hub import POINTER, file_hash, follow_pointer
+from stages.rlhf.durable import file_hash
+from stages.rlhf.hub import POINTER, follow_pointer
 from stages.rlhf.lora import LoraLinear
 from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, products
+from stages.rlhf.provenance import RUN
+
+CARD = "model.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def weights_folder(folder: Path) -> Path:
@@ -42,9 +47,18 @@ def model_hash(folder: Path) -> str:
     """One sha256 for a model as it lies on disk: pointer or weights, tokenizer and config."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json", ".model"} and path.name != "model.json":
+        known = path.suffix in {".safetensors", ".json", ".model"}
+        if known and path.name not in {CARD, RUN}:
             digest.update(f"{path.relative_to(folder).as_posix()}:{file_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """One sha256 for a model's tokenizer files, wherever its weights lie."""
+    where = weights_folder(folder)
+    found = [where / name for name in TOKENIZER if (where / name).is_file()]
+    lines = [f"{path.name}:{file_hash(path)}\n" for path in found]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -193,23 +207,25 @@ class Roles:
 
 def save_card(folder: Path, kind: str, stands_on: dict[str, Path], **more: Any) -> None:
     """Write model.json: what the model is, and the hashes of all it stands on."""
-    card = {
-        "kind": kind,
+    card = {"kind": kind, **_hashes(stands_on), **more}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _hashes(stands_on: dict[str, Path]) -> dict[str, str]:
+    return {
         "chat_template_sha256": template_hash(),
+        "tokenizer_sha256": tokenizer_hash(stands_on["base"]),
         **{f"{name}_sha256": model_hash(path) for name, path in stands_on.items()},
-        **more,
     }
-    (folder / "model.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def check_card(folder: Path, stands_on: dict[str, Path]) -> dict[str, Any]:
     """Read model.json. Raises ValueError where template, backbone or tokenizer are others now."""
-    file = folder / "model.json"
+    file = folder / CARD
     if not file.is_file():
         raise ValueError(f"{file}: no such file; no trained model lies here")
     card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    now = {f"{name}_sha256": model_hash(path) for name, path in stands_on.items()}
-    for key, value in {"chat_template_sha256": template_hash(), **now}.items():
+    for key, value in _hashes(stands_on).items():
         if card.get(key) != value:
             raise ValueError(f"{file}: {key} is {card.get(key)}, but {value} lies here now")
     return card

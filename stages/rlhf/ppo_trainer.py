@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.rlhf import checkpoints
+from stages.rlhf import interruption
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import Shelf, State, above, below, load_moments, moments
 from stages.rlhf.config import Ppo, PpoSettings
 from stages.rlhf.generation import draw_uniforms
 from stages.rlhf.models import Roles
@@ -115,12 +117,14 @@ class PpoTrainer:
     ) -> Outcome:
         """Run all updates; `better` says whether a validation row is the best one so far.
 
-        After each evaluation a checkpoint is written to the folder `resume_in`; where one lies
-        there already, the run goes on from it, and comes to the same bits.
+        After each evaluation, and between them when it is time, a checkpoint is written to the
+        folder `resume_in`; where one lies there already, the run goes on from it, and comes to the
+        same bits. Raises Interrupted where the process was asked to end, the update being saved.
         """
         outcome, ppo = self.outcome, self.ppo
         first = 1 - ppo.value_warmup
-        update, stale, ended = self._resume(resume_in, better) or (first - 1, 0, False)
+        shelf = Shelf(resume_in, self.team.leads)
+        update, stale, ended = self._resume(shelf, better) or (first - 1, 0, False)
         if not outcome.validation:
             self._evaluate(0, validate, better)
         stream = self._prompt_stream()
@@ -143,29 +147,31 @@ class PpoTrainer:
             if row["kl"] > ppo.stop_kl_run:
                 outcome.stopped = f"KL {row['kl']:.2f} > ppo.stop_kl_run ({ppo.stop_kl_run})"
                 break
-            if update > 0 and (update % ppo.evaluate_every == 0 or update == updates[-1]):
+            evaluates = update > 0 and (update % ppo.evaluate_every == 0 or update == updates[-1])
+            if evaluates:
                 stale = 0 if self._evaluate(update, validate, better) else stale + 1
                 ended = stale == ppo.patience or update == updates[-1]
                 if stale == ppo.patience:
                     outcome.stopped = f"no better update in ppo.patience ({stale}) evaluations"
-                self._save(resume_in, update, stale, ended)
-                if ended:
-                    break
+            asked = not ended and self.team.any(interruption.asked())
+            state = partial(self._state, update, stale, ended)
+            shelf.offer(update + ppo.value_warmup, state, evaluates, asked)
+            self.clock.lap("checkpoint")
+            if ended:
+                break
         progress.close()
         return outcome
 
-    def _save(self, folder: Path | None, update: int, stale: int, ended: bool) -> None:
-        """Write all that the next update depends on."""
-        if folder is None or not self.team.leads:
-            return
+    def _state(self, update: int, stale: int, ended: bool) -> State:
+        """All that the next update depends on."""
         tensors = dict(self.value_head.state_dict(prefix="head."))
         states = {role: self.roles.state(role) for role in (POLICY, VALUE)}
         for name, state in {**states, "best": self.outcome.best_state}.items():
-            tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
+            tensors |= above(f"{name}.", state)
         for name, optimizer in self._optimizers().items():
-            for i, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"adam.{name}.{i}.{key}": value for key, value in state.items()}
+            tensors |= above(f"adam.{name}.", moments(optimizer))
         plain = {
+            "update": update,
             "outcome": {
                 f.name: getattr(self.outcome, f.name)
                 for f in fields(self.outcome)
@@ -177,42 +183,32 @@ class PpoTrainer:
             "stale": stale,
             "ended": ended,
         }
-        checkpoints.save(folder, update, tensors, plain)
-        self.clock.lap("checkpoint")
+        return tensors, plain
 
     def _resume(
-        self, folder: Path | None, better: Callable[[dict[str, float]], bool]
+        self, shelf: Shelf, better: Callable[[dict[str, float]], bool]
     ) -> tuple[int, int, bool] | None:
         """Take everything from the newest checkpoint: its update, its `stale`, whether it ended."""
-        found = checkpoints.load(folder) if folder else None
+        found = shelf.load()
         if found is None:
             return None
-        update, tensors, plain = found
-
-        def below(prefix: str) -> dict[str, Tensor]:
-            at = len(prefix)
-            return {k[at:]: tensor for k, tensor in tensors.items() if k.startswith(prefix)}
-
+        tensors, plain = found.tensors, found.plain
         for role in (POLICY, VALUE):
-            self.roles.load_state(role, below(f"{role}."))
-        self.value_head.load_state_dict(below("head."))
+            self.roles.load_state(role, below(f"{role}.", tensors))
+        self.value_head.load_state_dict(below("head.", tensors))
         for name, optimizer in self._optimizers().items():
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in below(f"adam.{name}.").items():
-                i, field_name = key.split(".", 1)
-                moments.setdefault(int(i), {})[field_name] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            load_moments(optimizer, below(f"adam.{name}.", tensors))
         for name, value in plain["outcome"].items():
             if isinstance(value, list):
                 getattr(self.outcome, name)[:] = value  # the validator holds one of these lists
             else:
                 setattr(self.outcome, name, value)
-        self.outcome.best_state = below("best.")
+        self.outcome.best_state = below("best.", tensors)
         for row in self.outcome.validation:
             better(row)
         self.kl_coef, self._bad_in_a_row = plain["kl_coef"], plain["bad_in_a_row"]
         self.clock.seconds.update(plain["seconds"])
-        return update, plain["stale"], plain["ended"]
+        return plain["update"], plain["stale"], plain["ended"]
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.policy_optimizer, "value": self.value_optimizer}

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from stages.rlhf.checkpoints import NOWHERE, Shelf, State, above, below, load_moments, moments
 from stages.rlhf.config import Architecture, Pretraining
 from stages.rlhf.precision import products
 from stages.rlhf.schedule import cosine_schedule
@@ -60,8 +61,9 @@ def pretrain(
     settings: Pretraining,
     rng: random.Random,
     autocast: bool = False,
+    shelf: Shelf = NOWHERE,
 ) -> list[float]:
-    """Train in place with AdamW; the loss of every step.
+    """Train in place with AdamW; the loss of every step. Goes on from what lies on the shelf.
 
     Raises ValueError where there is nothing to train on.
     """
@@ -71,9 +73,23 @@ def pretrain(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
     stream = batches(rows, settings.batch_size, rng)
-    losses = []
+    losses: list[Tensor] = []
     model.train().requires_grad_(True)
-    progress = tqdm(range(settings.steps), desc="pretrain", mininterval=5)
+    weights = dict(model.named_parameters())
+
+    def state() -> State:
+        told = {"losses": torch.stack(losses)}
+        return {**told, **above("weight.", weights), **above("adam.", moments(optimizer))}, {}
+
+    if found := shelf.load():
+        losses = list(found.tensors["losses"])
+        with torch.no_grad():
+            for name, tensor in below("weight.", found.tensors).items():
+                weights[name].copy_(tensor)
+        load_moments(optimizer, below("adam.", found.tensors))
+        for _ in losses:
+            next(stream)
+    progress = tqdm(range(len(losses), settings.steps), desc="pretrain", mininterval=5)
     for step in progress:
         factor = cosine_schedule(step, settings.steps, max(1, settings.steps // 20))
         for group in optimizer.param_groups:
@@ -89,5 +105,6 @@ def pretrain(
         losses.append(loss.detach())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
+        shelf.offer(step + 1, state)
     model.eval().requires_grad_(False)
     return [float(loss) for loss in losses]

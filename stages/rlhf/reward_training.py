@@ -9,7 +9,8 @@ G groups, K answers of a group, N answers of a batch.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import Shelf, State, above, below, load_moments, moments
 from stages.rlhf.config import RewardLosses, RmSettings
 from stages.rlhf.ranking import (
     bradley_terry,
@@ -79,6 +81,29 @@ class MemberTrainer:
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=rm.weight_decay, fused=True
         )
+
+    def member_state(self) -> dict[str, Tensor]:
+        """What of the member is kept: its adapter and its head."""
+        head = above("head.", self.member.head.state_dict())
+        return {**above("adapter.", self.model.roles.state(self.member.name)), **head}
+
+    def load_member(self, state: Mapping[str, Tensor]) -> None:
+        """Take adapter and head from there."""
+        self.model.roles.load_state(self.member.name, below("adapter.", state))
+        self.member.head.load_state_dict(below("head.", state))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        length = self.length_head.state_dict() if self.length_head else {}
+        adam = above("adam.", moments(self.optimizer))
+        return {**above("member.", self.member_state()), **above("length.", length), **adam}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.load_member(below("member.", state))
+        if self.length_head:
+            self.length_head.load_state_dict(below("length.", state))
+        load_moments(self.optimizer, below("adam.", state))
 
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
         """Scores of all answers of these groups; call inside `roles.use`."""
@@ -194,8 +219,11 @@ def train(
     codec: Codec,
     *seed: object,
     kind: str = "rm",
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Train every member in place; of each, the epoch with the best validation accuracy is kept.
+
+    Checkpoints lie in `work`, a folder a member; it goes on from those that it finds there.
 
     Groups without a pair (all tied) are counted and left out. Raises ValueError where there are no
     groups to train on or to choose by, or where a loss is not finite.
@@ -230,7 +258,8 @@ def train(
             trainer = MemberTrainer(model, index, rm, settings, codec, length_pairs)
         rng = random.Random(derive_seed(*own, "order"))
         drawn = [(group, count) for group, count in zip(taught, counts, strict=True) if count]
-        figures[member.name] = _train_member(trainer, drawn, validation, rng)
+        shelf = Shelf(work / member.name if work else None)
+        figures[member.name] = _train_member(trainer, drawn, validation, rng, shelf)
     return figures
 
 
@@ -239,23 +268,39 @@ def _train_member(
     drawn: Sequence[tuple[EncodedGroup, int]],
     validation: Sequence[EncodedGroup],
     rng: random.Random,
+    shelf: Shelf,
 ) -> dict[str, float]:
     model, member, settings = trainer.model, trainer.member, trainer.settings
     per_epoch = -(-len(drawn) // settings.batch_size)
     steps = settings.epochs * per_epoch
     warmup = max(1, round(trainer.rm.warmup_share * steps))
-    progress = tqdm(total=steps, desc=member.name, mininterval=5)
     best, chosen = -1.0, 0
-    kept: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    kept: dict[str, Tensor] = {}
     losses: list[Tensor] = []
+    done = 0  # epochs that validation has seen
+
+    def state() -> State:
+        told = {"losses": torch.stack(losses), **above("kept.", kept)}
+        return {**told, **trainer.state()}, {"best": best, "chosen": chosen, "done": done}
+
+    if found := shelf.load():
+        best, chosen, done = (found.plain[key] for key in ("best", "chosen", "done"))
+        kept = below("kept.", found.tensors)
+        losses = list(found.tensors["losses"].to(trainer.device))
+        trainer.load_state(found.tensors)
+    progress = tqdm(total=steps, initial=len(losses), desc=member.name, mininterval=5)
     for epoch in range(settings.epochs):
         order = rng.sample(range(len(drawn)), len(drawn))
-        for start in range(0, len(order), settings.batch_size):
+        if epoch < done:
+            continue
+        first = (len(losses) - epoch * per_epoch) * settings.batch_size
+        for start in range(first, len(order), settings.batch_size):
             batch = [drawn[i] for i in order[start : start + settings.batch_size]]
             for group in trainer.optimizer.param_groups:
                 group["lr"] = settings.learning_rate * cosine_schedule(len(losses), steps, warmup)
             losses.append(trainer.step([g for g, _ in batch], [count for _, count in batch]))
             progress.update()
+            shelf.offer(len(losses) + done, state)
         recent = torch.stack(losses[-per_epoch:])
         if not recent.isfinite().all():
             step = len(losses) - per_epoch + int((~recent.isfinite()).nonzero()[0]) + 1
@@ -265,11 +310,11 @@ def _train_member(
         progress.set_postfix(loss=f"{recent.mean().item():.3f}", validation=f"{accuracy:.3f}")
         if accuracy > best:
             best, chosen = accuracy, epoch + 1
-            head = {k: v.detach().clone() for k, v in member.head.state_dict().items()}
-            kept = model.roles.state(member.name), head
+            kept = {k: v.detach().clone() for k, v in trainer.member_state().items()}
+        done = epoch + 1
+        shelf.offer(len(losses) + done, state)
     progress.close()
-    model.roles.load_state(member.name, kept[0])
-    member.head.load_state_dict(kept[1])
+    trainer.load_member(kept)
     member.head.eval().requires_grad_(False)
     return {
         "loss": torch.stack(losses[-per_epoch:]).mean().item(),

@@ -1,18 +1,26 @@
 """Supervised fine-tuning with TRL's SFTTrainer: rows in, the model trained in place, losses out.
 
 Different here: TRL gets its batches ready-made, input_ids and labels, so that text becomes ids by
-`chat` alone; and training may go on in a second phase with a schedule of its own.
+`chat` alone; training may go on in a second phase with a schedule of its own; and Trainer's own
+checkpoints, which it writes in place, are sealed: one without a whole manifest is not gone on from.
 """
 
-import tempfile
+import json
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from stages.rlhf import durable, interruption
 from stages.rlhf.chat import Codec
+from stages.rlhf.checkpoints import Timer, note
 from stages.rlhf.config import Params
+from stages.rlhf.interruption import Interrupted
 from stages.rlhf.precision import autocasts
 from stages.rlhf.records import SftRow
 
@@ -37,12 +45,12 @@ def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
     )
 
 
-def trainer_config(params: Params, folder: str, phase: Phase) -> SFTConfig:
+def trainer_config(params: Params, folder: Path, phase: Phase) -> SFTConfig:
     """SFTConfig for the chosen model; nothing is truncated here, preprocess has seen to length."""
     chosen = params.chosen
     steps = phase.epochs * -(-len(phase.rows) // chosen.sft.batch_size)
     return SFTConfig(
-        output_dir=folder,
+        output_dir=str(folder),
         num_train_epochs=phase.epochs,
         per_device_train_batch_size=chosen.sft.micro_batch_size,
         per_device_eval_batch_size=chosen.sft.micro_batch_size,
@@ -60,30 +68,79 @@ def trainer_config(params: Params, folder: str, phase: Phase) -> SFTConfig:
         dataloader_pin_memory=False,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_only_model=True,
-        save_total_limit=1,
+        save_total_limit=3,  # the newest, not yet sealed, the best, and the one before
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_strategy="epoch",
+        logging_steps=1,  # so that a run that goes on inside an epoch knows its losses
         report_to="none",
         seed=phase.seed % 2**32,
         full_determinism=False,
     )
 
 
-def fit(model: Any, codec: Codec, params: Params, phase: Phase, held: Dataset) -> dict[str, float]:
-    """Train in place with a warm-up and cosine of its own, keep the epoch best on `held`."""
-    with tempfile.TemporaryDirectory(prefix="koqa-sft-") as folder:
-        trainer = SFTTrainer(
-            model=model,
-            args=trainer_config(params, folder, phase),
-            train_dataset=encoded(phase.rows, codec),
-            eval_dataset=held,
-            processing_class=codec.tokenizer,
-        )
-        trainer.train()
+class Sealing(TrainerCallback):
+    """Seals what Trainer saves, has it save when it is time, and ends it when asked."""
+
+    def __init__(self, timer: Timer) -> None:
+        self.timer = timer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Save where it is time, or the process is asked to end; an epoch's end saves by itself.
+
+        Trainer would not evaluate an epoch whose last step it goes on from.
+        """
+        if state.global_step % (state.max_steps // args.num_train_epochs):
+            control.should_save |= self.timer.due() or interruption.asked()
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Give the new checkpoint its manifest; end where the process is asked to."""
+        folder = Path(args.output_dir)
+        durable.seal(folder / f"checkpoint-{state.global_step}")
+        note(folder, "saved", state.global_step)
+        self.timer.saved()
+        if interruption.asked():
+            raise Interrupted(f"after step {state.global_step} ({args.output_dir})")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint whose best epoch is whole too; all after it are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    while found:
+        place = found.pop()
+        problem = durable.damage(place)
+        if problem is None:
+            told = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
+            best = told["best_model_checkpoint"]
+            problem = best and durable.damage(Path(best))
+        if problem is None:
+            return place
+        click.echo(f"{place}: {problem}; the checkpoint before it is used", err=True)
+        shutil.rmtree(place)
+    return None
+
+
+def fit(
+    model: Any, codec: Codec, params: Params, phase: Phase, held: Dataset, folder: Path
+) -> dict[str, float]:
+    """Train in place with a warm-up and cosine of its own, keep the epoch best on `held`.
+
+    Checkpoints lie in `folder`; where some lie there already, it goes on from the newest.
+    """
+    trainer = SFTTrainer(
+        model=model,
+        args=trainer_config(params, folder, phase),
+        train_dataset=encoded(phase.rows, codec),
+        eval_dataset=held,
+        processing_class=codec.tokenizer,
+        callbacks=[Sealing(Timer())],
+    )
+    last = newest(folder)
+    note(folder, "from", int(last.name.split("-")[1]) if last else 0)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     log = trainer.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    epoch = losses[-(len(losses) // phase.epochs) :]
     return {
-        "loss": [entry["loss"] for entry in log if "loss" in entry][-1],
+        "loss": sum(epoch) / len(epoch),
         "eval_loss": min(entry["eval_loss"] for entry in log if "eval_loss" in entry),
     }

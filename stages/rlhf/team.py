@@ -57,6 +57,14 @@ class Team:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def any(self, asked: bool) -> bool:
+        """Whether it is so in any of the processes."""
+        if self.size == 1:
+            return asked
+        found = torch.tensor([float(asked)])
+        distributed.all_reduce(found)
+        return bool(found.item())
+
     def same(self, figures: dict[str, float]) -> dict[str, float]:
         """The first process's figures, lest two processors' last digits part the team."""
         if self.size == 1:
