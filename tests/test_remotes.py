@@ -200,7 +200,15 @@ def test_added_data_come_along_and_outlive_gc(user: Path, remote: Remote, tmp_pa
         assert (colleague / DATA / name).read_bytes() == (user / DATA / name).read_bytes()
     assert UP_TO_DATE in run(colleague, "dvc", "status")
 
+    (user / DATA / "sft.jsonl").write_text("다", encoding="utf-8")
+    run(user, "dvc", "add", DATA)
+    commit(user)
+    gc = ("dvc", "gc", "--workspace", "--dry")
+    assert "Removed 2 objects from repo cache" in run(user, *gc)
+    assert "No unused 'repo' cache" in run(user, *gc, "--all-commits")
 
+
+@pytest.mark.slow
 def test_a_damaged_object_is_noticed_and_can_be_mended(
     user: Path, remote: Remote, tmp_path: Path
 ) -> None:
@@ -259,6 +267,7 @@ def ran(said: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # with the whole pipeline before the first of them
 def test_a_colleague_goes_on_with_pulled_models(
     trained: Path, remote: Remote, tmp_path: Path
 ) -> None:
@@ -285,6 +294,7 @@ def test_a_colleague_goes_on_with_pulled_models(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # with the whole pipeline before the first of them
 def test_an_experiment_goes_by_both_remotes_and_outlives_gc(trained: Path, tmp_path: Path) -> None:
     remote = Remote(str(tmp_path / "storage"), tmp_path / "storage")
     author = Path(shutil.copytree(trained, tmp_path / "author"))
