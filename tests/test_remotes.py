@@ -50,7 +50,7 @@ class Remote:
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _dvc_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting, index or analytics of the user's DVC."""
     with pytest.MonkeyPatch.context() as patch:
