@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from stages.rlhf.checkpoints import LOG
+from stages.rlhf.checkpoints import LOG, log_of
 from stages.rlhf.work import LOCK
 from tests.conftest import ROOT, write_params
 
@@ -185,11 +185,7 @@ def judged(folder: Path, report: Report) -> None:
     """Read from the logs whether a loop that had a checkpoint began at zero."""
     for log in sorted((folder / ".work").glob(f"*/*/{LOG}")):
         saved: dict[str, int] = {}
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                told = json.loads(line)
-            except json.JSONDecodeError:  # the kill cut it
-                continue
+        for told in log_of(log.parent):
             if "saved" in told:
                 saved[told["shelf"]] = told["saved"]
             elif told["from"] > 0:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from stages.rlhf import durable, interruption, provenance, work
+from stages.rlhf.checkpoints import note
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.interruption import Interrupted
 from stages.rlhf.prune import prune
@@ -47,7 +48,7 @@ def inputs() -> dict[str, Path]:
     return {"rows": Path("rows")}
 
 
-OUTS = [Path("data/sft"), Path("metrics/sft.json")]
+OUTS = [Path("data/sft"), Path("metrics/runtime/sft.json")]
 
 
 def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
@@ -58,9 +59,11 @@ def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
             calls.append(text)
         (folder / "shelf").mkdir(parents=True, exist_ok=True)
         (folder / "shelf" / "state").write_text("unfinished")
+        for step in (0, 3):
+            note(folder / "shelf", "from", step)
         shutil.rmtree(OUTS[0], ignore_errors=True)
         OUTS[0].mkdir(parents=True)
-        OUTS[1].parent.mkdir(exist_ok=True)
+        OUTS[1].parent.mkdir(parents=True, exist_ok=True)
         (OUTS[0] / "model").write_text(text)
         OUTS[1].write_text(text)
 
@@ -88,8 +91,13 @@ def test_a_result_is_kept_and_taken_again(place: Path) -> None:
     assert not (folder() / "shelf").exists(), "checkpoints are of no use after the end"
     for out in OUTS:  # as DVC does before it runs a stage
         shutil.rmtree(out) if out.is_dir() else out.unlink()
+    told = Path("metrics/runtime/runs/sft.json")
+    first = json.loads(told.read_text())
+    assert first["went_on_from"] == {"shelf": [3]}
+    assert first["started"] <= first["ended"]
     carry_out(writes("second", calls))
     assert (calls, found()) == (["first"], ("first", "first"))
+    assert json.loads(told.read_text())["taken_again"] is True
     assert json.loads((OUTS[0] / "run.json").read_text())["stage"] == STAGE
 
 

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +104,27 @@ NOWHERE = Shelf(None)
 
 
 def note(folder: Path, what: str, step: int) -> None:
-    """Add a line to log.jsonl beside the folder: a process went on `from` a step, or `saved` one."""
+    """Add to log.jsonl beside the folder: a process went on `from` a step, or `saved` one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / LOG).open("a", encoding="utf-8") as log:
         log.write(json.dumps({"shelf": folder.name, what: step, "pid": os.getpid()}) + "\n")
+
+
+def went_on_from(folder: Path) -> dict[str, list[int]]:
+    """By shelf of a work folder, the steps other than 0 at which processes went on."""
+    found: dict[str, list[int]] = {}
+    for told in log_of(folder):
+        if told.get("from", 0) > 0:
+            found.setdefault(told["shelf"], []).append(told["from"])
+    return found
+
+
+def log_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a work folder's log.jsonl; one that a kill cut is left out."""
+    if (folder / LOG).is_file():
+        for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,11 @@
 import hashlib
 import os
 import resource
+import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -29,6 +32,24 @@ def start(threads: int, seed: int, use: str) -> None:
     transformers.set_seed(derive_seed(seed, use) % 2**32)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def circumstances(started: datetime, **more: Any) -> dict[str, Any]:
+    """When, from which commit and on what a stage ran: what run.json leaves out."""
+
+    def git(*command: str) -> str | None:
+        done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
+        return None if done.returncode else done.stdout.strip()
+
+    cuda = torch.cuda.is_available()
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_code": bool(git("status", "--porcelain", "--", "stages", "params.yaml")),
+        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        **more,
+    }
 
 
 class Clock:

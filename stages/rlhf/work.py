@@ -15,13 +15,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from stages.rlhf import durable, interruption, provenance
+from stages.rlhf.checkpoints import went_on_from
 from stages.rlhf.config import Params
 from stages.rlhf.interruption import Interrupted
+from stages.rlhf.records import write_metrics
+from stages.rlhf.runtime import circumstances
 
 EXPERIMENTS = Path(".dvc") / "tmp" / "exps"  # DVC's copies of the repository lie below it
 DONE, LOCK = "done", "lock"
@@ -53,11 +57,16 @@ def carry_out(
 ) -> None:
     """Make a stage's outs by `do(work folder)`, or take them from where they were made before.
 
-    The first of `outs`, a folder, gets run.json. Raises ValueError where code, params or inputs
-    changed meanwhile, Interrupted where the process was asked to end.
+    The first of `outs`, a folder, gets run.json. The last, a file of times, gets beside it
+    runs/<its name>: when, from which commit, on what, and from which steps it went on.
+
+    Raises ValueError where code, params or inputs changed meanwhile, Interrupted where the process
+    was asked to end.
     """
+    started = datetime.now(UTC)
     origin = provenance.origin(stage, params, inputs)
     folder = folder_of(origin)
+    told = outs[-1].parent / "runs" / outs[-1].name
     if "RANK" in os.environ:  # one of a team: the process that launched it does the rest
         with interruption.heard():
             do(folder)
@@ -65,9 +74,11 @@ def carry_out(
     with interruption.heard(), locked(folder):
         if restore(folder / DONE, outs):
             click.echo(f"{stage}: taken from {folder / DONE}", err=True)
+            write_metrics(told, circumstances(started, taken_again=True))
             return
         do(folder)
         origin.write(outs[0])
+        write_metrics(told, circumstances(started, went_on_from=went_on_from(folder)))
         keep(folder, outs)
         provenance.check_unchanged(origin, inputs)
         if interruption.asked():
