@@ -1,6 +1,9 @@
 """Text metrics against values worked by hand and against sacrebleu."""
 
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,37 @@ def test_fold() -> None:
 def test_chrf_is_sacrebleus(answer: str, reference: str) -> None:
     expected = sacrebleu.sentence_chrf(answer, [reference]).score
     assert tm.chrf(answer, reference) == pytest.approx(expected)
+
+
+SAID = [  # answer, reference
+    (REFERENCE, REFERENCE),
+    ("", REFERENCE),
+    ("한라산은 높습니다.", REFERENCE),
+    ("한라산의 높이는 1950m입니다. 제주도에 있습니다.", REFERENCE),
+    ("산", "바다"),
+    ("네", "네, 그렇습니다. 물은 섭씨 100도에서 끓습니다."),
+    ("김치는 배추로 담급니다 🥬🌶️!", "김치는 배추로 담그는 음식입니다 🥬"),
+    ("GPU는 graphics processing unit의 약자예요.", "GPU는 Graphics Processing Unit의 약자입니다."),
+    ("pH 7은 중성입니다", "pH가 7이면 중성(neutral)입니다."),
+    ("세종대왕이 1443년에 만들었다 " * 6, "훈민정음은 세종대왕이 1443년에 만들었습니다."),
+    ("ㅋㅋㅋㅋ 모르겠어요…", "모르겠습니다."),
+    ("부산은  항구\u3000도시이다", "부산은 항구 도시이다"),
+    ("The answer is Seoul.", "대한민국의 수도는 서울입니다."),
+]
+
+
+def test_chrf_is_that_of_sacrebleus_command_line(tmp_path: Path) -> None:
+    files = [tmp_path / "answers", tmp_path / "references"]
+    for file, texts in zip(files, zip(*SAID, strict=True), strict=True):
+        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    words = ["-m", "chrf", "--sentence-level", "--score-only", "--width", "10"]
+    command = [sys.executable, "-m", "sacrebleu", str(files[1]), "-i", str(files[0]), *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    expected = [float(line) for line in done.stdout.splitlines()]
+    assert expected[:2] == [100, 0]
+    assert len(set(expected)) > 8
+    ours = [tm.chrf(answer, reference) for answer, reference in SAID]
+    assert ours == pytest.approx(expected, abs=1e-9)
 
 
 def test_chrf_by_hand() -> None:
