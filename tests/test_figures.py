@@ -37,6 +37,35 @@ def test_no_glyph_missing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> N
     assert not [str(w.message) for w in recwarn if "missing from font" in str(w.message)]
 
 
+def test_what_the_font_lacks_is_a_square(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    figure, (left, right) = figures.new_figure("표", columns=2)
+    figures.table(left, ["답"], [["흐\ufffd림\U0001f600"], ["둘째\n줄"]], 10)
+    figures.horizontal_bars(right, ["과학\U0001f52c"], {"값": [1.0]})
+    figures.save(figure, tmp_path / "a.png")
+    assert figures.drawable("흐\ufffd림\U0001f600 ab\n") == "흐□림□ ab\n"
+    assert not [str(w.message) for w in recwarn if "missing from font" in str(w.message)]
+
+
+def test_panels_that_share_axes() -> None:
+    _, panels = figures.new_figure("둘", columns=2)
+    for i, axes in enumerate(panels):
+        figures.cloud(axes, np.arange(3.0) + 10 * i, np.arange(3.0) * (i + 1), i)
+    figures.share_axes(panels)
+    assert panels[0].get_xlim() == panels[1].get_xlim()
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert panels[0].get_xlim()[0] < 0 < 12 < panels[0].get_xlim()[1]
+
+
+def test_paths_keep_their_order_and_name_their_ends() -> None:
+    _, (axes,) = figures.new_figure("길")
+    x = np.array([0.0, 0.8, 0.5])
+    figures.paths(axes, x, {"하나": x * 2, "둘": x * 3}, ("0", "60"))
+    assert all(line.get_xdata().tolist() == x.tolist() for line in axes.lines)
+    words = [(text.get_text(), *text.xy) for text in axes.texts]
+    assert words == [("0", 0, 0), ("60", 0.5, 1), ("0", 0, 0), ("60", 0.5, 1.5)]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["하나", "둘"]
+
+
 def test_too_large_a_figure_is_refused(tmp_path: Path) -> None:
     figure = Figure(figsize=(12, 12))
     noise = np.random.default_rng(0).random((900, 900))

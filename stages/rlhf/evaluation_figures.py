@@ -48,19 +48,14 @@ def draw_curves(validation: pd.DataFrame, path: Path) -> None:
         ({"score": "보상 모델", "judge": "판정 모델"}, "점수 (sd)"),
     )
     for axes, (names, title) in zip(panels, series, strict=True):
-        for i, (key, label) in enumerate(names.items()):
-            axes.plot(
-                validation["sqrt_kl"],
-                validation[key],
-                label=label,
-                color=figures.PALETTE[i],
-                marker="os"[i],
-                linestyle=("-", "--")[i],
-            )
-        axes.set_xlabel("√KL(정책 || SFT), 답변당 nats의 제곱근")
+        figures.paths(
+            axes,
+            validation["sqrt_kl"].to_numpy(),
+            {label: validation[key].to_numpy() for key, label in names.items()},
+            (str(validation["update"].iloc[0]), str(validation["update"].iloc[-1])),
+        )
+        axes.set_xlabel("√KL(정책 || SFT), 답변당 nats의 제곱근; 숫자는 업데이트")
         axes.set_ylabel(title)
-        if len(names) > 1:
-            axes.legend()
     figures.save(figure, path.with_suffix(".png"))
 
 
@@ -108,26 +103,23 @@ def draw_side_by_side(models: Mapping[str, Measured], path: Path) -> None:
 
 
 def draw_lengths(models: Mapping[str, Measured], path: Path) -> None:
-    """Figure 14: an answer's length against its cosine; the table by tenths of each model."""
-    figure, (axes,) = figures.new_figure("답변 길이와 유사도")
-    values = {name: measured.values for name, measured in models.items()}
-    figures.scatter(
-        axes,
-        {
-            NAMES[name]: (frame["length"].to_numpy(), frame["cosine"].to_numpy())
-            for name, frame in values.items()
-        },
-    )
-    axes.set_xlabel("답변의 글자 수")
-    axes.set_ylabel(PANELS["cosine"])
+    """Figure 14: length against cosine, a panel for each model; the table by tenths of each."""
+    figure, panels = figures.new_figure("답변 길이와 유사도", columns=len(models), width=12)
     tables = []
-    for name, frame in values.items():
+    for i, (axes, (name, measured)) in enumerate(zip(panels, models.items(), strict=True)):
+        frame = measured.values
         tenth = (frame["length"].rank(method="first", pct=True) * 10).apply(np.ceil).astype(int)
         grouped = frame.groupby(tenth.rename("tenth"))
         table = grouped.agg(
             answers=("length", "size"), length=("length", "mean"), cosine=("cosine", "mean")
         )
         tables.append(table.reset_index().assign(model=name))
+        figures.cloud(axes, frame["length"].to_numpy(), frame["cosine"].to_numpy(), i)
+        figures.means(axes, table["length"].to_numpy(), table["cosine"].to_numpy())
+        axes.set_title(NAMES[name])
+        axes.set_xlabel("답변의 글자 수")
+    panels[0].set_ylabel(f"{PANELS['cosine']} (◇ 길이로 나눈 열 구간의 평균)")
+    figures.share_axes(panels)
     _save(figure, pd.concat(tables), path)
 
 

@@ -65,6 +65,9 @@ matplotlib.rcParams.update(
     }
 )
 
+_FONT = font_manager.get_font(font_manager.findfont(matplotlib.rcParams["font.family"][0]))
+_CHARACTERS = frozenset(_FONT.get_charmap())
+
 
 def new_figure(
     title: str, columns: int = 1, width: float = 7.0, height: float = 4.0
@@ -111,7 +114,7 @@ def horizontal_bars(axes: Axes, labels: Sequence[str], series: Series) -> None:
     for i, (name, values) in enumerate(series.items()):
         top = places + (i - (len(series) - 1) / 2) * height
         axes.barh(top, values, height, label=name, **_fill(i))
-    axes.set_yticks(places, [shorten(label, 24) for label in labels])
+    axes.set_yticks(places, [drawable(shorten(label, 24)) for label in labels])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
@@ -136,8 +139,16 @@ def mark(axes: Axes, values: Mapping[str, float]) -> None:
     for i, (name, value) in enumerate(values.items()):
         axes.axvline(value, color=GREY, linestyle=":", linewidth=1)
         side = "left" if value < middle else "right"
-        words = f" {name} {value:,.0f} "
-        axes.text(value, top * (0.97 - 0.08 * i), words, ha=side, fontsize=8, color=GREY)
+        words = f"{name} {value:,.0f}"
+        axes.annotate(
+            words,
+            (value, top * (0.97 - 0.08 * i)),
+            (4 if side == "left" else -4, 0),
+            textcoords="offset points",
+            ha=side,
+            fontsize=8,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white"},
+        )
 
 
 def boxes(axes: Axes, summaries: Mapping[str, Mapping[str, float]]) -> None:
@@ -170,12 +181,38 @@ def boxes(axes: Axes, summaries: Mapping[str, Mapping[str, float]]) -> None:
         box.set(**_fill(i))
 
 
-def scatter(axes: Axes, points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Clouds of (x, y), one colour and marker per name."""
-    for i, (name, (x, y)) in enumerate(points.items()):
+def cloud(axes: Axes, x: np.ndarray, y: np.ndarray, i: int) -> None:
+    """A cloud of (x, y) in the i-th colour and marker; one a panel, for two hide each other."""
+    colour = PALETTE[i % len(PALETTE)]
+    axes.scatter(x, y, s=12, alpha=0.4, linewidths=0, color=colour, marker="osD^"[i % 4])
+
+
+def means(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> None:
+    """White diamonds with black rims: means of bins, over a cloud."""
+    axes.plot(
+        x, y, "D", markersize=5, markerfacecolor="white", markeredgecolor="black", label="구간 평균"
+    )
+
+
+def share_axes(panels: Sequence[Axes]) -> None:
+    """Give panels side by side the same limits, so that they can be compared."""
+    for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+        limits = [getattr(axes, get)() for axes in panels]
+        for axes in panels:
+            getattr(axes, put)(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def paths(axes: Axes, x: np.ndarray, series: Series, ends: tuple[str, str]) -> None:
+    """Points joined in their order, which may double back; `ends` stand by the first and last."""
+    for i, (name, y) in enumerate(series.items()):
         colour = PALETTE[i % len(PALETTE)]
-        axes.scatter(x, y, s=9, alpha=0.5, color=colour, marker="osD^"[i % 4], label=name)
-    _legend(axes, len(points))
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5, linestyle=("-", "--")[i % 2])
+        axes.plot(x, y, "osD^"[i % 4], color=colour, markersize=5, label=name)
+        for words, at in zip(ends, (0, -1), strict=True):
+            place = float(x[at]), float(y[at])
+            axes.annotate(words, place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.margins(y=0.12)
+    _legend(axes, len(series))
 
 
 def table(axes: Axes, header: Sequence[str], rows: Sequence[Sequence[str]], wrap: int) -> None:
@@ -207,8 +244,13 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
+def drawable(text: str) -> str:
+    """A square for every character that the font lacks: broken bytes of an answer, an emoji."""
+    return "".join(c if ord(c) in _CHARACTERS or c.isspace() else "□" for c in text)
+
+
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width)) or " "
+    return "\n".join(textwrap.wrap(drawable(text), width)) or " "
 
 
 def _legend(axes: Axes, names: int) -> None:

@@ -91,23 +91,12 @@ def draw_score_length(
             label="길이 곡선 (질문·순위 효과 제외)" if column == "score" else "전체 평균",
         )
         shown = table[table["length"] <= top]
-        axes.plot(
-            shown["length"],
-            shown[column],
-            linestyle="none",
-            marker="D",
-            markersize=5,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label="구간 평균",
-        )
+        figures.means(axes, shown["length"].to_numpy(), shown[column].to_numpy())
         axes.set_title(NAMES[column], loc="right")
         axes.set_xlabel(f"답변의 {UNITS[curve.unit]}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     panels[0].set_ylabel("보상 점수")
-    limits = [axes.get_ylim() for axes in panels]
-    for axes in panels:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    figures.share_axes(panels)
     _save(figure, table, path)
 
 
@@ -194,7 +183,8 @@ def draw_margins(margins: dict[str, np.ndarray], title: str, path: Path) -> None
     table = bin_table(margins, _margin_edges(everything))
     figure, (axes,) = figures.new_figure(title, height=4.4)
     edges = np.append(table["low"].to_numpy(), table["high"].iloc[-1])
-    named = {_margin_words(NAMES[k], v): table[k].to_numpy() * 100 for k, v in margins.items()}
+    names = NAMES if len(margins) > 1 else dict.fromkeys(margins, "모든 쌍")
+    named = {_margin_words(names[k], v): table[k].to_numpy() * 100 for k, v in margins.items()}
     figures.histogram(axes, edges, named)
     axes.axvline(0, color=figures.GREY, linewidth=1)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2)
