@@ -3,12 +3,13 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
 from stages.rlhf import report
+from stages.rlhf.cleaning import Reason
 from stages.rlhf.report import FIGURES, MODELS, Told, page, verdict
 from stages.rlhf.structure import Part
 
@@ -30,6 +31,7 @@ def told() -> Told:
     evaluate = {
         **{name: block(by_kind=kinds) for name in MODELS},
         "questions": 1234,
+        "embedder_sha256": "fedc",
         "sft_gain": {"cosine": 0.1, "percent": None, "percent_reason": "no answers"},
         "ppo_vs_sft": block(by_kind=kinds),
         "gates": GATES,
@@ -37,7 +39,13 @@ def told() -> Told:
     part = {"read": 12, "kept": 10, "rejected": {"leak": 2}, "rows": {"train": 10}}
     return Told(
         {
-            "preprocess": {"sft": part, "ppo": {**part, "rejected": {}}},
+            "preprocess": {
+                "sft": part,
+                "ppo": {**part, "rejected": {}},
+                "corpus": {"read": 5, "kept": 2, "rejected": {"leak": 1, "of its own": 2}},
+                "dropped_answers": {"duplicate_answer": 7},
+                "tokens": {},
+            },
             "rm": block(by_kind=kinds),
             "judge": block(),
             "ppo": {"skipped": False},
@@ -67,15 +75,20 @@ class Reader(HTMLParser):
         self.tags: list[str] = []
         self.sources: list[str] = []
         self.handlers: list[str] = []
+        self.cells: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for key, value in attrs if key in {"src", "href"}]
         self.handlers += [key for key, _ in attrs if key.startswith("on")]
+        if tag in {"th", "td"}:
+            self.cells.append("")
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.cells:
+            self.cells[-1] += data.rstrip("\n")
 
 
 def read(html: str) -> Reader:
@@ -98,16 +111,59 @@ def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots:
 
 
 def test_what_it_shows(told: Told, plots: Path) -> None:
-    text = " ".join(read(page(told, plots)).text.split())
+    found = read(page(told, plots))
+    text = " ".join(found.text.split())
     assert "시험 질문 1,234개" in text
     assert "0.500 [0.250, 0.750]" in text
-    assert "leak 2" in text
     assert "2,164,416" in text
-    assert "base_sha256" in text
+    assert "9.74%" in text
+    for name, value in (("base_sha256", "abc"), ("embedder_sha256", "fedc")):
+        assert f"{name} {value}" in " ".join(found.cells)
+    assert f"뽑은 {len(told.samples)}개" in text
     assert "참조 & 답" in text
     assert f"{len(HOSTILE)}자" in text
     assert text.index("물은 적 없는 사실") < text.index("mine <b>")
     assert "–" in text  # a metric that says nothing
+
+
+def test_no_reject_is_lost(told: Told, plots: Path) -> None:
+    assert set(report.REASONS) == set(get_args(Reason))
+    found = report.rejects(told.metrics["preprocess"])
+    assert found == {  # sft, ppo, corpus, single answers
+        "leak": [2, 0, 1, 0],
+        "duplicate_answer": [0, 0, 0, 7],
+        "of its own": [0, 0, 2, 0],
+    }
+    cells = read(page(told, plots)).cells
+    at = cells.index("질문이 다른 분할에 속함 leak")
+    assert cells[at : at + 5][1:] == ["2", "–", "1", "–"]
+    at = cells.index("SFT", cells.index("쓰지 않음"))
+    assert cells[at : at + 6] == ["SFT", "12", "10", "2", "10", "–"]
+
+
+def test_hold_outs_stand_in_one_order(told: Told, plots: Path) -> None:
+    mixed = dict.fromkeys(("mine <b>", "never_asked", "unseen_wording"), block())
+    blocks = [told.metrics["evaluate"][name] for name in (*MODELS, "ppo_vs_sft")]
+    for holder in (*blocks, told.metrics["rm"]):
+        holder["by_kind"] = mixed
+    text = read(page(told, plots)).text
+    order = re.findall("처음 보는 표현|물은 적 없는 사실|mine <b>", text)
+    assert order == ["처음 보는 표현", "물은 적 없는 사실", "mine <b>"] * 3
+
+
+def test_every_figure_is_there_at_its_size(told: Told, plots: Path) -> None:
+    Image.new("RGB", (1001, 400)).save(plots / "rm" / "11_margins.png")
+    html = page(told, plots)
+    assert html.count('width="2" height="2"') == len(FIGURES) - 1
+    assert html.count('width="1001" height="400"') == html.count('class="long"') == 1
+
+
+def test_the_page_fits_a_phone(told: Told, plots: Path) -> None:
+    """What cannot shrink scrolls in a box of its own."""
+    html = page(told, plots)
+    assert html.count("<table>") == html.count('<div class="wide" tabindex="0"><table>')
+    assert html.count("<img ") == html.count('<div class="wide" tabindex="0"><img ')
+    assert html.count("<tbody>") == html.count("</tbody>") >= html.count("</table>")
 
 
 def test_rows_without_kinds(told: Told, plots: Path) -> None:
@@ -128,9 +184,12 @@ def test_the_verdict(told: Told) -> None:
     evaluate["ppo_vs_sft"] = block(chrf_gain=4.25, chrf_gain_ci_low=3.0, chrf_gain_ci_high=5.5)
     evaluate["ppo"] = block(exact=0.75)
     good = verdict(evaluate, {"skipped": False})
-    assert good.startswith("RLHF가 도움이 되었습니다.")
+    assert good.startswith("RLHF가 도움이 되었습니다:")
     assert re.search(r"4\.2점 \[3\.0, 5\.5\].*50\.0 %에서 75\.0 %", good)
     failed = {**evaluate, "gates": {**GATES, "ends": False}}
-    assert verdict(failed, {"skipped": False}).endswith("통과하지 못한 게이트: ends.")
-    skipped = {"skipped": True, "skipped_reason": "no update beats SFT"}
-    assert "no update beats SFT" in verdict(failed, skipped)
+    not_all = verdict(failed, {"skipped": False})
+    assert not_all.endswith("통과하지 못한 게이트가 있습니다 (ends).")
+    skipped = verdict(failed, {"skipped": True, "skipped_reason": "no update beats SFT"})
+    assert "no update beats SFT" in skipped
+    for one in (good, not_all, skipped):
+        assert one.count(". ") == 0, "more than one sentence"

@@ -5,10 +5,11 @@ requests (Content-Security-Policy), so that an answer cannot do anything but sta
 """
 
 import base64
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -76,6 +77,41 @@ GATES = {
     "length_in_band": "평균 길이가 참조의 ±15 % 안",
     "rm_ok": "보상 모델이 고른 best-of-4를 판정 모델도 SFT보다 낫다고 함",
 }
+PARTS = {"sft": "SFT", "rm": "보상 모델", "ppo": "PPO", "corpus": "말뭉치"}
+SPLITS = {
+    "train": "학습",
+    "validation": "검증",
+    "test": "시험",
+    "judge_train": "판정 학습",
+    "judge_test": "판정 시험",
+}
+REASONS = {  # of cleaning.Reason
+    "malformed": "모양이 맞지 않음",
+    "empty_question": "질문이 비어 있음",
+    "empty_answer": "답변이 비어 있음",
+    "answer_equals_question": "답변이 질문 그대로",
+    "placeholder": "이름이나 주소를 가린 자리가 남음",
+    "too_few_answers": "서로 다른 답변이 둘이 안 됨",
+    "all_tied": "모든 답변의 순위가 같음",
+    "bad_rank": "순위를 읽을 수 없음",
+    "duplicate_question": "같은 질문이 이미 있음",
+    "leak": "질문이 다른 분할에 속함",
+    "judge_question": "판정 모델에게만 주는 질문",
+    "too_long": "토큰 한도를 넘음",
+    "duplicate_answer": "같은 답변이 이미 있음",
+}
+STRUCTURE = {  # titles and formats of structure.summary
+    "architecture": ("구조", "{}"),
+    "layers": ("층", "{}"),
+    "hidden_size": ("은닉 크기", "{}"),
+    "attention_heads": ("어텐션 헤드", "{}"),
+    "vocabulary": ("어휘", "{:,}"),
+    "parameters": ("파라미터", "{:,}"),
+    "lora_rank": ("LoRA r", "{}"),
+    "lora_alpha": ("LoRA alpha", "{}"),
+    "trained_parameters": ("PPO가 학습하는 파라미터", "{:,}"),
+    "trained_share": ("그 비율", "{:.2%}"),
+}
 FIGURES = {
     "eda/1_share": "그림 1. 단계별 데이터 비중",
     "eda/2_question_length": "그림 2. 단계별 질문 길이",
@@ -118,12 +154,10 @@ def page(told: Told, plots: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    evaluate = told.metrics["evaluate"]
-    named = [*KINDS, *evaluate["sft"].get("by_kind", {})]  # the sample's own first
-    kinds = sorted(evaluate["sft"].get("by_kind", {}), key=named.index)
+    evaluate, preprocess = told.metrics["evaluate"], told.metrics["preprocess"]
     blocks = {"": {name: evaluate[name] for name in MODELS}} | {
-        KINDS.get(kind, kind): {name: evaluate[name]["by_kind"][kind] for name in MODELS}
-        for kind in kinds
+        title: {name: evaluate[name]["by_kind"][kind] for name in MODELS}
+        for kind, title in kinds(evaluate["sft"]).items()
     }
     environment.filters |= {"shown": shown, "spanned": spanned, "count": "{:,}".format}
     return environment.get_template(TEMPLATE.name).render(
@@ -135,26 +169,52 @@ def page(told: Told, plots: Path) -> str:
         length=length,
         models=MODELS,
         shown_models=SHOWN,
-        kinds=KINDS,
+        kinds=kinds,
         columns=METRICS,
         paired=PAIRED,
         ranking=RANKING,
         gates=GATES,
+        parts={part: preprocess[part] for part in PARTS if part in preprocess},
+        part_names=PARTS,
+        reasons=REASONS,
+        splits=SPLITS,
+        rejects=rejects(preprocess),
+        structure=STRUCTURE,
     )
+
+
+def rejects(preprocess: Mapping[str, Any]) -> dict[str, list[int]]:
+    """{reason: rows of each of PARTS that were not used, then single answers of kept groups}."""
+    counts = [preprocess[part]["rejected"] for part in PARTS if part in preprocess]
+    counts.append(preprocess["dropped_answers"])
+    found = {reason for column in counts for reason in column}
+    order = [*REASONS, *sorted(found - REASONS.keys())]
+    return {r: [column.get(r, 0) for column in counts] for r in order if r in found}
+
+
+def kinds(block: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of the hold-outs that a block tells of, the sample's own first."""
+    found = block.get("by_kind", {})
+    order = [*(kind for kind in KINDS if kind in found), *(k for k in found if k not in KINDS)]
+    return {kind: KINDS.get(kind, kind) for kind in order}
 
 
 def verdict(evaluate: Mapping[str, Any], ppo: Mapping[str, Any]) -> str:
     """Whether RLHF helped, in one sentence."""
     failed = [name for name, passed in evaluate["gates"].items() if not passed]
     if ppo["skipped"]:
-        return f"PPO의 결과는 SFT의 가중치 그대로입니다: {ppo['skipped_reason']}."
+        return (
+            "RLHF가 도움이 되었다고 말할 수 없습니다: PPO의 결과가 SFT의 가중치 그대로입니다"
+            f" ({ppo['skipped_reason']})."
+        )
     if failed:
         return (
-            f"RLHF가 도움이 되었다고 말할 수 없습니다. 통과하지 못한 게이트: {', '.join(failed)}."
+            "RLHF가 도움이 되었다고 말할 수 없습니다: 통과하지 못한 게이트가 있습니다"
+            f" ({', '.join(failed)})."
         )
     pair = evaluate["ppo_vs_sft"]
     return (
-        f"RLHF가 도움이 되었습니다. PPO 답변의 chrF는 SFT보다 {pair['chrf_gain']:.1f}점"
+        f"RLHF가 도움이 되었습니다: PPO 답변의 chrF는 SFT보다 {pair['chrf_gain']:.1f}점"
         f" [{pair['chrf_gain_ci_low']:.1f}, {pair['chrf_gain_ci_high']:.1f}] 높고, 참조와 똑같은"
         f" 답은 {100 * evaluate['sft']['exact']:.1f} %에서 {100 * evaluate['ppo']['exact']:.1f} %로"
         f" 바뀌었으며, 게이트 {len(evaluate['gates'])}개를 모두 통과했습니다."
@@ -176,8 +236,19 @@ def spanned(block: Mapping[str, Any], key: str, form: str) -> str:
     return Markup("{} <small>[{}, {}]</small>").format(value, form.format(low), form.format(high))
 
 
-def inline(path: Path) -> Markup:
+class Picture(NamedTuple):
+    """A figure as the page holds it: a data URL, and its size in pixels."""
+
+    source: Markup
+    width: int
+    height: int
+
+
+def inline(path: Path) -> Picture:
     """A PNG as a data URL. Raises ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a figure was expected there")
-    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
+    content = path.read_bytes()
+    width, height = struct.unpack(">II", content[16:24])  # of IHDR, a PNG's first chunk
+    source = Markup("data:image/png;base64," + base64.b64encode(content).decode("ascii"))
+    return Picture(source, width, height)
