@@ -10,8 +10,10 @@ from PIL import Image
 
 from stages.rlhf import report
 from stages.rlhf.cleaning import Reason
+from stages.rlhf.config import load_params
 from stages.rlhf.report import FIGURES, MODELS, Told, page, verdict
 from stages.rlhf.structure import Part
+from tests.conftest import write_params
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
 GATES = dict.fromkeys(report.GATES, True)
@@ -55,6 +57,7 @@ def told() -> Told:
         [Part("model.norm", "192", 1, 192)],
         {"architecture": "llama", "parameters": 2_164_416, "trained_share": 0.0974},
         {"sft": {"kind": "sft", "base_sha256": "abc"}},
+        {"ppo.kl_coef": 0.02, "data.source": HOSTILE, "base.hub": None},
     )
 
 
@@ -100,7 +103,7 @@ def read(html: str) -> Reader:
 def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots: Path) -> None:
     html = page(told, plots)
     reader = read(html)
-    assert reader.text.count(HOSTILE) == 1 + len(report.SHOWN)
+    assert reader.text.count(HOSTILE) == 1 + len(report.SHOWN) + 1
     assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
     assert reader.tags.count("img") == len(FIGURES)
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in reader.sources)
@@ -119,6 +122,8 @@ def test_what_it_shows(told: Told, plots: Path) -> None:
     assert "9.74%" in text
     for name, value in (("base_sha256", "abc"), ("embedder_sha256", "fedc")):
         assert f"{name} {value}" in " ".join(found.cells)
+    assert "ppo.kl_coef 0.02" in " ".join(found.cells)
+    assert "base.hub null" in " ".join(found.cells)
     assert f"뽑은 {len(told.samples)}개" in text
     assert "참조 & 답" in text
     assert f"{len(HOSTILE)}자" in text
@@ -151,6 +156,18 @@ def test_hold_outs_stand_in_one_order(told: Told, plots: Path) -> None:
     assert order == ["처음 보는 표현", "물은 적 없는 사실", "mine <b>"] * 3
 
 
+def test_settings_are_those_of_the_run(tmp_path: Path) -> None:
+    place = tmp_path / "raw"
+    params = load_params(write_params(tmp_path, **{"data.source": "jsonl", "data.path": place}))
+    found = report.settings(params)
+    assert found["ppo.kl_coef"] == params.ppo.kl_coef
+    assert found["models.tiny.lora.r"] == params.chosen.lora.r
+    assert {key.split(".")[1] for key in found if key.startswith("models.")} == {"tiny"}
+    assert not [key for key in found if key.startswith("sample.")]
+    assert str(place) not in map(str, found.values())
+    assert "sample.groups" in report.settings(load_params(write_params(tmp_path)))
+
+
 def test_every_figure_is_there_at_its_size(told: Told, plots: Path) -> None:
     Image.new("RGB", (1001, 400)).save(plots / "rm" / "11_margins.png")
     html = page(told, plots)
@@ -170,7 +187,7 @@ def test_rows_without_kinds(told: Told, plots: Path) -> None:
     for name in (*MODELS, "ppo_vs_sft"):
         del told.metrics["evaluate"][name]["by_kind"]
     del told.metrics["rm"]["by_kind"]
-    assert "<details>" not in page(told, plots)
+    assert page(told, plots).count("<details>") == 1  # the settings
 
 
 def test_a_missing_figure_is_named(told: Told, plots: Path) -> None:

@@ -7,13 +7,14 @@ requests (Content-Security-Policy), so that an answer cannot do anything but sta
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.rlhf.config import Params
 from stages.rlhf.structure import Part
 from stages.rlhf.text_metrics import length
 
@@ -143,6 +144,30 @@ class Told:
     structure: Sequence[Part]
     numbers: Mapping[str, Any]  # structure.summary
     cards: Mapping[str, Mapping[str, Any]]  # model.json of each model
+    params: Mapping[str, Any] = field(default_factory=dict)  # of `settings`
+
+
+def settings(params: Params) -> dict[str, Any]:
+    """Every knob of the run by its address; not where the data lie, which is no business of a page.
+
+    Of the models the chosen one, and the sample world only where it is the source.
+    """
+    found: dict[str, Any] = {}
+
+    def gather(value: Any, address: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                gather(inner, f"{address}.{key}" if address else key)
+        else:
+            found[address] = value
+
+    tree = params.model_dump()
+    tree["models"] = {params.model: tree["models"][params.model]}
+    del tree["data"]["path"]
+    if params.data.source != "sample":
+        del tree["sample"]
+    gather(tree, "")
+    return found
 
 
 def page(told: Told, plots: Path) -> str:
