@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from stages.rlhf.checkpoints import LOG, log_of
-from stages.rlhf.work import LOCK
+from stages.rlhf.work import LOCK, locked
 from tests.conftest import ROOT, write_params
 
 STAGES = ("base", "sft", "rm", "judge", "ppo", "evaluate")  # those that go on
@@ -153,9 +154,14 @@ def begin(folder: Path, driver: str) -> None:
 
 
 def works(folder: Path, stage: str) -> bool:
-    """Whether a process has begun this stage and not ended it."""
-    begun = [p.parent for p in (folder / ".work" / stage).glob(f"*/{LOCK}")]
-    return any(not (p / "done").exists() for p in begun)
+    """Whether a process is at work on this stage."""
+    for lock in (folder / ".work" / stage).glob(f"*/{LOCK}"):
+        try:
+            with locked(lock.parent, wait=False):
+                continue
+        except BlockingIOError:
+            return True
+    return False
 
 
 def wait_for(folder: Path, stage: str) -> bool:
@@ -174,11 +180,19 @@ def strike(folder: Path, stage: str, rng: random.Random, length: float, writing:
     """Kill everything at a random moment of the stage; whether a checkpoint was half written."""
     time.sleep(rng.uniform(0, length))
     end = time.monotonic() + 5
-    drafts = ".work/*/*/*/*.tmp"
-    while writing and time.monotonic() < end and not any(folder.glob(drafts)):
+    while writing and time.monotonic() < end and not half_written(folder):
         pass
     kill_all(folder)
-    return any(folder.glob(drafts))
+    return half_written(folder)
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint, or a copy of a result, has no name yet."""
+    with suppress(FileNotFoundError):  # it was just named
+        return any(
+            next((folder / ".work").glob(pattern), None) for pattern in ("*/*/*.tmp", "*/*/*/*.tmp")
+        )
+    return True
 
 
 def judged(folder: Path, report: Report) -> None:
@@ -197,13 +211,12 @@ def judged(folder: Path, report: Report) -> None:
 def chaos(folder: Path, kills: int, seed: int) -> Report:
     """Everything, in two repositories below `folder`."""
     report, rng, started = Report(), random.Random(seed), time.monotonic()
-    whole = repository(folder / "whole")
+    whole, cut = (repository(folder / name) for name in ("whole", "cut"))
     assert run(whole, *DVC, "repro", seconds="30", log="whole.txt") == 0, folder / "whole.txt"
     lengths = {
         stage: json.loads((whole / "metrics" / "runtime" / f"{stage}.json").read_text())["total_s"]
         for stage in STAGES
     }
-    cut = repository(folder / "cut")
     for number in range(kills):
         stage = STAGES[number * len(STAGES) // kills]
         driver = DRIVERS[number % len(DRIVERS)]

@@ -1,6 +1,7 @@
 """A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from stages.rlhf import checkpoints, durable, work
-from stages.rlhf.rollout import POLICY, VALUE
+from stages.rlhf import checkpoints, durable, interruption
+from stages.rlhf.interruption import Interrupted
 from tests import resumed_ppo
-from tests.model_fixtures import ROOT, PpoTrainer
+from tests.model_fixtures import ROOT
 
 
 def save(folder: Path, step: int) -> None:
@@ -103,44 +105,7 @@ def test_a_full_disk_is_named_and_the_one_before_stays(
     assert loaded(tmp_path) == 3
 
 
-# ---- where they lie
-
-
-def test_work_lies_beside_the_repository_even_in_dvcs_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "x"
-    copy.mkdir(parents=True)
-    monkeypatch.delenv("KOQA_WORK")
-    for place in (tmp_path, copy):
-        monkeypatch.chdir(place)
-        assert work.root() == tmp_path / ".work"
-    monkeypatch.setenv("KOQA_WORK", str(tmp_path / "elsewhere"))
-    assert work.root() == tmp_path / "elsewhere"
-
-
 # ---- 9. PPO goes on
-
-
-def everything(trainer: PpoTrainer) -> dict[str, Any]:
-    """All that must not differ, as plain values or tensors."""
-    outcome = trainer.outcome
-    found: dict[str, Any] = {
-        "updates": outcome.updates,
-        "validation": outcome.validation,
-        "said": outcome.said,
-        "best_update": outcome.best_update,
-        "stopped": outcome.stopped,
-        "kl_coef": trainer.kl_coef,
-        "head": trainer.value_head.weight.detach(),
-    }
-    states = {role: trainer.roles.state(role) for role in (POLICY, VALUE)}
-    for name, state in {**states, "best": outcome.best_state}.items():
-        found |= {f"{name}.{key}": tensor for key, tensor in state.items()}
-    for name, optimizer in trainer._optimizers().items():
-        for i, state in optimizer.state_dict()["state"].items():
-            found |= {f"{name}.{i}.{key}": tensor for key, tensor in state.items()}
-    return found
 
 
 def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
@@ -152,18 +117,57 @@ def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
 def test_six_updates_are_three_a_kill_and_three(tmp_path: Path, killed_at: int) -> None:
-    whole = everything(resumed_ppo.run(tmp_path / "whole"))
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
     command = [sys.executable, "-m", "tests.resumed_ppo", str(tmp_path / "cut"), str(killed_at)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     kept = tmp_path / "cut" / "kept" / "step-4"  # after one update of warm-up
     assert kept.is_dir() == (killed_at == 5)
     trainer = resumed_ppo.run(tmp_path / "cut", killed_at=2 if killed_at == 5 else None)
-    assert differing(whole, everything(trainer)) == []
+    assert differing(whole, resumed_ppo.everything(trainer)) == []
     assert [row["update"] for row in trainer.outcome.updates] == list(range(7))
 
 
 def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
-    whole = everything(resumed_ppo.run(tmp_path))
-    again = everything(resumed_ppo.run(tmp_path, killed_at=1))
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path))
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path, killed_at=1))
     assert differing(whole, again) == []
+
+
+def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
+    for step in (1, 2):  # the update of warm-up, and the first of the policy
+        with monkeypatch.context() as patched:
+            patched.setattr(interruption, "asked", lambda: True)
+            with pytest.raises(Interrupted, match=f"after step {step} .*goes on from there"):
+                resumed_ppo.run(tmp_path / "cut")
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
+    assert differing(whole, again) == []
+
+
+def two(folder: Path, *killed_at: str) -> int:
+    """The run as a team of two; the exit code of torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.resumed_ppo", str(folder), *killed_at]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    return done.returncode
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_two(tmp_path: Path) -> None:
+    assert two(tmp_path / "whole") == 0
+    assert two(tmp_path / "cut", "5") != 0
+    kept = tmp_path / "cut" / "kept"
+    assert (kept / "step-4").is_dir()
+    assert not (kept / "step-7").is_dir()
+    assert two(tmp_path / "cut") == 0
+    whole, cut = (load_file(tmp_path / name / "result.safetensors") for name in ("whole", "cut"))
+    assert len(whole) > 20
+    assert differing(whole, cut) == []
+    plain = [(tmp_path / name / "result.json").read_text() for name in ("whole", "cut")]
+    assert plain[0] == plain[1]
+    log = list(checkpoints.log_of(tmp_path / "cut"))
+    assert [told["from"] for told in log if "from" in told] == [0, 4]
