@@ -42,7 +42,7 @@ def test_what_the_font_lacks_is_a_square(tmp_path: Path, recwarn: pytest.Warning
     figures.table(left, ["답"], [["흐\ufffd림\U0001f600"], ["둘째\n줄"]], 10)
     figures.horizontal_bars(right, ["과학\U0001f52c"], {"값": [1.0]})
     figures.save(figure, tmp_path / "a.png")
-    assert figures.drawable("흐\ufffd림\U0001f600 ab\n") == "흐□림□ ab\n"
+    assert figures.drawable("흐\ufffd림\U0001f600 ab\n") == "흐■림■ ab\n"
     assert not [str(w.message) for w in recwarn if "missing from font" in str(w.message)]
 
 

@@ -245,8 +245,8 @@ def shorten(text: str, width: int) -> str:
 
 
 def drawable(text: str) -> str:
-    """A square for every character that the font lacks: broken bytes of an answer, an emoji."""
-    return "".join(c if ord(c) in _CHARACTERS or c.isspace() else "□" for c in text)
+    """A black square for what the font lacks: broken bytes of an answer, an emoji."""
+    return "".join(c if ord(c) in _CHARACTERS or c.isspace() else "■" for c in text)
 
 
 def _wrapped(text: str, width: int) -> str:
