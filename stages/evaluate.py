@@ -10,6 +10,7 @@ python -m stages.evaluate --base data/base --sft data/sft --ppo data/ppo/best --
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.generation import Answer, answer_of, generate_all
 from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer
+from stages.rlhf.provenance import RUN
 from stages.rlhf.records import SftRow, read_rows, write_jsonl, write_metrics
 from stages.rlhf.reward_model import load_reward_model
 from stages.rlhf.rollout import POLICY
@@ -170,17 +172,29 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
     }
     told["evaluate"] = found.metrics
     samples = evaluation.spread(found.samples, shown)
-    asked = found.asked
+    asked, settings = found.asked, report.settings(params_of(paths))
     return report.page(
-        report.Told(told, samples, asked.structure, asked.numbers, cards), paths["drawn"]
+        report.Told(told, samples, asked.structure, asked.numbers, cards, settings), paths["drawn"]
     )
+
+
+def params_of(paths: Paths) -> Iterator[dict[str, Any]]:
+    """What run.json tells of each stage that made a model."""
+    for name in ("base", "embedder", "sft", "rm", "judge", "ppo"):
+        yield json.loads(run_file(paths, name).read_text(encoding="utf-8"))["params"]
+
+
+def run_file(paths: Paths, name: str) -> Path:
+    """A stage's run.json; of PPO's two models one lies here."""
+    return (paths[name].parent if name == "ppo" else paths[name]) / RUN
 
 
 def inputs_of(paths: Paths) -> Paths:
     """What is read: of the folders of metrics and of plots, the other stages' files alone."""
     told = {f"told {name}": paths["told"] / f"{name}.json" for name in TOLD}
     drawn = {f"drawn {name}": paths["drawn"] / name for name in DRAWN}
-    return {k: v for k, v in paths.items() if k not in ("told", "drawn")} | told | drawn
+    own = {k: v for k, v in paths.items() if k not in ("told", "drawn")}
+    return own | {"ppo run": run_file(paths, "ppo")} | told | drawn
 
 
 def folder_option(name: str) -> Any:

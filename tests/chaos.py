@@ -56,7 +56,7 @@ class Report:
     kills: list[dict[str, object]] = field(default_factory=list)
     went_on: int = 0  # loops that began at a checkpoint
     from_zero: list[str] = field(default_factory=list)  # that had one, and did not
-    same_lock: bool = False
+    same_lock: bool = True
     seconds: float = 0.0
 
 
@@ -116,9 +116,9 @@ def kill_all(folder: Path) -> int:
     return count
 
 
-def run(folder: Path, *command: str, seconds: str = "0", log: str = "log.txt") -> int:
+def run(folder: Path, *command: str, seconds: str = "0") -> int:
     """A command to its end; its exit code."""
-    with (folder.parent / log).open("a") as out:
+    with (folder.parent / "log.txt").open("a") as out:
         out.write(f"$ {' '.join(command)}\n")
         out.flush()
         return subprocess.run(
@@ -131,19 +131,16 @@ def begin(folder: Path, driver: str) -> None:
     """Start the pipeline in the background."""
     commands = {
         "dvc repro": [[*DVC, "repro"]],
-        "dvc exp run": [[*DVC, "exp", "run", "-f", "-n", "chaos"]],
+        "dvc exp run": [[*DVC, "exp", "run", "-n", f"chaos{time.time():.0f}"]],
         "the queue": [
             [*DVC, "queue", "remove", "--all"],
-            [*DVC, "exp", "run", "--queue", "-f", "-n", "queued"],
+            [*DVC, "exp", "run", "--queue", "-n", f"queued{time.time():.0f}"],
             [*DVC, "queue", "start"],
         ],
     }[driver]
-    if driver == "dvc exp run":
-        commands[0].remove("-f")
-        subprocess.run(["git", "update-ref", "-d", "refs/exps/exec/EXEC_HEAD"], cwd=folder)
     *before, last = commands
     for command in before:
-        run(folder, *[part for part in command if part != "-f"])
+        run(folder, *command)
     with (folder.parent / "log.txt").open("a") as out:
         out.write(f"$ {' '.join(last)} &\n")
         out.flush()
@@ -151,6 +148,7 @@ def begin(folder: Path, driver: str) -> None:
             last, cwd=folder, env=environment(folder, "0"), stdout=out, stderr=out,
             start_new_session=True,
         )  # fmt: skip
+    time.sleep(1)  # until it has its environment
 
 
 def works(folder: Path, stage: str) -> bool:
@@ -209,27 +207,30 @@ def judged(folder: Path, report: Report) -> None:
 
 
 def chaos(folder: Path, kills: int, seed: int) -> Report:
-    """Everything, in two repositories below `folder`."""
+    """Rounds of a kill in each stage, every round in a repository of its own below `folder`."""
     report, rng, started = Report(), random.Random(seed), time.monotonic()
-    whole, cut = (repository(folder / name) for name in ("whole", "cut"))
-    assert run(whole, *DVC, "repro", seconds="30", log="whole.txt") == 0, folder / "whole.txt"
+    rounds = [folder / f"round{i}" / "cut" for i in range(-(-kills // len(STAGES)))]
+    whole, *cuts = (repository(place) for place in (folder / "whole" / "whole", *rounds))
+    assert run(whole, *DVC, "repro", seconds="30") == 0, whole.parent / "log.txt"
     lengths = {
         stage: json.loads((whole / "metrics" / "runtime" / f"{stage}.json").read_text())["total_s"]
         for stage in STAGES
     }
+    lock = (whole / "dvc.lock").read_bytes()
     for number in range(kills):
-        stage = STAGES[number * len(STAGES) // kills]
-        driver = DRIVERS[number % len(DRIVERS)]
+        cut, stage = cuts[number // len(STAGES)], STAGES[number % len(STAGES)]
+        driver = DRIVERS[(number + number // len(STAGES)) % len(DRIVERS)]
         begin(cut, driver)
         if not wait_for(cut, stage):
-            break
+            raise RuntimeError(f"{stage} never began; see {cut.parent / 'log.txt'}")
         half = strike(cut, stage, rng, lengths[stage], number % 2 == 1)
         report.kills.append({"stage": stage, "under": driver, "half_written": half})
         print(json.dumps(report.kills[-1]), flush=True)
-    assert run(cut, *DVC, "repro") == 0, folder / "log.txt"
-    judged(cut, report)
-    report.same_lock = (cut / "dvc.lock").read_bytes() == (whole / "dvc.lock").read_bytes()
-    assert run(cut, *DVC, "status", "--quiet") == 0, folder / "log.txt"
+        if stage == STAGES[-1] or number == kills - 1:
+            assert run(cut, *DVC, "repro") == 0, cut.parent / "log.txt"
+            assert run(cut, *DVC, "status", "--quiet") == 0, cut.parent / "log.txt"
+            judged(cut, report)
+            report.same_lock &= (cut / "dvc.lock").read_bytes() == lock
     report.seconds = time.monotonic() - started
     return report
 

@@ -10,10 +10,8 @@ from PIL import Image
 
 from stages.rlhf import report
 from stages.rlhf.cleaning import Reason
-from stages.rlhf.config import load_params
 from stages.rlhf.report import FIGURES, MODELS, Told, page, verdict
 from stages.rlhf.structure import Part
-from tests.conftest import write_params
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
 GATES = dict.fromkeys(report.GATES, True)
@@ -156,16 +154,16 @@ def test_hold_outs_stand_in_one_order(told: Told, plots: Path) -> None:
     assert order == ["처음 보는 표현", "물은 적 없는 사실", "mine <b>"] * 3
 
 
-def test_settings_are_those_of_the_run(tmp_path: Path) -> None:
-    place = tmp_path / "raw"
-    params = load_params(write_params(tmp_path, **{"data.source": "jsonl", "data.path": place}))
-    found = report.settings(params)
-    assert found["ppo.kl_coef"] == params.ppo.kl_coef
-    assert found["models.tiny.lora.r"] == params.chosen.lora.r
-    assert {key.split(".")[1] for key in found if key.startswith("models.")} == {"tiny"}
-    assert not [key for key in found if key.startswith("sample.")]
-    assert str(place) not in map(str, found.values())
-    assert "sample.groups" in report.settings(load_params(write_params(tmp_path)))
+def test_settings_are_those_of_every_stage() -> None:
+    sft = {"seed": 0, "sft": {"data": "rank1"}, "models.${model}.lora": {"r": 8}}
+    ppo = {"seed": 0, "ppo": {"kl_coef": 0.1, "kl_target": None}}
+    assert list(report.settings([sft, ppo]).items()) == [
+        ("models.${model}.lora.r", 8),
+        ("ppo.kl_coef", 0.1),
+        ("ppo.kl_target", None),
+        ("seed", 0),
+        ("sft.data", "rank1"),
+    ]
 
 
 def test_every_figure_is_there_at_its_size(told: Told, plots: Path) -> None:

@@ -97,10 +97,11 @@ def check_unchanged(before: Origin, inputs: Mapping[str, Path]) -> None:
 
 
 def _value(plain: dict[str, Any], name: str) -> Any:
+    """A param, without the place of the data: what lies there is an input."""
     found: Any = plain
     for key in name.replace("${model}", plain["model"]).split("."):
         found = found[key]
-    return found
+    return {k: v for k, v in found.items() if k != "path"} if isinstance(found, dict) else found
 
 
 def _hash(path: Path) -> str:

@@ -6,7 +6,7 @@ requests (Content-Security-Policy), so that an answer cannot do anything but sta
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.rlhf.config import Params
 from stages.rlhf.structure import Part
 from stages.rlhf.text_metrics import length
 
@@ -147,27 +146,20 @@ class Told:
     params: Mapping[str, Any] = field(default_factory=dict)  # of `settings`
 
 
-def settings(params: Params) -> dict[str, Any]:
-    """Every knob of the run by its address; not where the data lie, which is no business of a page.
-
-    Of the models the chosen one, and the sample world only where it is the source.
-    """
+def settings(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every knob that decided the run by its address, from the `params` of run.json files."""
     found: dict[str, Any] = {}
 
     def gather(value: Any, address: str) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             for key, inner in value.items():
                 gather(inner, f"{address}.{key}" if address else key)
         else:
             found[address] = value
 
-    tree = params.model_dump()
-    tree["models"] = {params.model: tree["models"][params.model]}
-    del tree["data"]["path"]
-    if params.data.source != "sample":
-        del tree["sample"]
-    gather(tree, "")
-    return found
+    for params in runs:
+        gather(params, "")
+    return dict(sorted(found.items()))
 
 
 def page(told: Told, plots: Path) -> str:
