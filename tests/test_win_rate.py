@@ -1,5 +1,6 @@
 """Win rates by hand, planted effects, and the logistic regression against scipy's optimum."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from stages.rlhf import ranking_intervals
 from stages.rlhf.win_rate import RIDGE, length_controlled, mean_and_interval, win_rates
 
 RATE = "win_rate_length_controlled"
@@ -100,3 +102,29 @@ def test_every_interval_is_of_the_same_draws() -> None:
     mean = mean_and_interval("mean", expit(margins), 300, 7, "")
     for end in ("ci_low", "ci_high"):
         assert found[f"{RATE}_{end}"] == pytest.approx(mean[f"mean_{end}"], abs=1e-9)
+
+
+def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions, resamples = 90, 301
+    margins, gaps = planted(0.3, 0.5, questions, seed=6)
+    places = np.random.default_rng(8).integers(questions, size=(resamples, questions))
+    expected = [np.bincount(row, minlength=questions) for row in places]
+    found = []
+    for block in (1, 1000, 10**6):  # a row, eleven rows, all rows at once
+        monkeypatch.setattr(ranking_intervals, "BLOCK", block)
+        (counts,) = ranking_intervals.drawn(questions, resamples, 8)
+        np.testing.assert_array_equal(counts, expected)
+        found.append(length_controlled(margins, gaps, resamples, 8))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_question_more_costs_its_counts() -> None:
+    peaks = []
+    for questions in (1000, 2000):
+        margins, gaps = planted(0.3, 0.5, questions, seed=7)
+        tracemalloc.start()
+        length_controlled(margins, gaps, 1000, 9)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 1,000 resamples: 8 bytes each for its count, beside what a block takes whatever their number
+    assert (peaks[1] - peaks[0]) / 1000 < 1.5 * 8 * 1000, peaks

@@ -11,6 +11,7 @@ import numpy as np
 
 LEVEL = 0.95
 CHUNK = 4_000_000  # counts held at once
+BLOCK = 250_000  # of them worked on at once, which takes several times their memory
 LEAST = 0.9  # share of the resamples in which a statistic must exist to have an interval
 
 Sums = Mapping[str, np.ndarray]  # per question (Q, ...); of resamples (B, ...); of all (1, ...)
@@ -27,11 +28,19 @@ def drawn(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK // questions)
     for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        places = rng.integers(questions, size=(size, questions))
-        cells = (places + np.arange(size)[:, None] * questions).ravel()
-        counts = np.bincount(cells, minlength=size * questions).reshape(size, questions)
-        yield counts.astype(float)
+        counts = np.empty((min(rows, resamples - start), questions))
+        for block in blocks(counts):
+            places = rng.integers(questions, size=block.shape)
+            cells = (places + np.arange(len(block))[:, None] * questions).ravel()
+            block[:] = np.bincount(cells, minlength=block.size).reshape(block.shape)
+        yield counts
+
+
+def blocks(counts: np.ndarray) -> Iterator[np.ndarray]:
+    """(b, Q) -> views of its rows in turn, of about BLOCK counts each."""
+    rows = max(1, BLOCK // counts.shape[1])
+    for start in range(0, len(counts), rows):
+        yield counts[start : start + rows]
 
 
 def resampled(sums: Sums, resamples: int, seed: int) -> dict[str, np.ndarray]:

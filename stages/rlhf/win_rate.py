@@ -13,6 +13,7 @@ from scipy.special import expit
 from stages.rlhf.ranking_intervals import (
     Statistic,
     Sums,
+    blocks,
     drawn,
     interval,
     ratio,
@@ -100,7 +101,8 @@ def length_controlled(
     whole = float(expit(_fit(p, x, np.ones((1, len(p))))[0, 0]))
     if not resamples:
         return _stated(name, whole, None, "")
-    thetas = [_fit(p, x, counts)[:, 0] for counts in drawn(len(p), resamples, seed)]
+    counts = drawn(len(p), resamples, seed)
+    thetas = [_fit(p, x, block)[:, 0] for held in counts for block in blocks(held)]
     return _stated(name, whole, expit(np.concatenate(thetas)), "")
 
 
