@@ -127,11 +127,11 @@ def settle(
     kept = [answer for index, answer in enumerate(kept) if best[answer.text] == index]
     if len(kept) < 2:
         raise Unusable("too_few_answers")
-    levels = sorted({answer.rank for answer in kept})
+    levels = {rank: n for n, rank in enumerate(sorted({answer.rank for answer in kept}), 1)}
     if len(levels) == 1:
         raise Unusable("all_tied")
     return tuple(
-        Answer(answer.text, levels.index(answer.rank) + 1, answer.defect) for answer in kept
+        Answer(answer.text, levels[answer.rank], answer.defect) for answer in kept
     ), dropped
 
 

@@ -18,8 +18,11 @@ _SPECIAL = re.compile(
     r"|\[/?INST\]|<</?SYS>>|\[(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]",
     re.IGNORECASE,
 )
-_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-_BLANKS = re.compile(r"[^\S\n]+")
+_NESTED = 8  # times that a token taken out may leave another one behind
+_BRACKETS = str.maketrans("", "", "<[")
+# Blanks go first: a search for "blanks, then a break" begins anew at each of a million blanks.
+_BLANKS = re.compile(r"[^\S\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+_BREAKS = re.compile(r" ?[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 # What AI-Hub and its like leave where a name or an address was taken out.
 _PLACEHOLDER = re.compile(
@@ -39,7 +42,7 @@ _NOT_IN_KEY = {
 _CLOSERS = "\"'”’」』》〉)]】"
 _CLOSING = f"[{re.escape(_CLOSERS)}]*"
 _ENDS = re.compile(
-    rf"[.!?…。！？]+{_CLOSING}(?=\s|$)"  # a mark, then perhaps a closing quote or bracket
+    rf"(?<![.!?…。！？])[.!?…。！？]++{_CLOSING}+(?=\s|$)"  # marks, then perhaps closing quotes
     r"|(?<=[다요죠까])[.!?](?=[가-힣])"  # the space behind it forgotten
     rf"|(?<=[다요죠까]){_CLOSING}(?=\n|$)"  # no mark, but a final ending and a line break
 )
@@ -54,11 +57,19 @@ def clean(text: str) -> str:
 
     A run of white space becomes one space, or one line break where it holds a line break.
     """
-    removed = 1
-    while removed:  # what is taken out may leave a token behind: <</s>/s>
-        text = _INVISIBLE.sub("", text.translate(_FILLERS).replace("<[!newline]>", "\n"))
-        text, removed = _SPECIAL.subn("", unicodedata.normalize("NFC", text))
-    return _BLANKS.sub(" ", _BREAKS.sub("\n", text)).strip()
+    text, removed = _without_tokens(text)
+    for _ in range(_NESTED):  # what is taken out may leave a token behind: <</s>/s>
+        if not removed:
+            break
+        text, removed = _without_tokens(text)
+    if removed:  # nobody nests them so by chance
+        text = text.translate(_BRACKETS)
+    return _BREAKS.sub("\n", _BLANKS.sub(" ", text)).strip()
+
+
+def _without_tokens(text: str) -> tuple[str, int]:
+    text = _INVISIBLE.sub("", text.translate(_FILLERS).replace("<[!newline]>", "\n"))
+    return _SPECIAL.subn("", unicodedata.normalize("NFC", text))
 
 
 def clean_line(text: str) -> str:

@@ -21,7 +21,7 @@ _NAMES: dict[str, Part] = {
     "ppodata.json": "ppo",
     "ppo.json": "ppo",
 }
-_ANSWER = re.compile(r"answer(\d+)")
+_ANSWER = re.compile(r"answer(\d{1,9})")
 
 
 def part_of(name: str) -> Part | None:

@@ -1,25 +1,44 @@
 """Files of a source wherever they lie: in folders, in zips, in zips cut into pieces.
 
 Nothing is ever extracted: an entry named "/SFTlabel.json" or "../../SFTlabel.json" is opened where
-it is and known by its base name alone.
+it is and known by its base name alone. What a zip may hold is bounded before any of it is read: an
+entry is never longer than it says, and what all say together is held against the zip's own size.
 """
 
+import glob
 import io
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+ZIP_ENTRIES: Final = 10_000
+ZIP_DIRECTORY: Final = 8 << 20  # bytes of the list of entries, which zipfile takes in at one go
+ZIP_DEPTH: Final = 3  # zips within one another
+ZIP_RATIO: Final = 200  # bytes out of one byte; Korean text gives 4, a thousand equal rows 100
+ZIP_FREE: Final = 100 << 20  # bytes out of a zip that are no bomb whatever the ratio
 
 Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 
 _PIECE = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
 _VALIDATION_ZIP = re.compile(r"V[LS](?:[_.\- \d].*)?\.zip")  # VL.zip, VS_02.RLHF데이터.zip
-_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError)
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # bzip2 and LZMA come in bursts of gigabytes
+_BAD_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    struct.error,
+    ValueError,  # a place before the file's begin, a name that is not in its encoding
+    RuntimeError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Entry:
 def list_entries(path: Path) -> Iterator[Entry]:
     """All files below a folder, or in a zip, in a fixed order.
 
-    Raises ValueError naming a zip that is damaged, or a piece of one that is missing.
+    Raises ValueError naming a zip that is damaged or a bomb, or a piece of one that is missing.
     """
     for name, pieces in sorted(_find(path).items()):
         where = str(pieces[0].parent / Path(name).name)
@@ -49,7 +68,7 @@ def _find(path: Path) -> dict[str, list[Path]]:
     """Files by their path below the source, each with what to read for it: itself or its pieces."""
     if path.is_file():
         piece = _PIECE.fullmatch(path.name)
-        files = sorted(path.parent.glob(f"{piece[1]}.part*")) if piece else [path]
+        files = sorted(path.parent.glob(f"{glob.escape(piece[1])}.part*")) if piece else [path]
         root = path.parent
     else:
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
@@ -90,11 +109,13 @@ def _expand(where: str, parts: tuple[str, ...], opener: Opener) -> Iterator[Entr
         validation = any(_is_validation(part) for part in parts[:-1])
         yield Entry(parts[-1], where, validation, opener)
         return
-    try:
-        with opener() as raw, zipfile.ZipFile(raw) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-    except _BAD_ZIP as error:
-        raise ValueError(f"{where}: not a zip that can be read: {error}") from error
+    depth = sum(part.lower().endswith(".zip") for part in parts)
+    if depth > ZIP_DEPTH:
+        raise ValueError(f"{where:.500}: a zip within {depth - 1} zips; at most {ZIP_DEPTH} in all")
+    with opener() as raw:
+        size = raw.seek(0, os.SEEK_END)
+        infos = _directory(raw, where)
+    _check_bounds(infos, size, where)
     for info in sorted(infos, key=lambda info: (info.filename, info.header_offset)):
         inner = tuple(info.filename.replace("\\", "/").split("/"))
         yield from _expand(
@@ -102,23 +123,78 @@ def _expand(where: str, parts: tuple[str, ...], opener: Opener) -> Iterator[Entr
         )
 
 
+def _directory(raw: IO[bytes], where: str) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(_Sipped(raw)) as archive:
+            return [info for info in archive.infolist() if not info.is_dir()]
+    except _BAD_ZIP as error:
+        raise ValueError(f"{where}: not a zip that can be read: {error}") from error
+
+
+def _check_bounds(infos: list[zipfile.ZipInfo], size: int, where: str) -> None:
+    """Raise ValueError where a zip of `size` bytes holds too many entries, or too much in them."""
+    if len(infos) > ZIP_ENTRIES:
+        raise ValueError(f"{where}: {len(infos)} files in a zip; at most {ZIP_ENTRIES} expected")
+    whole = sum(info.file_size for info in infos)
+    if whole > max(ZIP_FREE, ZIP_RATIO * size):
+        raise ValueError(
+            f"{where}: a zip of {size} bytes that holds {whole}; at most {ZIP_RATIO} times as much,"
+            f" or {ZIP_FREE}, was expected"
+        )
+    for info in infos:
+        if info.compress_type not in _METHODS:
+            raise ValueError(
+                f"{where}!{info.filename}: compressed by method {info.compress_type};"
+                " stored (0) or deflated (8) was expected"
+            )
+
+
 def _is_validation(part: str) -> bool:
     return part.lower() == "validation" or _VALIDATION_ZIP.fullmatch(part) is not None
 
 
 def _open_file(path: Path) -> IO[bytes]:
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise ValueError(f"{path}: not a file; a pipe or a device cannot be read")
     return path.open("rb")
 
 
 @contextmanager
 def _open_member(opener: Opener, info: zipfile.ZipInfo, where: str) -> Iterator[IO[bytes]]:
-    with opener() as raw, zipfile.ZipFile(raw) as archive:
+    with opener() as raw, zipfile.ZipFile(_Sipped(raw)) as archive:
         try:
             member = archive.open(info)
-        except RuntimeError as error:  # encrypted
+        except _BAD_ZIP as error:  # encrypted, or not where the list says
             raise ValueError(f"{where}!{info.filename}: cannot be read: {error}") from error
         with member:
             yield member
+
+
+class _Sipped(io.RawIOBase, IO[bytes]):
+    """A file of which nobody takes more than ZIP_DIRECTORY bytes at one go."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Byte of the file."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte of the file."""
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Bytes from here on. Raises zipfile.BadZipFile where they are too many."""
+        most = ZIP_DIRECTORY + 1
+        chunk = self._file.read(most if size is None or size < 0 else min(size, most))
+        if len(chunk) > ZIP_DIRECTORY:
+            raise zipfile.BadZipFile(f"a list of files of more than {ZIP_DIRECTORY} bytes")
+        return chunk
 
 
 class _Joined(io.RawIOBase, IO[bytes]):

@@ -15,7 +15,7 @@ EXPECTED: dict[Part, str] = {
 }
 _NAME = re.compile(r"kochatgpt_(1_sft|2_rm|3_ppo)\.jsonl?", re.IGNORECASE)
 _PARTS: dict[str, Part] = {"1_sft": "sft", "2_rm": "rm", "3_ppo": "ppo"}
-_COMPLETION = re.compile(r"completion_(\d+)")
+_COMPLETION = re.compile(r"completion_(\d{1,9})")
 
 
 def part_of(name: str) -> Part | None:
