@@ -73,18 +73,19 @@ def main(rows: Path, out: Path, metrics: Path) -> None:
     """Make the base model, or point at it."""
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
-    inputs = {name: rows / name for name in ("corpus.jsonl", "tokenizer.json")}
     try:
         params = load_params()
+        hub = params.chosen.hub
+        inputs = {} if hub else {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
         runtime.start(params.threads, params.seed, "base")
 
         def run(work: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
-            if params.chosen.hub is None:
-                figures = make(params, rows, out, work)
-            else:
-                write_pointer(out, params.chosen.hub, params.chosen.revision)
+            if hub:
+                write_pointer(out, hub, params.chosen.revision)
                 figures = {}
+            else:
+                figures = make(params, rows, out, work)
             write_metrics(metrics, figures)
             clock.write(seconds)
 

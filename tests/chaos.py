@@ -174,23 +174,25 @@ def wait_for(folder: Path, stage: str) -> bool:
     raise TimeoutError(f"{stage} did not begin within {PATIENCE} s")
 
 
-def strike(folder: Path, stage: str, rng: random.Random, length: float, writing: bool) -> bool:
-    """Kill everything at a random moment of the stage; whether a checkpoint was half written."""
+def strike(folder: Path, rng: random.Random, length: float, writing: bool) -> bool:
+    """Kill everything at a random moment of a stage; whether a checkpoint was half written."""
+    before = drafts(folder)  # of earlier kills
     time.sleep(rng.uniform(0, length))
     end = time.monotonic() + 5
-    while writing and time.monotonic() < end and not half_written(folder):
+    while writing and time.monotonic() < end and drafts(folder) <= before:
         pass
     kill_all(folder)
-    return half_written(folder)
+    return not drafts(folder) <= before
 
 
-def half_written(folder: Path) -> bool:
-    """Whether a checkpoint, or a copy of a result, has no name yet."""
-    with suppress(FileNotFoundError):  # it was just named
-        return any(
-            next((folder / ".work").glob(pattern), None) for pattern in ("*/*/*.tmp", "*/*/*/*.tmp")
-        )
-    return True
+def drafts(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints and copies of results that have no name yet, each with when it was begun."""
+    found = set()
+    for pattern in ("*/*/*.tmp", "*/*/*/*.tmp"):
+        with suppress(FileNotFoundError):  # one of them was just named
+            for path in (folder / ".work").glob(pattern):
+                found.add((str(path), path.stat().st_ctime_ns))
+    return found
 
 
 def judged(folder: Path, report: Report) -> None:
@@ -223,7 +225,7 @@ def chaos(folder: Path, kills: int, seed: int) -> Report:
         begin(cut, driver)
         if not wait_for(cut, stage):
             raise RuntimeError(f"{stage} never began; see {cut.parent / 'log.txt'}")
-        half = strike(cut, stage, rng, lengths[stage], number % 2 == 1)
+        half = strike(cut, rng, lengths[stage], number % 2 == 1)
         report.kills.append({"stage": stage, "under": driver, "half_written": half})
         print(json.dumps(report.kills[-1]), flush=True)
         if stage == STAGES[-1] or number == kills - 1:

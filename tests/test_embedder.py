@@ -172,7 +172,7 @@ def test_hub_pointer(
     result = run_stage(monkeypatch, tmp_path, hub="some/ruler")
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
-    assert [p.name for p in out.iterdir()] == ["pointer.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["pointer.json", "run.json"]
     pointer = json.loads((out / "pointer.json").read_text(encoding="utf-8"))
     assert pointer["hub"] == "some/ruler"
     assert pointer["revision"] == "a" * 40

@@ -84,7 +84,7 @@ def write_rows(folder: Path) -> None:
 
 def write_stubs(folder: Path) -> None:
     """What the stages that are not run here would have told and drawn for the report."""
-    write_metrics(folder / "metrics" / "preprocess.json", {})
+    write_metrics(folder / "metrics" / "preprocess.json", {"dropped_answers": {}})
     for name in report.FIGURES:
         if name.startswith("eda/"):
             file = folder / "plots" / f"{name}.png"

@@ -31,6 +31,7 @@ MODULES = {
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 SMALL = {
     "model": "micro",
+    "threads": 1,
     "sample.demonstrations": 160,
     "sample.groups": 80,
     "sample.judge_groups": 20,

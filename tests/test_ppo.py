@@ -98,7 +98,7 @@ def test_behind_a_closed_gate_sft_is_the_result(
     params = shipped().model_copy(
         update={"model": "micro", "models": {"micro": micro}, "ppo": knobs}
     )
-    trainer, found, validator = ppo.trained(params, paths)
+    trainer, found, validator = ppo.trained(params, paths, tmp_path / "work")
     assert len(found.updates) == updates
     ppo.save(trainer, tmp_path / "out", paths)
     ppo.write_curves(found, validator, tmp_path / "plots")
@@ -137,4 +137,4 @@ def test_no_validation_questions_are_refused(tmp_path: Path) -> None:
     write_jsonl(paths["validation"], [])
     params = shipped().model_copy(update={"model": "micro"})
     with pytest.raises(ValueError, match="validation is empty: no questions to choose an update"):
-        ppo.trained(params, paths)
+        ppo.trained(params, paths, tmp_path / "work")
