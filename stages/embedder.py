@@ -32,7 +32,8 @@ def main(corpus: Path, sft: Path, out: Path, seconds: Path | None) -> None:
         runtime.start(params.threads, knobs.seed, "embedder")
         shutil.rmtree(out, ignore_errors=True)
         train = sft / "train.jsonl"
-        with recorded("embedder", params, {"corpus": corpus, "train": train}, out):
+        inputs = {} if knobs.hub else {"corpus": corpus, "train": train}
+        with recorded("embedder", params, inputs, out):
             if knobs.hub is None:
                 texts = [str(row["text"]) for row in read_jsonl(corpus)]
                 pairs = [(row.question, row.answer) for row in read_rows(train, SftRow)]

@@ -138,6 +138,7 @@ def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
         "judge/reward.json",
         *(f"judge/judge0/{name}" for name in (*adapter[:2], "head.safetensors")),
         *(f"ppo/{kept}/{name}" for kept in ("best", "last") for name in adapter),
+        *(f"{stage}/run.json" for stage in ("base", "sft", "rm", "judge", "ppo")),
     }
     for file in (chain / "data").rglob("*.json"):
         assert str(chain) not in file.read_text(), f"{file} names a place"

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.rlhf import durable, interruption
+from stages.rlhf import durable, interruption, tensors
 from stages.rlhf.interruption import Interrupted
 
 LATEST, LOG, PREFIX = "LATEST", "log.jsonl", "step-"
@@ -127,14 +127,14 @@ def log_of(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin so, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
-def above(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def above(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with `prefix` before their names."""
-    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return {f"{prefix}{name}": tensor for name, tensor in found.items()}
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def load_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) 
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Write a checkpoint and take away all but the newest `KEPT`.
 
     Raises ValueError where the disk refuses it; earlier ones stay as they are.
@@ -162,7 +162,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        whole = {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
         save_file(whole, draft / "state.safetensors")
         (draft / "state.json").write_text(json.dumps(plain), encoding="utf-8")
         durable.seal(draft)
@@ -190,7 +190,7 @@ def load(folder: Path) -> Checkpoint | None:
             click.echo(f"{place}: {damage}; the checkpoint before it is used", err=True)
             continue
         plain = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return Checkpoint(_step(place), load_file(place / "state.safetensors"), plain)
+        return Checkpoint(_step(place), tensors.read(place / "state.safetensors"), plain)
     return None
 
 

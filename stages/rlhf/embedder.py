@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from stages.rlhf.config import Embedder
 from stages.rlhf.durable import folder_hash
-from stages.rlhf.hub import POINTER, follow_pointer
+from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.korean import sentence_ends
 from stages.rlhf.provenance import RUN
 from stages.rlhf.runtime import derive_seed
@@ -135,7 +135,7 @@ def save(model: SentenceTransformer, folder: Path) -> None:
 def load(folder: Path) -> SentenceTransformer:
     """The ruler that lies in `folder`, or that its pointer names, giving raw embeddings.
 
-    Raises ValueError where neither lies there, or the hub's cache has lost it.
+    Raises ValueError where neither lies there, where a pickle does, or the hub's cache has lost it.
     """
     if (folder / POINTER).is_file():
         weights, device = follow_pointer(folder), None
@@ -143,9 +143,18 @@ def load(folder: Path) -> SentenceTransformer:
         weights, device = folder, "cpu"
     else:
         raise ValueError(f"{folder}: neither modules.json nor {POINTER}; no embedder lies there")
-    model = SentenceTransformer(
-        str(weights), device=device, local_files_only=True, trust_remote_code=False
-    )
+    refuse_pickles(weights)
+    try:
+        model = SentenceTransformer(
+            str(weights),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{weights}: no embedder that can be used: {cause}") from error
     for place in reversed([i for i, module in enumerate(model) if isinstance(module, Normalize)]):
         del model[place]
     return model.eval()

@@ -14,6 +14,7 @@ from stages.rlhf.durable import file_hash, files_of
 
 POINTER = "pointer.json"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # no pickles, no code
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
 
 
@@ -70,6 +71,17 @@ def follow_pointer(folder: Path) -> Path:
         if not (cached / name).is_file() or file_hash(cached / name) != expected:
             raise ValueError(f"{cached / name}: not the file that {folder / POINTER} names")
     return cached
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise ValueError where a pickle lies in the place of weights, with no safetensors beside it.
+
+    Beside them it is passed over: the hub's cache often holds both.
+    """
+    for name in files_of(folder):
+        place = (folder / name).parent
+        if name.endswith(PICKLES) and not any(place.glob("*.safetensors")):
+            raise ValueError(f"{folder / name}: a pickle, which is not read; safetensors expected")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.rlhf import tensors
 from stages.rlhf.chat import prepare_tokenizer, template_hash
 from stages.rlhf.config import Lora
 from stages.rlhf.durable import file_hash
-from stages.rlhf.hub import POINTER, follow_pointer
+from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.lora import LoraLinear
 from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, products
 from stages.rlhf.provenance import RUN
@@ -63,21 +65,53 @@ def tokenizer_hash(folder: Path) -> str:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a base model, with our template and a padding token that is not EOS."""
-    return prepare_tokenizer(AutoTokenizer.from_pretrained(weights_folder(folder)))
+    where = weights_folder(folder)
+    try:
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: no tokenizer that can be used: {_first_line(error)}") from error
 
 
 def load_causal_lm(folder: Path, dtype: str) -> Any:
-    """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode."""
-    model = AutoModelForCausalLM.from_pretrained(
-        weights_folder(folder),
-        dtype=WEIGHTS[dtype],
-        use_safetensors=True,
-        trust_remote_code=False,  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa lacks
-    )
+    """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode.
+
+    Raises ValueError where a pickle or an adapter lies in the model's place, or the model wants
+    code of its own.
+    """
+    where = weights_folder(folder)
+    refuse_pickles(where)
+    _check_shards(where)
+    if (where / "adapter_config.json").is_file():  # transformers would load the model it names
+        raise ValueError(
+            f"{where / 'adapter_config.json'}: an adapter, where a whole model belongs"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=WEIGHTS[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+        )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa lacks
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{where}: no model that can be used: {_first_line(error)}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and autocasts(dtype):
         model.set_attn_implementation(SDPA_FLOAT32)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_shards(folder: Path) -> None:
+    """transformers would read what an index names: a pickle, or a file elsewhere."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        odd = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+        if odd:
+            raise ValueError(f"{index}: names {odd[0]!r}; a *.safetensors beside it was expected")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -199,8 +233,9 @@ class Roles:
             if config[knob] != here:
                 raise ValueError(f"{weights}: trained with {knob} {config[knob]}, not {here}")
         self.add(name)
+        state = tensors.read(weights)
         try:
-            self.load_state(name, load_file(weights))
+            self.load_state(name, state)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from error
 

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.rlhf import tensors
 from stages.rlhf.chat import Codec
 from stages.rlhf.length_curve import LengthCurve
 from stages.rlhf.models import Roles
@@ -300,7 +301,7 @@ def load_reward_model(roles: Roles, folder: Path) -> RewardModel:
     for name, scale in figures["members"].items():
         roles.load(name, folder / name)
         head = Head(roles.model.config.hidden_size, hybrid=figures["hybrid"])
-        head.load_state_dict(load_file(folder / name / "head.safetensors"))
+        head.load_state_dict(tensors.read(folder / name / "head.safetensors"))
         head = head.to(roles.model.device).eval().requires_grad_(False)
         members.append(Member(name, head, scale["mean"], scale["sd"]))
     found = figures["calibration"]

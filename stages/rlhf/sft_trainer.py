@@ -6,6 +6,7 @@ checkpoints, which it writes in place, are sealed: one without a whole manifest 
 """
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,7 +137,10 @@ def fit(
     )
     last = newest(folder)
     note(folder, "from", int(last.name.split("-")[1]) if last else 0)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:  # Trainer loads its own files with weights_only
+        raise ValueError(f"{last}: holds more than tensors and plain values: {error}") from error
     log = trainer.state.log_history
     losses = [entry["loss"] for entry in log if "loss" in entry]
     epoch = losses[-(len(losses) // phase.epochs) :]

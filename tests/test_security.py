@@ -1,0 +1,388 @@
+"""Nothing from outside is run: no pickle, no code beside a model, no path of an archive; no token
+leaves the environment.
+"""
+
+import json
+import pickle
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from stages import base, preprocess
+from stages.embedder import main as embedder_main
+from stages.rlhf import checkpoints, durable, embedder, sft_trainer
+from stages.rlhf.chat import Codec
+from stages.rlhf.config import Embedder
+from stages.rlhf.models import (
+    Roles,
+    load_base,
+    load_causal_lm,
+    load_sft,
+    load_tokenizer,
+)
+from stages.rlhf.reward_model import load_reward_model
+from stages.rlhf.sources import Reader
+from tests.conftest import ROOT, write_params
+from tests.model_fixtures import (
+    LORA,
+    random_reward_model,
+    save_base,
+    save_sft,
+    sft_roles,
+    tiny_tokenizer,
+)
+from tests.test_models import pointed
+from tests.test_sft import ROWS, STRANGERS, micro
+from tests.test_sources import NAMES, SFT, aihub, document, read, zipped
+
+PICKLES = ("pytorch_model.bin", "model.pt", "adapter_model.bin", "training_args.bin", "state.pkl")
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """A file that is there only if a planted pickle, or planted code, was run."""
+    mark = tmp_path / "run"
+    pickle.loads(pickle.dumps(Trap(mark)))
+    assert mark.exists(), "the trap does not work"
+    mark.unlink()
+    yield mark
+    assert not mark.exists(), "what was planted was run"
+
+
+def plant(folder: Path, mark: Path, names: tuple[str, ...] = PICKLES) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        if number % 2:
+            torch.save(Trap(mark), folder / name)
+        else:
+            (folder / name).write_bytes(pickle.dumps(Trap(mark)))
+
+
+def code(folder: Path, mark: Path) -> None:
+    """Python beside a model, named in its configuration as the hub's custom models do."""
+    text = f"from pathlib import Path\nPath({str(mark)!r}).touch()\nclass Evil: pass\n"
+    (folder / "evil.py").write_text(text, encoding="utf-8")
+    names = ("AutoConfig", "AutoModelForCausalLM")
+    change(folder / "config.json", auto_map=dict.fromkeys(names, "evil.Evil"))
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+
+
+def change(file: Path, **keys: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | keys), encoding="utf-8")
+
+
+# ---- models
+
+
+def test_pickles_beside_a_base_model_are_passed_over(tmp_path: Path, mark: Path) -> None:
+    folder = save_base(tmp_path / "base")
+    plant(folder, mark)
+    load_tokenizer(folder)
+    state = load_causal_lm(folder, "float32").state_dict()
+    saved = load_file(folder / "model.safetensors")
+    assert all(state[name].equal(tensor) for name, tensor in saved.items())
+    load_base(folder, "float32", LORA)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
+def test_a_pickle_instead_of_a_base_model_is_refused(tmp_path: Path, mark: Path, name: str) -> None:
+    folder = save_base(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    plant(folder, mark, (name,))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}: a pickle, .* safetensors"):
+        load_causal_lm(folder, "float32")
+
+
+def test_a_pickle_in_the_hubs_cache_is_passed_over(
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, folder = pointed(tmp_path, monkeypatch)
+    plant(snapshot, mark)
+    load_tokenizer(folder)
+    load_causal_lm(folder, "float32")
+
+
+def test_an_adapter_beside_a_base_model_is_refused(tmp_path: Path, mark: Path) -> None:
+    """transformers would load what its adapter_config.json names in the base model's place."""
+    folder, other = save_base(tmp_path / "base"), tmp_path / "other"
+    shutil.copytree(folder, other)
+    code(other, mark)
+    plant(folder, mark, ("adapter_model.bin",))
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(other), "r": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: an adapter, .* whole model"):
+        load_causal_lm(folder, "float32")
+
+
+@pytest.mark.parametrize("kind", ["llama", "evil"])
+def test_code_beside_a_model_is_not_run(
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An architecture that we know is ours; one that its own code makes is refused unasked."""
+    folder = save_base(tmp_path / "base")
+    code(folder, mark)
+    change(folder / "config.json", model_type=kind)
+    monkeypatch.setattr("builtins.input", lambda *given: "y")  # whoever asks is told yes
+    if kind == "llama":
+        load_causal_lm(folder, "float32")
+    else:
+        with pytest.raises(ValueError, match="contains custom code"):
+            load_causal_lm(folder, "float32")
+    load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["shard.bin", "../shard.safetensors"])
+def test_an_index_that_names_something_else_is_not_followed(
+    tmp_path: Path, mark: Path, name: str
+) -> None:
+    base = save_base(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    torch.save(Trap(mark), base / name)
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"safetensors( beside it was)? expected"):
+        load_causal_lm(base, "float32")
+
+
+def test_pickles_in_an_adapters_folder(tmp_path: Path, mark: Path) -> None:
+    base = save_base(tmp_path / "base")
+    sft = save_sft(base, tmp_path / "sft", "lora")
+    plant(sft, mark)
+    load_sft(base, sft, "float32", LORA)
+    (sft / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: no such file"):
+        load_sft(base, sft, "float32", LORA)
+
+
+def save_reward(folder: Path) -> Roles:
+    """A reward model's folder as stage rm writes it; the roles to load it onto."""
+    model = random_reward_model(sft_roles(folder, "lora"), members=1)
+    model.save(folder / "rm")
+    return sft_roles(folder, "lora")
+
+
+def test_pickles_in_a_reward_models_folder(tmp_path: Path, mark: Path) -> None:
+    roles = save_reward(tmp_path)
+    plant(tmp_path / "rm", mark)
+    plant(tmp_path / "rm" / "reward0", mark)
+    load_reward_model(roles, tmp_path / "rm")
+    head = tmp_path / "rm" / "reward0" / "head.safetensors"
+    head.write_bytes(pickle.dumps(Trap(mark)))
+    with pytest.raises(Exception, match=r"(?i)header"):
+        load_reward_model(sft_roles(tmp_path, "lora"), tmp_path / "rm")
+
+
+def test_pickles_in_a_checkpoint(
+    tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        checkpoints.save(tmp_path / "work", step, {"a": torch.ones(1)}, {})
+    plant(tmp_path / "work" / "step-2", mark)
+    (tmp_path / "work" / "step-2" / "state.safetensors").write_bytes(pickle.dumps(Trap(mark)))
+    found = checkpoints.load(tmp_path / "work")
+    assert found is not None
+    assert found.step == 1
+    assert "is not what manifest.json says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"]
+)
+def test_a_pickle_in_trainers_checkpoint_is_refused(
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(checkpoints.SECONDS, "0")
+    codec = Codec(tiny_tokenizer())
+    save_base(tmp_path / "base")
+    held = sft_trainer.encoded(STRANGERS, codec)
+    phase = sft_trainer.Phase(ROWS, 2, 0)
+    work = tmp_path / "work"
+
+    def fit() -> Any:
+        model = load_causal_lm(tmp_path / "base", "float32").requires_grad_(True)
+        return sft_trainer.fit(model, codec, micro(method="full", epochs=2), phase, held, work)
+
+    fit()
+    shutil.rmtree(work / "checkpoint-4")
+    last = work / "checkpoint-3"
+    torch.save(Trap(mark), last / name)
+    durable.seal(last)
+    if name == "training_args.bin":
+        fit()  # never opened
+    else:
+        with pytest.raises(ValueError, match=r"checkpoint-3: holds more than tensors"):
+            fit()
+
+
+# ---- the embedder
+
+
+@pytest.fixture
+def ruler(tmp_path: Path) -> Path:
+    knobs = Embedder(
+        hub=None, revision=None, seed=0, vocab_size=300, dimensions=4, epochs=1, batch_size=2,
+        learning_rate=0.02,
+    )  # fmt: skip
+    texts = ["설악산은 높다. 한라산도 높다.", "독도는 멀다. 마라도도 멀다."]
+    embedder.save(embedder.train(texts, [("산은?", "높다.")], knobs), tmp_path / "ruler")
+    return tmp_path / "ruler"
+
+
+def test_pickles_beside_the_embedder_are_passed_over(ruler: Path, mark: Path) -> None:
+    plant(ruler, mark)
+    assert embedder.encode(embedder.load(ruler), ["산"]).shape == (1, 4)
+
+
+def test_a_pickle_instead_of_the_embedder_is_refused(ruler: Path, mark: Path) -> None:
+    (ruler / "model.safetensors").unlink()
+    plant(ruler, mark, ("pytorch_model.bin",))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: a pickle, .* safetensors"):
+        embedder.load(ruler)
+
+
+@pytest.mark.parametrize("kind", ["evil.Evil", "org/name--evil.Evil", "os.system"])
+def test_code_beside_the_embedder_is_not_run(ruler: Path, mark: Path, kind: str) -> None:
+    (ruler / "config.json").write_text("{}", encoding="utf-8")
+    (ruler / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    code(ruler, mark)
+    modules = json.loads((ruler / "modules.json").read_text(encoding="utf-8"))
+    modules[0]["type"] = kind
+    (ruler / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(ValueError, match="third-party code"):
+        embedder.load(ruler)
+
+
+# ---- data
+
+
+def test_pickles_among_the_data(tmp_path: Path, mark: Path) -> None:
+    """Passed over by name; under a name that is read, they are no JSON."""
+    path = aihub(tmp_path / "data")
+    plant(path, mark)
+    assert len(read(path, "sft")) == 1
+    (path / NAMES["sft"]).write_bytes(pickle.dumps(Trap(mark)))
+    with pytest.raises(ValueError, match=r"SFTlabel\.json: not JSON"):
+        read(path, "sft")
+
+
+def test_links_and_climbing_names_in_a_zip(tmp_path: Path) -> None:
+    """A link is read as the few bytes that it is; nothing is written, whatever the name."""
+    secret = tmp_path / "secret.json"
+    secret.write_bytes(document([SFT | {"question": "비밀"}]))
+    path = aihub(tmp_path / "data")
+    with zipfile.ZipFile(path / "TL.zip", "w") as archive:
+        link = zipfile.ZipInfo(NAMES["sft"])
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, str(secret))
+    with pytest.raises(ValueError, match=r"TL\.zip!SFTlabel\.json: not JSON"):
+        read(path, "sft")
+    names = ["../../out.json", "/tmp/out.json", "..\\..\\out.json", "C:\\out.json", "a/../../x"]
+    (path / "TL.zip").write_bytes(zipped(dict.fromkeys(names, b"x")))
+    before = sorted(tmp_path.rglob("*"))
+    Reader("aihub", path, None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- the hub's token
+
+
+TOKEN = "hf_" + "Sentinel" * 5
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that knows nobody, and says what it was told."""
+
+    tokens: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.tokens.append(str(self.headers.get("authorization")))
+        self.send_response(401)
+        self.send_header("X-Error-Message", "Invalid credentials")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *given: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Refusing.tokens.clear()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("stage", ["base", "preprocess", "embedder"])
+@pytest.mark.usefixtures("hub")
+def test_the_token_is_neither_said_nor_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    main, options = {
+        "base": (base.main, "--rows rows --out data/base --metrics metrics/base.json"),
+        "preprocess": (preprocess.main, "--out data/preprocess --metrics metrics/p.json"),
+        "embedder": (embedder_main, "--corpus c.jsonl --sft sft --out data/embedder"),
+    }[stage]
+    changed: dict[str, Any] = {"model": "micro", "embedder.hub": "org/secret", "threads": 1}
+    changed |= {f"models.micro.{name}": None for name in ("architecture", "base")}
+    write_params(tmp_path, **changed, **{"models.micro.hub": "org/secret"})
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    (tmp_path / "data" / "sample" / "empty.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, options.split())
+    assert result.exit_code == 1
+    assert "org/secret (revision latest) is not in the hub's cache" in result.output
+    assert any(TOKEN in token for token in Refusing.tokens), "it was never used"
+    said = capfd.readouterr()
+    for text in (result.output, repr(result.exception), said.out, said.err, caplog.text):
+        assert TOKEN not in text
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
+
+
+def test_no_source_file_trusts_code_or_pickles() -> None:
+    banned = (
+        "trust_remote_code=True",
+        "torch.load(",
+        "pickle.load",
+        "import joblib",
+    )
+    banned += ("weights_only=False", "extractall(", "yaml.load(", "eval(", "exec(", "os.system(")
+    for file in (ROOT / "stages").rglob("*.py"):
+        text = file.read_text(encoding="utf-8").replace(".eval(", ".").replace("_eval(", "")
+        for word in banned:
+            assert word not in text, f"{file}: {word}"
