@@ -92,7 +92,8 @@ def clean_item(item: Item) -> tuple[Clean, list[Dropped]]:
     if item.part == "rm":
         answers, dropped = settle(answers, [_flaw(answer.text, question) for answer in answers])
     side = item.split or ("test" if item.validation else None)
-    name = clean_line(item.id) or item.id
+    # of an id that is invisible, or half a surrogate pair, the escape stands
+    name = clean_line(item.id) or item.id.encode("ascii", "backslashreplace").decode()
     pinned = item.split is not None
     row = Clean(item.part, name, key, question, answers, labels, side, pinned)
     return row, dropped

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _BAD_ZIP = (
     ValueError,  # a place before the file's begin, a name that is not in its encoding
     RuntimeError,
     OverflowError,
+    zlib.error,  # of a zip within a zip
 )
 
 
@@ -112,9 +114,7 @@ def _expand(where: str, parts: tuple[str, ...], opener: Opener) -> Iterator[Entr
     depth = sum(part.lower().endswith(".zip") for part in parts)
     if depth > ZIP_DEPTH:
         raise ValueError(f"{where:.500}: a zip within {depth - 1} zips; at most {ZIP_DEPTH} in all")
-    with opener() as raw:
-        size = raw.seek(0, os.SEEK_END)
-        infos = _directory(raw, where)
+    infos, size = _directory(opener, where)
     _check_bounds(infos, size, where)
     for info in sorted(infos, key=lambda info: (info.filename, info.header_offset)):
         inner = tuple(info.filename.replace("\\", "/").split("/"))
@@ -123,10 +123,12 @@ def _expand(where: str, parts: tuple[str, ...], opener: Opener) -> Iterator[Entr
         )
 
 
-def _directory(raw: IO[bytes], where: str) -> list[zipfile.ZipInfo]:
+def _directory(opener: Opener, where: str) -> tuple[list[zipfile.ZipInfo], int]:
+    """The files that a zip holds, and its size."""
     try:
-        with zipfile.ZipFile(_Sipped(raw)) as archive:
-            return [info for info in archive.infolist() if not info.is_dir()]
+        with opener() as raw, zipfile.ZipFile(_Sipped(raw)) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            return infos, raw.seek(0, os.SEEK_END)
     except _BAD_ZIP as error:
         raise ValueError(f"{where}: not a zip that can be read: {error}") from error
 
