@@ -188,6 +188,12 @@ def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = save_base(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match=r"model.json: base_sha256 is \w+, but \w+ lies here now"):
         load_sft(other, sft, "float32", LORA)
+    (base / "run.json").write_text("{}")  # of the run, not of the model
+    check_card(sft, {"base": base})
+    with (base / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=r"tokenizer_sha256 is \w+, but \w+ lies here now"):
+        check_card(sft, {"base": base})
     monkeypatch.setattr(models, "template_hash", lambda: "another")
     with pytest.raises(ValueError, match=r"chat_template_sha256 is \w+, but another lies here"):
         check_card(sft, {"base": base})

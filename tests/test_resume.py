@@ -1,5 +1,6 @@
 """Base, SFT, reward members and answers go on after a kill, and come to the same bits."""
 
+import errno
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -185,3 +186,25 @@ def test_sft_passes_over_what_is_damaged(
     assert "checkpoint-4: damaged" in told  # not sealed yet
     assert "checkpoint-3: optimizer.pt is not what manifest.json says" in told
     assert started_from(tmp_path / "cut") == [0, 2]
+
+
+def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tuned("lora", both=False)
+    whole = run(tmp_path / "whole")
+    saves: list[int] = []
+    inner = torch.save
+
+    def full(*given: Any, **named: Any) -> None:
+        saves.append(0)
+        if len(saves) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        inner(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(ValueError, match=r"phase0: no checkpoint could be written: .*No space"):
+            run(tmp_path / "cut")
+    assert same(whole, run(tmp_path / "cut")) == []
+    assert max(started_from(tmp_path / "cut")) > 0

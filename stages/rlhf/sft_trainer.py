@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -103,6 +104,17 @@ class Sealing(TrainerCallback):
             raise Interrupted(f"after step {state.global_step} ({args.output_dir})")
 
 
+class SealedTrainer(SFTTrainer):
+    """TRL's, which says in a sentence where a checkpoint cannot be written."""
+
+    def _save_checkpoint(self, *given: Any, **named: Any) -> None:
+        try:
+            super()._save_checkpoint(*given, **named)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = self.args.output_dir
+            raise ValueError(f"{folder}: no checkpoint could be written: {error}") from error
+
+
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint whose best epoch is whole too; all after it are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -127,7 +139,7 @@ def fit(
 
     Checkpoints lie in `folder`; where some lie there already, it goes on from the newest.
     """
-    trainer = SFTTrainer(
+    trainer = SealedTrainer(
         model=model,
         args=trainer_config(params, folder, phase),
         train_dataset=encoded(phase.rows, codec),
