@@ -2,19 +2,23 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stages.rlhf.cleaning import Answer, settle
 from stages.rlhf.korean import clean, question_key, sentence_ends
+from stages.rlhf.near_duplicates import group_near_duplicates
 from stages.rlhf.sources.files import ZIP_DIRECTORY, ZIP_ENTRIES, ZIP_FREE
 from stages.rlhf.sources.streams import DEPTH, ROW_BYTES
 from tests.conftest import ROOT
@@ -271,3 +275,16 @@ def test_a_group_of_many_answers_takes_no_square_of_time() -> None:
     began = time.process_time()
     assert settle(group, [None] * len(group)) == (group, [])
     assert time.process_time() - began < 1
+
+
+def test_long_questions_are_compared_a_few_at_a_time() -> None:
+    rng = random.Random(0)
+    one = "".join(chr(0xAC00 + rng.randrange(11172)) for _ in range(100_000))
+    texts = [f"{number} {one}" for number in range(30)]
+    tracemalloc.start()
+    try:
+        groups = group_near_duplicates(texts, 0.9, np.ones(30, dtype=bool))
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+    assert {groups.find(number) for number in range(30)} == {0}

@@ -7,15 +7,19 @@ near the threshold, takes 1.7 times as long and 3 KB of memory a question instea
 """
 
 import math
+from array import array
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 _N = 3  # characters of a gram
-_CHUNK = 20_000  # questions whose grams are in memory at once
+_CHUNK = 20_000  # questions whose grams are in memory at once,
+_CHARACTERS = 1_000_000  # and their characters
+_CACHED = 200_000  # grams kept as sets
 _BUCKETS = 1 << 22  # counters of gram frequencies; a collision costs time, never a pair
+
+_HIGH = np.uint64(0xFFFFFFFF00000000)
 
 Grams = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -25,16 +29,16 @@ class Groups:
     """Union-find over numbers 0..count-1; the smallest member stands for its group."""
 
     def __init__(self, count: int) -> None:
-        self._parents = np.arange(count, dtype=np.int32)
+        self._parents = array("i", range(count))
 
     def find(self, member: int) -> int:
         """The smallest member of the group."""
         parents = self._parents
         root = member
         while parents[root] != root:
-            root = int(parents[root])
+            root = parents[root]
         while parents[member] != root:
-            parents[member], member = root, int(parents[member])
+            parents[member], member = root, parents[member]
         return root
 
     def join(self, one: int, other: int) -> None:
@@ -54,10 +58,7 @@ def group_near_duplicates(
     if not free.any():
         return groups
 
-    @lru_cache(maxsize=4096)
-    def grams(index: int) -> frozenset[int]:
-        return frozenset(_grams([texts[index]])[1].tolist())
-
+    sets = _Sets(texts)
     for members, sizes in _sharing(texts, threshold):
         # members by size: from the first that is too large, all are
         for position, (one, size) in enumerate(zip(members, sizes, strict=True)):
@@ -66,10 +67,32 @@ def group_near_duplicates(
                     break
                 if not (free[one] or free[other]) or groups.find(one) == groups.find(other):
                     continue
-                shared = len(grams(one) & grams(other))
+                shared = len(sets.of(one) & sets.of(other))
                 if shared / (size + larger - shared) >= threshold:
                     groups.join(one, other)
     return groups
+
+
+class _Sets:
+    """The grams of texts as sets, those asked for of late kept."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+        self._kept: dict[int, frozenset[str]] = {}
+        self._size = 0
+
+    def of(self, index: int) -> frozenset[str]:
+        """Grams of a text, as pieces of it."""
+        found = self._kept.get(index)
+        if found is None:
+            text = self._texts[index].ljust(_N, "\0")
+            found = frozenset(text[i : i + _N] for i in range(len(text) - _N + 1))
+            if self._size > _CACHED:
+                self._kept.clear()
+                self._size = 0
+            self._kept[index] = found
+            self._size += len(found)
+        return found
 
 
 def _grams(texts: list[str]) -> tuple[Numbers, Grams]:
@@ -88,33 +111,58 @@ def _grams(texts: list[str]) -> tuple[Numbers, Grams]:
     return owners[new], grams[new]
 
 
+def _mixed(grams: Grams) -> Grams:
+    return grams * np.uint64(0x9E3779B97F4A7C15)
+
+
 def _bucket(grams: Grams) -> npt.NDArray[np.intp]:
-    mixed = grams * np.uint64(0x9E3779B97F4A7C15)
-    return (mixed >> np.uint64(42)).astype(np.intp)
+    return (_mixed(grams) >> np.uint64(42)).astype(np.intp)
+
+
+def _chunks(texts: list[str]) -> Iterator[tuple[int, int]]:
+    begin = characters = 0
+    for end, text in enumerate(texts):
+        if end > begin and (end - begin >= _CHUNK or characters + len(text) > _CHARACTERS):
+            yield begin, end
+            begin, characters = end, 0
+        characters += len(text)
+    yield begin, len(texts)
 
 
 def _sharing(texts: list[str], threshold: float) -> Iterator[tuple[list[int], list[int]]]:
-    """Lists of two or more texts that share a rare gram, smallest set first, with their sizes."""
-    chunks = range(0, len(texts), _CHUNK)
+    """Lists of two or more texts that share a rare gram, smallest set first, with their sizes.
+
+    A gram stands for itself by 32 bits; where two have the same, the texts are compared in vain.
+    """
     counts = np.zeros(_BUCKETS, dtype=np.uint32)
-    for begin in chunks:
-        np.add.at(counts, _bucket(_grams(texts[begin : begin + _CHUNK])[1]), 1)
-    found = [_prefixes(texts[b : b + _CHUNK], threshold, counts, b) for b in chunks]
-    grams, owners, sizes = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    order = np.lexsort((owners, sizes, grams))
-    grams, owners, sizes = grams[order], owners[order], sizes[order]
-    edges = np.flatnonzero(np.diff(grams)) + 1
-    begins = np.concatenate(([0], edges))
-    ends = np.concatenate((edges, [len(grams)]))
-    several = ends - begins > 1
-    for begin, end in zip(begins[several], ends[several], strict=True):
-        yield owners[begin:end].tolist(), sizes[begin:end].tolist()
+    for begin, end in _chunks(texts):
+        np.add.at(counts, _bucket(_grams(texts[begin:end])[1]), 1)
+    sizes = np.empty(len(texts), dtype=np.int32)
+    found = []
+    for begin, end in _chunks(texts):
+        grams, owners, sizes[begin:end] = _prefixes(texts[begin:end], threshold, counts)
+        found.append(_mixed(grams) & _HIGH | owners + np.uint64(begin))
+    entries = np.concatenate(found)
+    del found
+    entries.sort()
+    marks = (entries >> np.uint64(32)).astype(np.uint32)
+    same = np.concatenate(([False], marks[1:] == marks[:-1], [False]))
+    begins = np.flatnonzero(~same[:-1] & same[1:])
+    ends = np.flatnonzero(same[:-1] & ~same[1:]) + 1
+    del marks, same
+    for first, last in zip(begins, ends, strict=True):
+        members = (entries[first:last] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        members = members[np.argsort(sizes[members], kind="stable")]
+        yield members.tolist(), sizes[members].tolist()
 
 
 def _prefixes(
-    texts: list[str], threshold: float, counts: npt.NDArray[np.uint32], offset: int
-) -> tuple[Grams, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The rarest grams of each text, enough that a partner must share one: gram, owner, size."""
+    texts: list[str], threshold: float, counts: npt.NDArray[np.uint32]
+) -> tuple[Grams, Grams, Numbers]:
+    """The rarest grams of each text, enough that a partner must share one: gram, owner.
+
+    And the size of each text's set.
+    """
     owners, grams = _grams(texts)
     order = np.lexsort((grams, counts[_bucket(grams)], owners))
     owners, grams = owners[order], grams[order]
@@ -122,5 +170,4 @@ def _prefixes(
     starts = np.cumsum(sizes) - sizes
     lengths = np.array([n - math.ceil(threshold * n - 1e-9) + 1 for n in sizes.tolist()])
     rare = np.arange(len(grams)) - starts[owners] < lengths[owners]
-    kept = owners[rare]
-    return grams[rare], (kept + offset).astype(np.int32), sizes[kept].astype(np.int32)
+    return grams[rare], owners[rare].astype(np.uint64), sizes

@@ -59,7 +59,7 @@ class Assignment:
 def assign(keys: Keys, settings: Preprocess) -> Assignment:
     """The split of each question, by the rules at the top of this file."""
     groups = group_near_duplicates(keys.texts, settings.near_duplicate, ~keys.fixed)
-    roots = np.array([groups.find(number) for number in range(len(keys.texts))], dtype=np.int64)
+    roots = np.fromiter(map(groups.find, range(len(keys.texts))), np.int64, len(keys.texts))
     named = np.zeros(len(roots), dtype=np.uint8)  # of a group, at its root
     np.maximum.at(named, roots, keys.named)
     sides = named[roots]
@@ -68,7 +68,7 @@ def assign(keys: Keys, settings: Preprocess) -> Assignment:
         TEST: settings.test_share * (not (keys.named == TEST).any()),
         VALIDATION: settings.validation_share * (not (keys.named == VALIDATION).any()),
     }
-    for root in np.unique(roots[drawn]).tolist():
+    for root in map(int, np.unique(roots[drawn])):
         named[root] = _draw(keys.texts[root], settings.seed, shares)
     sides[drawn] = named[roots[drawn]]
     sides[keys.fixed] = keys.named[keys.fixed]

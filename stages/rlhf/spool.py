@@ -91,8 +91,8 @@ class Spool:
             zip(
                 keys.texts,
                 range(len(keys.texts)),
-                assignment.sides.tolist(),
-                assignment.drawn.tolist(),
+                map(int, assignment.sides),
+                map(int, assignment.drawn),
                 strict=True,
             ),
         )
