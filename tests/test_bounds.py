@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.rlhf import near_duplicates
 from stages.rlhf.cleaning import Answer, settle
 from stages.rlhf.korean import clean, question_key, sentence_ends
-from stages.rlhf.near_duplicates import group_near_duplicates
 from stages.rlhf.sources.files import ZIP_DIRECTORY, ZIP_ENTRIES, ZIP_FREE
 from stages.rlhf.sources.streams import DEPTH, ROW_BYTES
+from stages.rlhf.tokenizer import train_tokenizer
 from tests.conftest import ROOT
 from tests.test_sources import NAMES, RM, SFT, aihub, document, jsonl, read, write, zipped
 
@@ -277,14 +278,26 @@ def test_a_group_of_many_answers_takes_no_square_of_time() -> None:
     assert time.process_time() - began < 1
 
 
-def test_long_questions_are_compared_a_few_at_a_time() -> None:
+def test_long_questions_are_compared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_CHARACTERS", 20_000)
+    monkeypatch.setattr(near_duplicates, "_CACHED", 20_000)
     rng = random.Random(0)
-    one = "".join(chr(0xAC00 + rng.randrange(11172)) for _ in range(100_000))
-    texts = [f"{number} {one}" for number in range(30)]
+    one = "".join(chr(0xAC00 + rng.randrange(11172)) for _ in range(10_000))
+    texts = [f"{number} {one}" for number in range(40)]
     tracemalloc.start()
     try:
-        groups = group_near_duplicates(texts, 0.9, np.ones(30, dtype=bool))
-        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+        groups = near_duplicates.group_near_duplicates(texts, 0.9, np.ones(40, dtype=bool))
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20  # 16 of them count the grams
     finally:
         tracemalloc.stop()
-    assert {groups.find(number) for number in range(30)} == {0}
+    assert {groups.find(number) for number in range(40)} == {0}
+
+
+@pytest.mark.timeout(60)
+def test_a_tokenizer_is_trained_in_spite_of_an_endless_word() -> None:
+    """BPE would take minutes over it."""
+    texts = ["a" * 100_000, "가다. " * 100, "ab" * 50_000 + " 나라"]
+    began = time.process_time()
+    trained = train_tokenizer(texts, 262, ())
+    assert time.process_time() - began < 2
+    assert trained.decode(trained.encode("나라 aaa").ids) == "나라 aaa"

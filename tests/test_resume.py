@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import sft
-from stages.rlhf import checkpoints, durable, interruption, sft_trainer
+from stages.rlhf import checkpoints, durable, generation, interruption, sft_trainer
 from stages.rlhf.chat import Codec
 from stages.rlhf.checkpoints import SECONDS, Shelf
 from stages.rlhf.config import Pretraining
@@ -115,7 +115,7 @@ RUNS: dict[str, tuple[Callable[[Path], Result], list[int]]] = {
     "pretraining": (pretrained, [2, 6]),
     "members": (members, [2, 3, 6, 7, 9]),  # 4 steps and 2 validations, then 2 and 2
     "answers": (answers, [2, 4]),
-    "sft full": (tuned("full", both=False), [2, 3, 4]),
+    "sft full": (tuned("full", both=False), [2, 3, 4, 6]),
     "sft lora": (tuned("lora", both=False), [2, 3]),
     "sft on both": (tuned("lora", both=True), [4, 7]),
 }
@@ -166,6 +166,23 @@ def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
             run(tmp_path / "cut")
     assert same(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) in (1, 2)
+
+
+def test_answers_that_were_kept_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_at(monkeypatch, 3):
+        answers(tmp_path)
+    made: list[int] = []
+    inner = generation.generate
+
+    def counted(model: Any, prompts: list[list[int]], *given: Any) -> list[list[int]]:
+        made.append(len(prompts))
+        return inner(model, prompts, *given)
+
+    monkeypatch.setattr(generation, "generate", counted)
+    answers(tmp_path)
+    assert sum(made) == len(QUESTIONS) - 4  # two batches of two were saved
 
 
 def test_sft_passes_over_what_is_damaged(

@@ -60,6 +60,8 @@ def group_near_duplicates(
 
     sets = _Sets(texts)
     for members, sizes in _sharing(texts, threshold):
+        if len(members) > 2 and len(set(map(groups.find, members))) == 1:
+            continue  # a hundred wordings of one question have ten thousand pairs
         # members by size: from the first that is too large, all are
         for position, (one, size) in enumerate(zip(members, sizes, strict=True)):
             for other, larger in zip(members[position + 1 :], sizes[position + 1 :], strict=True):
