@@ -1,5 +1,6 @@
 """The tokenizer of the chosen base model: its own, or a byte-level BPE trained on our text."""
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 
@@ -20,6 +21,10 @@ _WORDS = (
 )
 _EXTRA_WEIGHT = 5_000  # times that each `extra` text counts: enough for its words to be merged
 _MAX_CHARACTERS = 8_000_000  # of training text: about 20 MB of Korean
+
+
+# No word: BPE takes the square of its length in time, minutes for a million signs.
+_ENDLESS = re.compile(r"\S{2000,}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Iterable[str]) -> Tokenizer:
@@ -69,5 +74,5 @@ def _first(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if left <= 0:
             return
-        yield text[:left]
+        yield _ENDLESS.sub(" ", text[:left])
         left -= len(text)
