@@ -15,7 +15,8 @@ import click
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
-from transformers import TrainerCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from stages.rlhf import durable, interruption
@@ -81,16 +82,33 @@ def trainer_config(params: Params, folder: Path, phase: Phase) -> SFTConfig:
 
 
 class Sealing(TrainerCallback):
-    """Seals what Trainer saves, has it save when it is time, and ends it when asked."""
+    """Seals what Trainer saves, has it save when it is time, ends it when asked; shows progress."""
 
     def __init__(self, timer: Timer) -> None:
         self.timer = timer
+        self.progress = tqdm(desc="sft", mininterval=5, disable=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Begin where it goes on."""
+        self.progress = tqdm(
+            desc="sft", total=state.max_steps, initial=state.global_step, mininterval=5
+        )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Show the loss on validation."""
+        loss = next(x["eval_loss"] for x in reversed(state.log_history) if "eval_loss" in x)
+        self.progress.set_postfix(eval_loss=f"{loss:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """All steps are done."""
+        self.progress.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Save where it is time, or the process is asked to end; an epoch's end saves by itself.
 
         Trainer would not evaluate an epoch whose last step it goes on from.
         """
+        self.progress.update()
         if state.global_step % (state.max_steps // args.num_train_epochs):
             control.should_save |= self.timer.due() or interruption.asked()
 
@@ -147,6 +165,7 @@ def fit(
         processing_class=codec.tokenizer,
         callbacks=[Sealing(Timer())],
     )
+    trainer.remove_callback(PrinterCallback)  # a line for every step
     last = newest(folder)
     note(folder, "from", int(last.name.split("-")[1]) if last else 0)
     try:
