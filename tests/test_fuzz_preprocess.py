@@ -333,7 +333,7 @@ def test_every_file_is_read_or_refused(drawn: tuple[str, dict[str, bytes]]) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@budget(6000)
+@budget(3000)
 @given(sources())
 def test_every_one_of_thousands(drawn: tuple[str, dict[str, bytes]]) -> None:
     event("refused" if survive(*drawn) else "read")
