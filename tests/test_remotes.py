@@ -253,7 +253,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named(repository)
     write_params(repository, **SMALL, **{"sample.seed": 1})
     run(repository, "stages.sample", "--out", DATA)
-    mine = {"data.source": "aihub", "data.path": DATA, "threads": 1}
+    mine = {"data.source": "aihub", "data.path": DATA}
     write_params(repository, **SMALL, **mine)
     run(repository, "dvc", "add", DATA)
     run(repository, "dvc", "repro")
