@@ -16,7 +16,7 @@ from stages.rlhf.splits import SIDES, TRAIN, Assignment, Keys
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-PRAGMA cache_size = -65536;
+PRAGMA cache_size = -16384;
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY, part TEXT, id TEXT, key TEXT, side INTEGER, pinned INTEGER,
     body TEXT
