@@ -12,6 +12,7 @@ from tests.conftest import write_params
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_anywhere_the_pipeline_comes_to_the_same_lock(tmp_path: Path) -> None:
     report = chaos(tmp_path, kills=6, seed=0)
     assert [kill["stage"] for kill in report.kills] == list(STAGES)
@@ -26,6 +27,7 @@ def git(folder: Path, *words: str) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_workers_on_a_grid_share_its_sft(tmp_path: Path) -> None:
     """Both come to what each alone comes to, and what they share was computed once."""
     grid, alone = repository(tmp_path / "grid"), repository(tmp_path / "alone")

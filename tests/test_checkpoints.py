@@ -157,6 +157,7 @@ def two(folder: Path, *killed_at: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_go_on_as_two(tmp_path: Path) -> None:
     assert two(tmp_path / "whole") == 0
     assert two(tmp_path / "cut", "5") != 0
