@@ -24,29 +24,14 @@ import psutil
 
 from stages.rlhf.checkpoints import LOG, log_of
 from stages.rlhf.work import LOCK, locked
+from tests import conftest
 from tests.conftest import ROOT, write_params
 
 STAGES = ("base", "sft", "rm", "judge", "ppo", "evaluate")  # those that go on
 DVC = (sys.executable, "-m", "dvc")
 DRIVERS = ("dvc repro", "dvc exp run", "the queue")
 PATIENCE = 600  # seconds for anything at all
-SMALL = {
-    "model": "micro",
-    "threads": 1,
-    "sample.demonstrations": 160,
-    "sample.groups": 80,
-    "sample.judge_groups": 20,
-    "sample.prompts": 120,
-    "sample.documents": 2000,
-    "embedder.epochs": 1,
-    "evaluate.max_questions": 24,
-    "ppo.value_warmup": 1,
-    "ppo.evaluate_every": 2,
-    "ppo.require_gate": False,
-    "rm.resamples": 50,
-    "judge.resamples": 50,
-    "evaluate.resamples": 50,
-}
+SMALL = {**conftest.SMALL, "ppo.evaluate_every": 2}
 
 
 @dataclass

@@ -7,6 +7,23 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+SMALL = {  # params with which the whole pipeline takes a minute
+    "model": "micro",
+    "threads": 1,
+    "sample.demonstrations": 160,
+    "sample.groups": 80,
+    "sample.judge_groups": 20,
+    "sample.prompts": 120,
+    "sample.documents": 2000,
+    "embedder.epochs": 1,
+    "evaluate.max_questions": 24,
+    "ppo.value_warmup": 1,
+    "ppo.evaluate_every": 1,
+    "ppo.require_gate": False,
+    "rm.resamples": 50,
+    "judge.resamples": 50,
+    "evaluate.resamples": 50,
+}
 
 
 @pytest.fixture(autouse=True)

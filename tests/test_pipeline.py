@@ -14,7 +14,7 @@ from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sa
 from stages.rlhf import config
 from stages.rlhf.provenance import RUN
 from tests.closure import ROOT
-from tests.conftest import write_params
+from tests.conftest import SMALL, write_params
 
 MODULES = {
     "sample": sample,
@@ -29,23 +29,6 @@ MODULES = {
     "evaluate": evaluate,
 }
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-SMALL = {
-    "model": "micro",
-    "threads": 1,
-    "sample.demonstrations": 160,
-    "sample.groups": 80,
-    "sample.judge_groups": 20,
-    "sample.prompts": 120,
-    "sample.documents": 2000,
-    "embedder.epochs": 1,
-    "evaluate.max_questions": 24,
-    "ppo.value_warmup": 1,
-    "ppo.evaluate_every": 1,
-    "ppo.require_gate": False,
-    "rm.resamples": 50,
-    "judge.resamples": 50,
-    "evaluate.resamples": 50,
-}
 
 
 class Recorder:

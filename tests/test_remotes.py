@@ -17,8 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.closure import ROOT
-from tests.conftest import write_params
-from tests.test_pipeline import SMALL
+from tests.conftest import SMALL, write_params
 
 SSHD = Path("/usr/sbin/sshd")
 SERVER = """\
