@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec, prepare_tokenizer
-from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts
-from stages.rlhf.pretraining import new_llama, pretrain
 from stages.rlhf.records import read_jsonl, write_metrics
-from stages.rlhf.work import carry_out
+from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.checkpoints import Shelf
+from stages.rlhf.train.pretraining import new_llama, pretrain
 
 
 def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:

@@ -10,10 +10,10 @@ from typing import Any, cast
 import click
 import pandas as pd
 
-from stages.rlhf import describe, figures
 from stages.rlhf.config import load_params
-from stages.rlhf.provenance import recorded
 from stages.rlhf.records import PromptRow, RmRow, write_metrics
+from stages.rlhf.report import figures, tables
+from stages.rlhf.runs.provenance import recorded
 
 NAMES = {"sft": "SFT", "rm": "RM", "ppo": "PPO"}
 FIELDS = {"category": "분야", "question_type": "질문 유형"}
@@ -33,12 +33,12 @@ def draw_share(items: pd.DataFrame, out: Path) -> None:
 def draw_lengths(train: Train, out: Path) -> dict[str, dict[str, Any]]:
     """Figures 2 and 3: question and answer length by part; their summaries."""
     plans: list[tuple[str, str, Callable[..., Any]]] = [
-        ("2_question_length", "단계별 질문 길이", describe.question_lengths),
-        ("3_answer_length", "단계별 답변 길이", describe.answer_lengths),
+        ("2_question_length", "단계별 질문 길이", tables.question_lengths),
+        ("3_answer_length", "단계별 답변 길이", tables.answer_lengths),
     ]
     found = {}
     for name, title, measure in plans:
-        summaries = {part: describe.summary(measure(rows)) for part, rows in train.items()}
+        summaries = {part: tables.summary(measure(rows)) for part, rows in train.items()}
         present = {part: values for part, values in summaries.items() if values["count"]}
         figure, (axes,) = figures.new_figure(title)
         figures.boxes(axes, {NAMES[part]: values for part, values in present.items()})
@@ -59,27 +59,27 @@ def draw_sft(rows: list[PromptRow], out: Path) -> None:
     """Figure 4: SFT question and answer length distributions."""
     figure, panels = figures.new_figure("SFT 질문과 답변의 길이 분포", columns=2, width=9)
     sides = {
-        "question": ("질문", describe.question_lengths(rows)),
-        "answer": ("답변", describe.answer_lengths(rows)),
+        "question": ("질문", tables.question_lengths(rows)),
+        "answer": ("답변", tables.answer_lengths(rows)),
     }
-    tables = []
+    frames = []
     for axes, (side, (title, lengths)) in zip(panels, sides.items(), strict=True):
-        table = describe.bin_table({"share": lengths}, describe.length_edges(lengths))
+        table = tables.bin_table({"share": lengths}, tables.length_edges(lengths))
         edges = [*table["low"], table["high"].iloc[-1]]
         figures.histogram(axes, edges, {title: table["share"].to_numpy() * 100})
-        marks = describe.summary(lengths)
+        marks = tables.summary(lengths)
         figures.mark(axes, {k.upper(): marks[k] for k in ("p50", "p95", "p99") if k in marks})
         axes.set_title(title)
         axes.set_xlabel("글자 수")
-        tables.append(table.assign(side=side))
+        frames.append(table.assign(side=side))
     panels[0].set_ylabel("비중 (%)")
     figures.save(figure, out / "4_sft_lengths.png")
-    write_csv(pd.concat(tables), out / "4_sft_lengths.csv")
+    write_csv(pd.concat(frames), out / "4_sft_lengths.csv")
 
 
 def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
     """Figures 5 and 6: answers per rank, and their mean length."""
-    table = describe.rank_table(rows)
+    table = tables.rank_table(rows)
     plans = [
         ("5_rank", "RM 순위의 분포", "answers", "답변 수", "{:,.0f}"),
         ("6_rank_length", "순위별 평균 답변 길이", "mean_length", "글자 수", "{:.1f}"),
@@ -98,7 +98,7 @@ def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
 
 def draw_labels(train: Train, field: str, top: int, out: Path) -> dict[str, Any]:
     """Figure 7: shares of categories, or of question types, of the parts side by side."""
-    table = describe.label_table(train, field, top)
+    table = tables.label_table(train, field, top)
     figure, (axes,) = figures.new_figure(
         f"{FIELDS[field]}별 질문 비중 (상위 {top})", height=1.5 + 0.4 * len(table)
     )
@@ -107,7 +107,7 @@ def draw_labels(train: Train, field: str, top: int, out: Path) -> dict[str, Any]
     axes.set_xlabel("질문의 비중 (%)")
     figures.save(figure, out / f"7_{field}.png")
     write_csv(table, out / f"7_{field}.csv")
-    return describe.shares_of(table, field, list(train))
+    return tables.shares_of(table, field, list(train))
 
 
 def rank_metrics(rows: list[RmRow], table: pd.DataFrame) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def rank_metrics(rows: list[RmRow], table: pd.DataFrame) -> dict[str, Any]:
         "balance": dict(zip(table["rank"], table["share"], strict=True)),
         "mean_length": dict(zip(table["rank"], table["mean_length"], strict=True)),
         "longest": table["rank"].iloc[int(table["mean_length"].argmax())],
-        "tied_groups": describe.tied_share(rows),
+        "tied_groups": tables.tied_share(rows),
     }
 
 
@@ -131,10 +131,10 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
     """Every figure of the training rows; the numbers behind them."""
-    parts = describe.read_parts(rows)
+    parts = tables.read_parts(rows)
     train = {part: splits["train"] for part, splits in parts.items()}
     groups = cast(list[RmRow], train["rm"])
-    items = describe.item_table(parts)
+    items = tables.item_table(parts)
     draw_share(items, plots)
     lengths = draw_lengths(train, plots)
     draw_sft(train["sft"], plots)

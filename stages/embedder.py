@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 
-from stages.rlhf import embedder, runtime
+from stages.rlhf import runtime
 from stages.rlhf.config import load_params
 from stages.rlhf.hub import write_pointer
-from stages.rlhf.provenance import recorded
+from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
+from stages.rlhf.runs.provenance import recorded
 
 
 @click.command(help=__doc__)

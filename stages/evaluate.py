@@ -5,7 +5,7 @@ python -m stages.evaluate --base data/base --sft data/sft --ppo data/ppo/best --
     --rows data/preprocess/sft/test.jsonl --told metrics --drawn plots
     --out data/evaluate --metrics metrics/evaluate.json --plots plots/evaluate
 
-`--told` and `--drawn` hold the other stages' metrics and figures, for the report.
+`--told` and `--drawn` hold the other stages' metrics and figures, for the html.
 """
 
 import json
@@ -18,20 +18,22 @@ from typing import Any, NamedTuple
 import click
 import pandas as pd
 
-from stages.rlhf import embedder, evaluation, evaluation_figures, report, runtime, structure
-from stages.rlhf.best_of_n import closed_gate, liked, sample
+from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.generation import Answer, answer_of, generate_all
-from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer
-from stages.rlhf.provenance import RUN
+from stages.rlhf.files import RUN
+from stages.rlhf.measure.text import length
+from stages.rlhf.model import embedder
+from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, read_rows, write_jsonl, write_metrics
-from stages.rlhf.reward_model import load_reward_model
-from stages.rlhf.rollout import POLICY
+from stages.rlhf.report import comparison, comparison_figures, html, structure
+from stages.rlhf.reward.best_of_n import closed_gate, liked, sample
+from stages.rlhf.reward.model import load_reward_model
+from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.checkpoints import Shelf
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.text_metrics import length
-from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 
@@ -55,7 +57,7 @@ class Evaluated(NamedTuple):
     """All that is written."""
 
     metrics: dict[str, Any]
-    models: dict[str, evaluation.Measured]
+    models: dict[str, comparison.Measured]
     samples: list[dict[str, Any]]
     asked: Asked
 
@@ -119,7 +121,7 @@ def asked(
 
 def run(params: Params, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
     """The metrics, each model's measured answers, and the sample rows."""
-    rows = evaluation.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
+    rows = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
         raise ValueError(f"{paths['rows']}: no rows; test questions were expected")
     found = asked(params, paths, [row.question for row in rows], clock, work)
@@ -128,15 +130,15 @@ def run(params: Params, paths: Paths, clock: runtime.Clock, work: Path) -> Evalu
     models = {}
     for name, said in found.answers.items():
         vectors = embedder.encode(ruler, [answer.text for answer in said])
-        models[name] = evaluation.measure(
+        models[name] = comparison.measure(
             said, found.scores[name], found.judged[name], rows, vectors, references
         )
     clock.lap("measure")
-    bootstrap = evaluation.Bootstrap(
+    bootstrap = comparison.Bootstrap(
         params.evaluate.resamples, derive_seed(params.seed, "evaluate", "resamples")
     )
-    blocks = evaluation.report(models, rows, found.temperature, bootstrap)
-    gates = evaluation.gates(
+    blocks = comparison.report(models, rows, found.temperature, bootstrap)
+    gates = comparison.gates(
         blocks,
         fmean(length(row.answer) for row in rows),
         closed_gate(paths["gate"]) is None,
@@ -147,17 +149,17 @@ def run(params: Params, paths: Paths, clock: runtime.Clock, work: Path) -> Evalu
         **blocks,
         "gates": gates,
     }
-    return Evaluated(metrics, models, evaluation.sample_rows(models, rows), found)
+    return Evaluated(metrics, models, comparison.sample_rows(models, rows), found)
 
 
 def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
     """Every figure and table below `plots`."""
-    drawn = {name: found.models[name] for name in evaluation_figures.NAMES}
-    evaluation_figures.draw_all(drawn, found.samples, shown, plots)
+    drawn = {name: found.models[name] for name in comparison_figures.NAMES}
+    comparison_figures.draw_all(drawn, found.samples, shown, plots)
     curves = pd.read_csv(paths["drawn"] / "ppo" / "validation.csv")
-    evaluation_figures.draw_curves(curves, plots / "ppo_curves")
+    comparison_figures.draw_curves(curves, plots / "ppo_curves")
     asked = found.asked
-    evaluation_figures.draw_structure(asked.structure, asked.numbers, plots / "17_structure")
+    comparison_figures.draw_structure(asked.structure, asked.numbers, plots / "17_structure")
 
 
 def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
@@ -171,10 +173,10 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
         for name in ("sft", "rm", "judge", "ppo")
     }
     told["evaluate"] = found.metrics
-    samples = evaluation.spread(found.samples, shown)
-    asked, settings = found.asked, report.settings(params_of(paths))
-    return report.page(
-        report.Told(told, samples, asked.structure, asked.numbers, cards, settings), paths["drawn"]
+    samples = comparison.spread(found.samples, shown)
+    asked, settings = found.asked, html.settings(params_of(paths))
+    return html.page(
+        html.Told(told, samples, asked.structure, asked.numbers, cards, settings), paths["drawn"]
     )
 
 

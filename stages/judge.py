@@ -14,19 +14,19 @@ from typing import Any
 import click
 
 from stages.rlhf import runtime
-from stages.rlhf.best_of_n import GATE, GATE_OF, gate, liked, sample
 from stages.rlhf.chat import Codec
-from stages.rlhf.checkpoints import Shelf
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
-from stages.rlhf.ranking_metrics import report
+from stages.rlhf.measure.ranking import report
+from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
-from stages.rlhf.reward_calibration import calibrate
-from stages.rlhf.reward_groups import EncodedGroup, encode_groups, questions_of
-from stages.rlhf.reward_model import RewardModel, load_reward_model, new_reward_model
-from stages.rlhf.reward_training import scored, train
+from stages.rlhf.reward.best_of_n import GATE, GATE_OF, gate, liked, sample
+from stages.rlhf.reward.calibrate import calibrate
+from stages.rlhf.reward.groups import EncodedGroup, encode_groups, questions_of
+from stages.rlhf.reward.model import RewardModel, load_reward_model, new_reward_model
+from stages.rlhf.reward.training import scored, train
+from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.checkpoints import Shelf
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 

@@ -18,19 +18,20 @@ from typing import Any
 import click
 import pandas as pd
 
-from stages.rlhf import interruption, runtime
-from stages.rlhf.best_of_n import closed_gate
+from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.models import check_card, load_base, load_sft, load_tokenizer, save_card
-from stages.rlhf.ppo_trainer import ALONE, Outcome, PpoTrainer
-from stages.rlhf.ppo_validation import Chooser, Validator
+from stages.rlhf.measure.text import length
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
+from stages.rlhf.ppo.process_group import Team
+from stages.rlhf.ppo.selection import Chooser, Validator
+from stages.rlhf.ppo.trainer import ALONE, Outcome, PpoTrainer
 from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward_model import load_reward_model
-from stages.rlhf.rollout import POLICY
-from stages.rlhf.team import Team
-from stages.rlhf.text_metrics import length
-from stages.rlhf.work import carry_out
+from stages.rlhf.reward.best_of_n import closed_gate
+from stages.rlhf.reward.model import load_reward_model
+from stages.rlhf.runs import signals
+from stages.rlhf.runs.cache import carry_out
 
 Paths = dict[str, Path]
 
@@ -151,13 +152,13 @@ def launch(processes: int) -> None:
     with subprocess.Popen(command) as agent:
         told = False
         while agent.poll() is None:
-            if interruption.asked() and not told:
+            if signals.asked() and not told:
                 agent.terminate()
                 told = True
             time.sleep(0.2)
     code = agent.returncode
     if code and told:
-        raise interruption.Interrupted(f"with {processes} processes, after the last saved update")
+        raise signals.Interrupted(f"with {processes} processes, after the last saved update")
     if code:
         raise ValueError(f"one of {processes} processes ended with {code}; its message is above")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from stages.rlhf.config import load_params
-from stages.rlhf.preparing import prepare
-from stages.rlhf.provenance import recorded
+from stages.rlhf.ingest.pipeline import prepare
 from stages.rlhf.records import write_metrics
+from stages.rlhf.runs.provenance import recorded
 
 
 @click.command()

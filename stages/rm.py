@@ -14,19 +14,20 @@ import click
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.generation import draw_uniforms, generate_all
-from stages.rlhf.hard_negatives import Fits, best_of, counts, for_training, held_out
-from stages.rlhf.models import Roles, load_sft, load_tokenizer, save_card
-from stages.rlhf.ranked_groups import accuracy
-from stages.rlhf.ranking_metrics import full_report
+from stages.rlhf.measure.ranked_groups import accuracy
+from stages.rlhf.measure.ranking import full_report
+from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward_calibration import calibrate
-from stages.rlhf.reward_figures import draw_all
-from stages.rlhf.reward_groups import EncodedGroup, encode_groups
-from stages.rlhf.reward_model import RewardModel, new_reward_model
-from stages.rlhf.reward_training import scored, train
+from stages.rlhf.report.reward_figures import draw_all
+from stages.rlhf.reward.calibrate import calibrate
+from stages.rlhf.reward.groups import EncodedGroup, encode_groups
+from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_training, held_out
+from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.reward.training import scored, train
+from stages.rlhf.runs.cache import carry_out
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.work import carry_out
 
 Paths = dict[str, Path]
 

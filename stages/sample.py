@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from stages.rlhf.config import load_params
-from stages.rlhf.provenance import recorded
 from stages.rlhf.records import write_jsonl
+from stages.rlhf.runs.provenance import recorded
 from stages.world.aihub import write_package
 from stages.world.build import build_world
 from stages.world.dirt import plant

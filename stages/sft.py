@@ -13,12 +13,13 @@ import click
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.generation import answer_questions
-from stages.rlhf.models import Roles, load_causal_lm, load_tokenizer, save_card
+from stages.rlhf.model.generation import answer_questions
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
+from stages.rlhf.runs.cache import carry_out
 from stages.rlhf.runtime import derive_seed
-from stages.rlhf.sft_trainer import Phase, encoded, fit
-from stages.rlhf.work import carry_out
+from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 
 ROLE = "default"  # any other name, and Trainer cannot find the best epoch's checkpoint again
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DATA_FILES = {  # read at run time
     "stages/rlhf/chat.py": ["stages/rlhf/chat_template.jinja"],
-    "stages/rlhf/report.py": ["stages/rlhf/report.html.jinja"],
+    "stages/rlhf/report/html.py": ["stages/rlhf/report/report.html.jinja"],
 }
 
 

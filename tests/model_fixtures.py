@@ -33,11 +33,12 @@ from transformers import (
 
 from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.config import Lora, Params, Ppo, PpoSettings, load_params
-from stages.rlhf.models import Roles, load_sft, save_card
-from stages.rlhf.ppo_trainer import ALONE, PpoTrainer
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.model.store import load_sft, save_card
+from stages.rlhf.ppo.process_group import Team
+from stages.rlhf.ppo.trainer import ALONE, PpoTrainer
 from stages.rlhf.precision import WEIGHTS
-from stages.rlhf.reward_model import RewardModel, new_reward_model
-from stages.rlhf.team import Team
+from stages.rlhf.reward.model import RewardModel, new_reward_model
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 torch.use_deterministic_algorithms(True)  # as runtime.start does; bitwise claims rest on it

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from stages.eda import main
-from stages.rlhf import describe
-from stages.rlhf.provenance import RUN
+from stages.rlhf.files import RUN
 from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
+from stages.rlhf.report import tables
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -92,7 +92,7 @@ def test_numbers(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["category"]["rm"] is None
     assert "category" in found["category"]["rm_reason"]
     assert found["question_type"]["sft"] == pytest.approx(
-        {"단답": 1 / 3, describe.MISSING: 2 / 3}, abs=1e-5
+        {"단답": 1 / 3, tables.MISSING: 2 / 3}, abs=1e-5
     )
 
 
@@ -102,27 +102,27 @@ def test_label_table_top_others_missing() -> None:
         PromptRow(id=str(i), question="?", category=c)
         for i, c in enumerate(["가", "가", "가", "다", "나", "라", None, "가"])
     ]
-    table = describe.label_table({"sft": rows, "ppo": []}, "category", 2)
-    assert list(table["category"]) == ["가", "나", describe.OTHERS, describe.MISSING]
+    table = tables.label_table({"sft": rows, "ppo": []}, "category", 2)
+    assert list(table["category"]) == ["가", "나", tables.OTHERS, tables.MISSING]
     assert list(table["sft"]) == pytest.approx([0.5, 0.125, 0.25, 0.125])
     assert list(table["ppo"]) == [0, 0, 0, 0]
-    alone = describe.label_table({"sft": rows}, "category", 2)
+    alone = tables.label_table({"sft": rows}, "category", 2)
     assert list(alone["category"]) == list(table["category"])
 
 
 def test_bins_hold_every_value() -> None:
     values = np.array([0.0, 1, 5, 9, 10, 500])
-    edges = describe.length_edges(values, bins=4)
-    table = describe.bin_table({"share": values}, edges)
+    edges = tables.length_edges(values, bins=4)
+    table = tables.bin_table({"share": values}, edges)
     assert table["share"].sum() == pytest.approx(1)
     assert edges[-1] > np.quantile(values, 0.99)
-    short = describe.bin_table({"share": values}, np.array([0.0, 2, 10]))
+    short = tables.bin_table({"share": values}, np.array([0.0, 2, 10]))
     assert list(short["share"]) == pytest.approx([2 / 6, 4 / 6])
 
 
 def test_fractional_rank_is_named() -> None:
     row = RmRow(id="r", question="?", answers=("a", "b"), ranks=(1.5, 1.5))
-    assert list(describe.rank_table([row])["rank"]) == ["1.5"]
+    assert list(tables.rank_table([row])["rank"]) == ["1.5"]
 
 
 def test_empty_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +154,12 @@ def test_missing_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_even_edges(values: list[float], bins: int, edges: list[float]) -> None:
-    assert describe.even_edges(np.array(values), bins).tolist() == edges
+    assert tables.even_edges(np.array(values), bins).tolist() == edges
 
 
 def test_even_edges_are_shared_by_values_that_span_about_the_same() -> None:
     rng = np.random.default_rng(0)
-    one, other = (describe.even_edges(rng.normal(size=500), 40) for _ in range(2))
+    one, other = (tables.even_edges(rng.normal(size=500), 40) for _ in range(2))
     widths = {round(float(w), 9) for edges in (one, other) for w in np.diff(edges)}
     assert widths == {0.2}
     shared = set(one) & set(other)

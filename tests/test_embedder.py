@@ -13,8 +13,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from stages.embedder import main
-from stages.rlhf import embedder, similarity
 from stages.rlhf.config import Embedder
+from stages.rlhf.measure import similarity
+from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, write_jsonl
 from tests.conftest import write_params
 

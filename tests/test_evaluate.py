@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.rlhf import evaluation, evaluation_figures
-from stages.rlhf.generation import Answer
+from stages.rlhf.model.generation import Answer
 from stages.rlhf.records import SftRow, write_metrics
+from stages.rlhf.report import comparison, comparison_figures
 
 KEYS = {
     "cosine",
@@ -50,25 +50,25 @@ ROWS = [
     )
 ]
 REFERENCES = np.eye(4, 6)
-BOOTSTRAP = evaluation.Bootstrap(200, 0)
+BOOTSTRAP = comparison.Bootstrap(200, 0)
 
 
-def report(models: dict[str, evaluation.Measured], rows: list[SftRow] = ROWS) -> dict[str, Any]:
-    return evaluation.report(models, rows, 1.0, BOOTSTRAP)
+def report(models: dict[str, comparison.Measured], rows: list[SftRow] = ROWS) -> dict[str, Any]:
+    return comparison.report(models, rows, 1.0, BOOTSTRAP)
 
 
-def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> evaluation.Measured:
+def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> comparison.Measured:
     """Answers whose embeddings are the references' with `mix` of a foreign direction."""
     vectors = REFERENCES[: len(rows)].copy()
     vectors[:, 5] = mix
     answers = [Answer(text, len(text), ended=text != "") for text in texts]
     scores = [float(i) for i in range(len(rows))]
     judged = [mix * i for i in range(len(rows))]
-    return evaluation.measure(answers, scores, judged, rows, vectors, REFERENCES[: len(rows)])
+    return comparison.measure(answers, scores, judged, rows, vectors, REFERENCES[: len(rows)])
 
 
 @pytest.fixture
-def models() -> dict[str, evaluation.Measured]:
+def models() -> dict[str, comparison.Measured]:
     right = [row.answer for row in ROWS]
     return {
         "base": measured([ROWS[0].question, "", "네 네 네", "1947m입니다."], 2.0),
@@ -77,7 +77,7 @@ def models() -> dict[str, evaluation.Measured]:
     }
 
 
-def test_blocks(models: dict[str, evaluation.Measured]) -> None:
+def test_blocks(models: dict[str, comparison.Measured]) -> None:
     found = report(models)
     assert set(found) == {"questions", "base", "sft", "ppo", "sft_gain", "ppo_vs_sft"}
     beside = {
@@ -105,20 +105,20 @@ def test_blocks(models: dict[str, evaluation.Measured]) -> None:
     assert base["by_kind"]["unseen_wording"]["distinct_1"] == 1
 
 
-def test_by_kind_leaves_out_rows_without_one(models: dict[str, evaluation.Measured]) -> None:
+def test_by_kind_leaves_out_rows_without_one(models: dict[str, comparison.Measured]) -> None:
     by_kind = report(models)["sft"]["by_kind"]
     assert list(by_kind) == ["never_asked", "unseen_wording"]
     assert by_kind["unseen_wording"]["exact"] == 0.5
     assert by_kind["never_asked"]["wrong_fact_rate"] == 1
 
 
-def test_gain(models: dict[str, evaluation.Measured]) -> None:
+def test_gain(models: dict[str, comparison.Measured]) -> None:
     gain = report(models)["sft_gain"]
     assert gain["cosine"] == pytest.approx(2**-0.5 - 5**-0.5)
     assert gain["percent"] == pytest.approx(100 * (2**-0.5 / 5**-0.5 - 1))
     # The seed's table: .0564 on .7426 is 7.59 %.
-    assert evaluation.gain(0.7426, 0.799)["percent"] == pytest.approx(7.59, abs=0.01)
-    nothing = evaluation.gain(-0.1, 0.5)
+    assert comparison.gain(0.7426, 0.799)["percent"] == pytest.approx(7.59, abs=0.01)
+    nothing = comparison.gain(-0.1, 0.5)
     assert nothing["percent"] is None
     assert "-0.1" in nothing["percent_reason"]
     assert nothing["cosine"] == pytest.approx(0.6)
@@ -137,7 +137,7 @@ def test_rows_without_phrase_or_kind(tmp_path: Path) -> None:
 
 
 def test_no_answer_commits() -> None:
-    found = evaluation.block(measured(["모릅니다."] * 4, 0).values, BOOTSTRAP)
+    found = comparison.block(measured(["모릅니다."] * 4, 0).values, BOOTSTRAP)
     assert found["contains"] == 0
     assert found["wrong_fact_rate"] is None
     assert "commits" in found["wrong_fact_rate_reason"]
@@ -145,13 +145,13 @@ def test_no_answer_commits() -> None:
 
 def test_numbers_must_agree() -> None:
     with pytest.raises(ValueError, match=r"differ in number: \[1, 4, 4, 4, 4, 4\]"):
-        evaluation.measure(
+        comparison.measure(
             [Answer("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
         )
 
 
-def test_sample_rows(models: dict[str, evaluation.Measured]) -> None:
-    samples = evaluation.sample_rows(models, ROWS)
+def test_sample_rows(models: dict[str, comparison.Measured]) -> None:
+    samples = comparison.sample_rows(models, ROWS)
     assert len(samples) == 4
     assert samples[3]["question"] == ROWS[3].question
     assert samples[3]["reference"] == ROWS[3].answer
@@ -162,16 +162,16 @@ def test_sample_rows(models: dict[str, evaluation.Measured]) -> None:
     assert samples[2]["kind"] == "never_asked"
 
 
-def test_intervals_stand_beside_the_means(models: dict[str, evaluation.Measured]) -> None:
+def test_intervals_stand_beside_the_means(models: dict[str, comparison.Measured]) -> None:
     sft = report(models)["sft"]
     assert sft["exact_ci_low"] < sft["exact"] < sft["exact_ci_high"]
     assert sft["cosine_ci_low"] == pytest.approx(sft["cosine"])  # the same for all
     assert sft == report(models)["sft"]
-    none = evaluation.report(models, ROWS, 1.0, evaluation.Bootstrap(0, 0))["sft"]
+    none = comparison.report(models, ROWS, 1.0, comparison.Bootstrap(0, 0))["sft"]
     assert not [key for key in none if "_ci_" in key]
 
 
-def test_ppo_against_sft_is_paired(models: dict[str, evaluation.Measured]) -> None:
+def test_ppo_against_sft_is_paired(models: dict[str, comparison.Measured]) -> None:
     found = report(models)["ppo_vs_sft"]
     # ppo and sft say the same to the first and the last; the judge gives ppo 0, sft 0, 1, 2, 3
     assert found["ties"] == 2
@@ -190,7 +190,7 @@ def test_ppo_against_sft_is_paired(models: dict[str, evaluation.Measured]) -> No
     assert set(found["by_kind"]) == {"unseen_wording", "never_asked"}
     assert found["by_kind"]["never_asked"]["win_rate_decided"] == 0
     # the judge's temperature tells how sure it is
-    unsure = evaluation.report(models, ROWS, 100.0, BOOTSTRAP)["ppo_vs_sft"]
+    unsure = comparison.report(models, ROWS, 100.0, BOOTSTRAP)["ppo_vs_sft"]
     assert 0.45 < unsure["win_rate_length_controlled"] < 0.5
     assert unsure["win_rate"] == found["win_rate"]
 
@@ -205,7 +205,7 @@ GOOD: dict[str, Any] = {
 def gates(ok: bool = True, known: bool = True, **changed: dict[str, float | None]) -> list[str]:
     """The gates that fail, of the figures above with some changed."""
     found = {name: {**part, **changed.get(name, {})} for name, part in GOOD.items()}
-    return [k for k, passed in evaluation.gates(found, 37.0, ok, known).items() if not passed]
+    return [k for k, passed in comparison.gates(found, 37.0, ok, known).items() if not passed]
 
 
 def test_each_gate_fails_by_itself() -> None:
@@ -234,16 +234,16 @@ def test_on_real_data_ppo_need_only_end_as_often_as_sft() -> None:
     ("count", "expected"), [(None, "abcdef"), (9, "abcdef"), (3, "ace"), (1, "a"), (4, "abde")]
 )
 def test_spread(count: int | None, expected: str) -> None:
-    assert "".join(evaluation.spread("abcdef", count)) == expected
+    assert "".join(comparison.spread("abcdef", count)) == expected
 
 
 def draw(models: dict[str, Any], out: Path, samples: list[dict[str, Any]]) -> dict[str, bytes]:
-    evaluation_figures.draw_all(models, samples, 3, out)
+    comparison_figures.draw_all(models, samples, 3, out)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_figures(models: dict[str, evaluation.Measured], tmp_path: Path) -> None:
-    samples = evaluation.sample_rows(models, ROWS)
+def test_figures(models: dict[str, comparison.Measured], tmp_path: Path) -> None:
+    samples = comparison.sample_rows(models, ROWS)
     samples[0]["sft"]["answer"] = "세로줄 | 이 있고\n줄이 바뀌는 $긴$ 답변 " * 40
     files = draw(models, tmp_path / "one", samples)
     names = ["8_base_sft", "13_similarity", "14_length_similarity", "15_distributions"]
@@ -261,7 +261,7 @@ def test_figures(models: dict[str, evaluation.Measured], tmp_path: Path) -> None
     assert lengths.groupby("model")["answers"].sum().to_dict() == dict.fromkeys(models, 4)
 
 
-def test_metrics_can_be_written(models: dict[str, evaluation.Measured], tmp_path: Path) -> None:
+def test_metrics_can_be_written(models: dict[str, comparison.Measured], tmp_path: Path) -> None:
     found = report(models)
     write_metrics(tmp_path / "evaluate.json", found)
     read = json.loads((tmp_path / "evaluate.json").read_text(encoding="utf-8"))

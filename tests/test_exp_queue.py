@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.closure import ROOT
-from tests.test_plots import CHARTS, FIGURES
+from tests.report.test_plots import CHARTS, FIGURES
 
 SMALL = {
     "model": "micro",

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.rlhf import evaluation
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import load_params
-from stages.rlhf.generation import answer_questions
-from stages.rlhf.models import load_sft
+from stages.rlhf.measure.win_rate import mean_and_interval
+from stages.rlhf.model.generation import answer_questions
+from stages.rlhf.model.store import load_sft
 from stages.rlhf.records import SftRow, write_jsonl
-from stages.rlhf.win_rate import mean_and_interval
+from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
 from tests.conftest import write_params
@@ -120,7 +120,7 @@ def test_gains_over_a_rival_are_paired_and_pooled_by_question() -> None:
         for seed in rivals.SEEDS
     }
     taught = {seed: frame(exact)[list(rivals.GAINS)] for seed, exact in ppo.items()}
-    bootstrap = evaluation.Bootstrap(500, 0)
+    bootstrap = comparison.Bootstrap(500, 0)
     found = rivals.table(values, taught, asked, bootstrap)
     assert set(found) == {*rivals.rows(), *rivals.RIVALS}
     one, pooled = found["rank-1 answers seed 0"], found["rank-1 answers"]

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages import base, embedder, evaluate, judge, ppo, rm, sft
-from stages.rlhf import report
 from stages.rlhf.chat import Codec, prepare_tokenizer
-from stages.rlhf.models import check_card, load_sft
+from stages.rlhf.model.store import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
+from stages.rlhf.report import html
 from tests.conftest import write_params
 from tests.model_fixtures import (
     QUESTIONS,
@@ -83,9 +83,9 @@ def write_rows(folder: Path) -> None:
 
 
 def write_stubs(folder: Path) -> None:
-    """What the stages that are not run here would have told and drawn for the report."""
+    """What the stages that are not run here would have told and drawn for the html."""
     write_metrics(folder / "metrics" / "preprocess.json", {"dropped_answers": {}})
-    for name in report.FIGURES:
+    for name in html.FIGURES:
         if name.startswith("eda/"):
             file = folder / "plots" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sample, sft
 from stages.rlhf import config
-from stages.rlhf.provenance import RUN
+from stages.rlhf.files import RUN
 from tests.closure import ROOT
 from tests.conftest import SMALL, write_params
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from stages import ppo
-from stages.rlhf.models import check_card, load_base, load_sft, save_card
-from stages.rlhf.ppo_trainer import Outcome
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.store import check_card, load_base, load_sft, save_card
+from stages.rlhf.ppo.trainer import Outcome
 from stages.rlhf.records import PromptRow, SftRow, write_jsonl
-from stages.rlhf.reward_model import new_reward_model
-from stages.rlhf.rollout import POLICY
+from stages.rlhf.reward.model import new_reward_model
 from tests.model_fixtures import (
     LORA,
     QUESTIONS,

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from stages.preprocess import main
 from stages.rlhf.chat import template
+from stages.rlhf.files import RUN
+from stages.rlhf.ingest.pipeline import TEMPLATE_PIECES
 from stages.rlhf.korean import question_key
-from stages.rlhf.preparing import TEMPLATE_PIECES
-from stages.rlhf.provenance import RUN
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_jsonl
 from tests.conftest import write_params
 

@@ -20,19 +20,19 @@ from safetensors.torch import load_file
 
 from stages import base, preprocess
 from stages.embedder import main as embedder_main
-from stages.rlhf import checkpoints, durable, embedder, sft_trainer
+from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Embedder
-from stages.rlhf.models import (
-    Roles,
-    load_base,
-    load_causal_lm,
-    load_sft,
-    load_tokenizer,
-)
-from stages.rlhf.reward_model import load_reward_model
-from stages.rlhf.sources import Reader
+from stages.rlhf.ingest.sources import Reader
+from stages.rlhf.model import embedder
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.model.store import load_base, load_causal_lm, load_sft, load_tokenizer
+from stages.rlhf.reward.model import load_reward_model
+from stages.rlhf.runs import checkpoints
+from stages.rlhf.train import sft_trainer
 from tests.conftest import ROOT, write_params
+from tests.ingest.test_sources import NAMES, SFT, aihub, document, read, zipped
+from tests.model.test_store import pointed
 from tests.model_fixtures import (
     LORA,
     random_reward_model,
@@ -41,9 +41,7 @@ from tests.model_fixtures import (
     sft_roles,
     tiny_tokenizer,
 )
-from tests.test_models import pointed
 from tests.test_sft import ROWS, STRANGERS, micro
-from tests.test_sources import NAMES, SFT, aihub, document, read, zipped
 
 PICKLES = ("pytorch_model.bin", "model.pt", "adapter_model.bin", "training_args.bin", "state.pkl")
 
@@ -229,7 +227,7 @@ def test_a_pickle_in_trainers_checkpoint_is_refused(
     shutil.rmtree(work / "checkpoint-4")
     last = work / "checkpoint-3"
     torch.save(Trap(mark), last / name)
-    durable.seal(last)
+    files.seal(last)
     if name == "training_args.bin":
         fit()  # never opened
     else:

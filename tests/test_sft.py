@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from stages import sft
-from stages.rlhf import sft_trainer
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params
-from stages.rlhf.models import check_card, load_sft, load_tokenizer
+from stages.rlhf.model.store import check_card, load_sft, load_tokenizer
 from stages.rlhf.records import RmRow, SftRow, write_jsonl
+from stages.rlhf.train import sft_trainer
 from tests.model_fixtures import (
     LORA,
     QUESTIONS,

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from huggingface_hub import snapshot_download
 
-from stages.rlhf.durable import file_hash, files_of
+from stages.rlhf.files import file_hash, files_of
 
 POINTER = "pointer.json"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # no pickles, no code

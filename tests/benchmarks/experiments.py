@@ -20,7 +20,7 @@ from typing import Any
 
 import dvc.api
 
-from stages.rlhf.compare_models import value
+from stages.rlhf.plan.compare_models import value
 from tests.benchmarks import rivals
 from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
 

@@ -31,12 +31,13 @@ from transformers import (
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Lora, Params, load_params
-from stages.rlhf.models import Roles, load_sft, load_tokenizer
-from stages.rlhf.ppo_trainer import PpoTrainer, describe
+from stages.rlhf.model.roles import POLICY, VALUE, Roles
+from stages.rlhf.model.sequences import collate
+from stages.rlhf.model.store import load_sft, load_tokenizer
+from stages.rlhf.ppo.rollout import Prompt, policy_logprobs, token_values
+from stages.rlhf.ppo.trainer import PpoTrainer, describe
 from stages.rlhf.records import PromptRow, read_rows
-from stages.rlhf.reward_model import Head, Member, RewardModel, load_reward_model, member_name
-from stages.rlhf.rollout import POLICY, VALUE, Prompt, policy_logprobs, token_values
-from stages.rlhf.sequences import collate
+from stages.rlhf.reward.model import Head, Member, RewardModel, load_reward_model, member_name
 
 ROOT = Path(__file__).parents[2]
 PEER = ROOT / "build" / "trl112"

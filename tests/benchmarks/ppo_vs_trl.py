@@ -31,10 +31,10 @@ import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging
 
-from stages.rlhf import figures
 from stages.rlhf.config import load_params
-from stages.rlhf.models import load_sft
-from stages.rlhf.reward_model import load_reward_model
+from stages.rlhf.model.store import load_sft
+from stages.rlhf.report import figures
+from stages.rlhf.reward.model import load_reward_model
 from tests.benchmarks.ppo_sides import (
     ROOT,
     SETTINGS,

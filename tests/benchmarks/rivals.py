@@ -18,14 +18,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from stages.rlhf import embedder, evaluation, runtime
+from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config import Params, load_params
-from stages.rlhf.generation import Answer, answer_questions
-from stages.rlhf.models import load_sft, load_tokenizer
+from stages.rlhf.measure.text import TEXT_METRICS, answer_values
+from stages.rlhf.measure.win_rate import mean_and_interval
+from stages.rlhf.model import embedder
+from stages.rlhf.model.generation import Answer, answer_questions
+from stages.rlhf.model.store import load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
-from stages.rlhf.text_metrics import TEXT_METRICS, answer_values
-from stages.rlhf.win_rate import mean_and_interval
+from stages.rlhf.report import comparison
 
 ROOT = Path(__file__).parents[2]
 ALL = "all"  # beside the kinds
@@ -72,7 +74,7 @@ def read(found: Mapping[str, str], taught: Mapping[int, str]) -> dict[str, Cells
         fetch(taught[0], ("params.yaml", "data/embedder", *SHARED), folder / "default")
         params = load_params(folder / "default" / "params.yaml")
         ruler = embedder.load(folder / "default" / "data/embedder")
-        asked = evaluation.spread(
+        asked = comparison.spread(
             read_rows(folder / "default" / TEST, SftRow), params.evaluate.max_questions
         )
         ppo = {}
@@ -87,10 +89,10 @@ def read(found: Mapping[str, str], taught: Mapping[int, str]) -> dict[str, Cells
     return table(values, ppo, asked, bootstrap_of(params))
 
 
-def bootstrap_of(params: Params) -> evaluation.Bootstrap:
+def bootstrap_of(params: Params) -> comparison.Bootstrap:
     """Stage evaluate's own, of the default run."""
     seed = runtime.derive_seed(params.seed, "evaluate", "resamples")
-    return evaluation.Bootstrap(params.evaluate.resamples, seed)
+    return comparison.Bootstrap(params.evaluate.resamples, seed)
 
 
 def fetch(rev: str, paths: Sequence[str], folder: Path) -> None:
@@ -127,7 +129,7 @@ def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]
     unscored = [np.nan] * len(asked)
     vectors = embedder.encode(ruler, [answer.text for answer in answers])
     references = embedder.encode(ruler, [row.answer for row in asked])
-    return evaluation.measure(answers, unscored, unscored, asked, vectors, references).values
+    return comparison.measure(answers, unscored, unscored, asked, vectors, references).values
 
 
 def ppo_values(samples: Path, asked: Sequence[SftRow]) -> pd.DataFrame:
@@ -148,7 +150,7 @@ def table(
     values: Mapping[str, pd.DataFrame],
     ppo: Mapping[int, pd.DataFrame],
     asked: Sequence[SftRow],
-    bootstrap: evaluation.Bootstrap,
+    bootstrap: comparison.Bootstrap,
 ) -> dict[str, Cells]:
     """(N, metrics) by row, PPO's by seed -> a row per training and one per rival, over its seeds.
 
@@ -177,13 +179,13 @@ def cells(
     frames: Sequence[pd.DataFrame],
     over: pd.DataFrame,
     places: Mapping[str, NDArray[np.bool_]],
-    bootstrap: evaluation.Bootstrap,
+    bootstrap: comparison.Bootstrap,
 ) -> Cells:
     """Figures of a rival over one or more (N, metrics) frames, and PPO's gains over it."""
     found: Cells = {}
-    plain = evaluation.Bootstrap(0, bootstrap.seed)  # intervals are drawn for the gains alone
+    plain = comparison.Bootstrap(0, bootstrap.seed)  # intervals are drawn for the gains alone
     for place, chosen in places.items():
-        block = evaluation.block(pd.concat([frame[chosen] for frame in frames]), plain)
+        block = comparison.block(pd.concat([frame[chosen] for frame in frames]), plain)
         found |= {f"{place}.{key}": block[key] for key in ANSWERS}
         for key in GAINS:
             gap = over[key][chosen].to_numpy(dtype=np.float64)

@@ -42,12 +42,12 @@ from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
 from stages.rlhf.config import Lora, load_params
-from stages.rlhf.models import Roles
-from stages.rlhf.ranking import better, places_between
+from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward_groups import EncodedGroup
-from stages.rlhf.reward_model import Head, Member, RewardModel, member_name
-from stages.rlhf.reward_training import MemberTrainer
+from stages.rlhf.reward.groups import EncodedGroup
+from stages.rlhf.reward.losses import better, places_between
+from stages.rlhf.reward.model import Head, Member, RewardModel, member_name
+from stages.rlhf.reward.training import MemberTrainer
 from tests.benchmarks.process_memory import memory
 from tests.model_fixtures import ids_codec, random_ids
 

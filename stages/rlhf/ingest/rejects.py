@@ -1,0 +1,51 @@
+"""What became of every row: counts for the metrics, and the rejects file."""
+
+import json
+from collections import Counter, defaultdict
+from typing import Any, TextIO
+
+from stages.rlhf.ingest.cleaning import Clean, Dropped, Reason
+from stages.rlhf.ingest.sources.items import PARTS
+
+
+class Ledger:
+    """Counts rows read, kept and rejected; writes each rejected one to rejects.jsonl."""
+
+    def __init__(self, rejects: TextIO) -> None:
+        self._rejects = rejects
+        self.read: Counter[str] = Counter()
+        self.written: defaultdict[str, Counter[str]] = defaultdict(Counter)  # part -> split
+        self._rejected: defaultdict[str, Counter[str]] = defaultdict(Counter)  # part -> reason
+        self._dropped: Counter[str] = Counter()
+
+    def reject(self, part: str, name: str, reason: Reason, row: Any) -> None:
+        """A row that is not used."""
+        self._rejected[part][reason] += 1
+        self._write(part, name, reason, row)
+
+    def drop(self, row: Clean, dropped: list[Dropped]) -> None:
+        """Answers taken out of a group that stays."""
+        for one in dropped:
+            self._dropped[one.reason] += 1
+            answer = {"question": row.question, "answer": one.answer.text, "rank": one.answer.rank}
+            self._write("rm_answer", row.id, one.reason, answer)
+
+    def _write(self, part: str, name: str, reason: str, row: Any) -> None:
+        line = json.dumps(
+            {"part": part, "id": name, "reason": reason, "row": row}, ensure_ascii=False
+        )
+        # a lone surrogate, which JSON may hold and UTF-8 may not, is written as its escape
+        self._rejects.write(line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+
+    def report(self) -> dict[str, Any]:
+        """The metrics of all rows. Kept and rejected rows add up to those read."""
+        report: dict[str, Any] = {}
+        for part in (*PARTS, "corpus"):
+            rejected = dict(sorted(self._rejected[part].items()))
+            kept = self.read[part] - sum(rejected.values())
+            assert kept == self.written[part].total(), (part, kept, self.written[part])
+            report[part] = {"read": self.read[part], "kept": kept, "rejected": rejected}
+            if part != "corpus":
+                report[part]["rows"] = dict(self.written[part])
+        report["dropped_answers"] = dict(sorted(self._dropped.items()))
+        return report

@@ -1,0 +1,58 @@
+"""KoChatGPT: three files, each a JSON array in spite of its name, or true JSON lines."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from stages.rlhf.ingest.sources.files import Entry
+from stages.rlhf.ingest.sources.items import MISSING, Item, Part
+from stages.rlhf.ingest.sources.streams import stream_rows
+
+EXPECTED: dict[Part, str] = {
+    "sft": "kochatgpt_1_SFT.jsonl",
+    "rm": "kochatgpt_2_RM.jsonl",
+    "ppo": "kochatgpt_3_PPO.jsonl",
+}
+_NAME = re.compile(r"kochatgpt_(1_sft|2_rm|3_ppo)\.jsonl?", re.IGNORECASE)
+_PARTS: dict[str, Part] = {"1_sft": "sft", "2_rm": "rm", "3_ppo": "ppo"}
+_COMPLETION = re.compile(r"completion_(\d{1,9})")
+
+
+def part_of(name: str) -> Part | None:
+    """The part that a file of this base name holds."""
+    match = _NAME.fullmatch(name)
+    return _PARTS[match[1].lower()] if match else None
+
+
+def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
+    """Rows of a file, streamed. Raises ValueError naming file and row."""
+    return stream_rows(entry, limit)
+
+
+def item(part: Part, row: Any, number: str, validation: bool) -> Item:
+    """A row in the common shape.
+
+    ranking[i] is the RANK of completion_i, 0 = best: its own notebook compares ranking[0] with
+    ranking[1]. Read as an order of indices, [1, 2, 0] and [2, 0, 1] give wrong pairs.
+    """
+    if not isinstance(row, dict):
+        return Item(part, number, row, validation=validation)
+    answers: tuple[Any, ...] = ()
+    ranks: tuple[Any, ...] = ()
+    if part == "sft":
+        answers = (row.get("completion", MISSING),)
+    elif part == "rm":
+        found = sorted((int(m[1]), key) for key in row if (m := _COMPLETION.fullmatch(key)))
+        answers = tuple(row[key] for _, key in found)
+        ranking = row.get("ranking")
+        ranks = tuple(ranking) if isinstance(ranking, list) else ()
+    return Item(
+        part=part,
+        id=number,
+        raw=row,
+        question=row.get("prompt", MISSING),
+        answers=answers,
+        ranks=ranks,
+        first_rank=0,
+        validation=validation,
+    )

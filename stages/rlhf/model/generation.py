@@ -1,0 +1,152 @@
+"""Decoding with KV reuse: prompts of one length class together, finished rows taken out.
+
+Different here: sampling reads one uniform number per (answer, position), drawn beforehand from the
+answer's own seed, so that an answer does not depend on the batch it is decoded in.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.model.sequences import decoder_of, next_logits
+from stages.rlhf.runs.checkpoints import NOWHERE, Shelf
+from stages.rlhf.runtime import derive_seed
+
+COMPACT_SHARE = 0.25  # of the batch finished, from which rows are taken out of the cache
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said: its text, its length in tokens (EOS included), and whether it ended."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def draw_uniforms(count: int, length: int, *seed: object) -> Tensor:
+    """(count, length) uniforms; row i comes from the seed (*seed, i) alone."""
+    rows = torch.empty(count, length)
+    for i in range(count):
+        torch.rand(
+            length, generator=torch.Generator().manual_seed(derive_seed(*seed, i)), out=rows[i]
+        )
+    return rows
+
+
+@torch.no_grad()
+@torch.autocast("cpu", enabled=False)  # a step of decoding is too small to gain from it
+def generate(
+    model: Any,
+    prompts: list[list[int]],
+    codec: Codec,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    uniforms: Tensor | None = None,
+) -> list[list[int]]:
+    """One batch: prompt ids -> answer ids, EOS included where the answer ends by itself.
+
+    `temperature` 0 is greedy; otherwise `uniforms` (B, max_new_tokens) decide every token.
+    """
+    if not prompts:
+        return []
+    if (temperature > 0) != (uniforms is not None):
+        given = "given" if uniforms is not None else "none"
+        raise ValueError(
+            f"sampling needs uniforms: temperature is {temperature}, uniforms: {given}"
+        )
+    device = model.device
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[codec.pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    alive = torch.arange(len(prompts), device=device)  # (rows still in the cache) -> answer
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    answers = torch.full((len(prompts), max_new_tokens), codec.eos_id, device=device)
+    draws = None if uniforms is None else uniforms.to(device)
+
+    for step in range(max_new_tokens):
+        states = decoder_of(model)(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = next_logits(model, states[:, -1], temperature or 1.0)
+        chosen = logits.argmax(-1) if draws is None else pick(logits, draws[alive, step])
+        answers[alive, step] = torch.where(done, codec.eos_id, chosen)
+        done = done | (chosen == codec.eos_id)
+        finished = int(done.sum())
+        if finished == len(alive):
+            break
+        if finished >= COMPACT_SHARE * len(alive):
+            keep = (~done).nonzero().squeeze(-1)
+            cache.batch_select_indices(keep)
+            alive, done, chosen = alive[keep], done[keep], chosen[keep]
+            mask, positions = mask[keep], positions[keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        positions = positions[:, -1:] + 1
+    return [cut_after(row, codec.eos_id) for row in answers.tolist()]
+
+
+def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """(B, V), (B,) -> (B,): the token at which the cumulative probability passes the uniform."""
+    mass = torch.softmax(logits, -1).double().cumsum(-1)
+    target = uniforms.double()[:, None] * mass[:, -1:]
+    return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def cut_after(ids: list[int], eos_id: int) -> list[int]:
+    """Everything up to the first EOS, it included."""
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+def generate_all(
+    model: Any,
+    prompts: list[list[int]],
+    codec: Codec,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    uniforms: Tensor | None = None,
+    shelf: Shelf = NOWHERE,
+) -> list[list[int]]:
+    """`generate` over any number of prompts, like lengths together, answers in the given order.
+
+    Goes on from what lies on the shelf.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found = shelf.load()
+    made: list[list[int]] = found.plain["answers"] if found else []  # in that order
+    for start in range(len(made), len(order), batch_size):
+        rows = order[start : start + batch_size]
+        draws = None if uniforms is None else uniforms[rows]
+        batch = [prompts[i] for i in rows]
+        made.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
+        shelf.offer(len(made), lambda: ({}, {"answers": made}))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for i, answer in zip(order, made, strict=True):
+        answers[i] = answer
+    return answers
+
+
+def answer_of(ids: list[int], codec: Codec) -> Answer:
+    """Generated ids as an answer."""
+    return Answer(codec.text(ids), len(ids), bool(ids) and ids[-1] == codec.eos_id)
+
+
+def answer_questions(
+    model: Any, codec: Codec, questions: list[str], max_new_tokens: int, batch_size: int
+) -> list[Answer]:
+    """Greedy answers to questions, in their order."""
+    prompts = [codec.prompt_ids(question) for question in questions]
+    made = generate_all(model, prompts, codec, max_new_tokens, batch_size)
+    return [answer_of(ids, codec) for ids in made]

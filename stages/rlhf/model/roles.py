@@ -1,0 +1,144 @@
+"""Models in memory: one frozen backbone, several adapters, one role each."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+
+from stages.rlhf import tensors
+from stages.rlhf.config import Lora
+from stages.rlhf.model.lora import LoraLinear
+from stages.rlhf.precision import products
+
+POLICY, VALUE = "policy", "value"  # the adapters that PPO trains
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """LoRA on every linear layer, no dropout."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    config._register_custom_module({torch.nn.Linear: LoraLinear})
+    return config
+
+
+class Roles:
+    """One backbone and the adapters that make it policy, reference, reward or value model.
+
+    `reference` is the adapter that is the SFT model, or None where SFT trained the whole backbone:
+    then the backbone without any adapter is.
+    """
+
+    def __init__(self, backbone: Any, lora: Lora, autocast: bool = False) -> None:
+        self._config = lora_config(lora)
+        self.autocast = autocast
+        self.model = backbone  # a PeftModel from the first adapter on
+        self.reference: str | None = None
+        self._bare = False  # whether all adapters are switched off just now
+        self._folded = False  # whether one adapter stands for all just now
+
+    def add(self, name: str, like: str | None = None) -> None:
+        """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, self._config)
+        else:
+            self.model = PeftModel(self.model, self._config, adapter_name=name)
+        if like is not None:
+            self.load_state(name, self.state(like))
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """Copies of an adapter's tensors, on the CPU, without the adapter's name."""
+        state = get_peft_model_state_dict(self.model, adapter_name=name)
+        return {k: v.detach().cpu().clone() for k, v in sorted(state.items())}
+
+    def load_state(self, name: str, state: dict[str, torch.Tensor]) -> None:
+        """Overwrite an adapter. Raises ValueError where tensors are missing, or foreign."""
+        own = set(get_peft_model_state_dict(self.model, adapter_name=name))
+        if own != set(state):
+            odd = sorted(own ^ set(state))
+            raise ValueError(f"adapter {name}: {len(odd)} tensors do not fit, such as {odd[0]}")
+        set_peft_model_state_dict(self.model, state, adapter_name=name)
+
+    def parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The trainable tensors of an adapter, in a fixed order."""
+        own = (f".lora_A.{name}.", f".lora_B.{name}.")
+        return [p for n, p in self.model.named_parameters() if any(part in n for part in own)]
+
+    @contextmanager
+    def use(self, name: str | None, train: bool = False) -> Iterator[Any]:
+        """The model in the role of adapter `name`; None is the bare backbone.
+
+        A role taken inside another stays when the inner one ends; none can be taken inside None,
+        which would leave it switched off, nor inside a folded one.
+        """
+        assert not self._bare, f"role {name} was asked for inside the bare backbone's"
+        assert not self._folded, f"role {name} was asked for inside a folded one"
+        bare = isinstance(self.model, PeftModel) and name is None
+        if name is not None:
+            self.model.set_adapter(name, inference_mode=not train)
+        self._bare = bare
+        try:
+            with (
+                products(self.model.device, self.autocast),
+                self.model.disable_adapter() if bare else nullcontext(),
+            ):
+                yield self.model
+        finally:
+            self._bare = False
+
+    @contextmanager
+    def folded(self, name: str) -> Iterator[Any]:
+        """The model in the role of adapter `name`, for many small steps without gradients.
+
+        Where weights are float32, copies of them with the adapter added take their place, a product
+        for three; in bfloat16 the sum would lose most of the adapter's digits.
+        """
+        with self.use(name) as model:
+            layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
+            try:
+                if model.dtype == torch.float32:
+                    for layer in layers:
+                        layer.fold(name)
+                self._folded = True
+                yield model
+            finally:
+                self._folded = False
+                for layer in layers:
+                    layer.folded = None
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write adapter_model.safetensors and adapter_config.json, the same bytes every time."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state(name), folder / "adapter_model.safetensors")
+        config = self.model.peft_config[name].to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        plain["base_model_name_or_path"] = None  # model.json names it by hash, not by place
+        plain["inference_mode"] = True
+        text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def load(self, name: str, folder: Path) -> None:
+        """Add an adapter from its folder. Raises ValueError where it does not fit the backbone."""
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{weights}: no such file; an adapter was expected")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        for knob, here in {"r": self._config.r, "lora_alpha": self._config.lora_alpha}.items():
+            if config[knob] != here:
+                raise ValueError(f"{weights}: trained with {knob} {config[knob]}, not {here}")
+        self.add(name)
+        state = tensors.read(weights)
+        try:
+            self.load_state(name, state)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error

@@ -1,0 +1,139 @@
+"""Prompts with their answers as tensors, and what a model says of the answers' tokens.
+
+B rows, T tokens of prompt and response together, R response tokens, H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.rlhf.model.logprobs import head_logits, token_logprobs
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows of prompt + response, padded on the right, so that no mask is needed to be causal."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T) bool
+    response: Tensor  # (B, R) ids
+    response_mask: Tensor  # (B, R) bool
+    predicts: Tensor  # (B, R) place in T of the state that predicts each response token
+    last: Tensor  # (B,) place in T of the last token
+    sizes: Tensor  # (B, 2) tokens of prompt and of response; on the CPU, so that no slice waits
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: list[int]) -> "Sequences":
+        """Some of the rows, columns that hold only padding cut off."""
+        sizes = self.sizes[rows]
+        width, length = int(sizes.sum(-1).max()), int(sizes[:, 1].max())
+        at = places(rows, self.ids)
+        return Sequences(
+            self.ids[at, :width],
+            self.mask[at, :width],
+            self.response[at, :length],
+            self.response_mask[at, :length],
+            self.predicts[at, :length].clamp(max=width - 1),
+            self.last[at],
+            sizes,
+        )
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """(N,) x 2: row and step of the N response tokens that count, row by row."""
+        counts = self.sizes[:, 1]
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        steps = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        return places(rows, self.ids), places(steps, self.ids)
+
+
+def places(rows: list[int] | Tensor, like: Tensor) -> Tensor:
+    """Indices made on the CPU, where `like` lies; a GPU is not waited for."""
+    return torch.as_tensor(rows).to(like.device, non_blocking=True)
+
+
+def collate(
+    prompts: list[list[int]], responses: list[list[int]], pad_id: int, device: Any = "cpu"
+) -> Sequences:
+    """B prompts and their B responses -> one padded batch.
+
+    Raises ValueError where a prompt or a response holds no token.
+    """
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not prompt or not response:
+            raise ValueError(
+                f"row {i}: {len(prompt)} prompt and {len(response)} response tokens; expected >= 1"
+            )
+    width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    longest = max(map(len, responses))
+    rows = [p + r for p, r in zip(prompts, responses, strict=True)]
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
+    padded = torch.tensor([r + [pad_id] * (longest - len(r)) for r in responses])
+    starts = torch.tensor([len(p) for p in prompts])
+    lengths = torch.tensor([len(r) for r in responses])
+    last = starts + lengths - 1
+    steps = torch.arange(longest)[None]
+    return Sequences(
+        ids.to(device),
+        (torch.arange(width)[None] <= last[:, None]).to(device),
+        padded.to(device),
+        (steps < lengths[:, None]).to(device),
+        (starts[:, None] - 1 + steps).clamp(max=width - 1).to(device),
+        last.to(device),
+        torch.stack([starts, lengths], -1),
+    )
+
+
+def decoder_of(model: Any) -> Any:
+    """The decoder within a causal language model, its adapters in it: no head is computed."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
+
+
+def hidden_states(model: Any, sequences: Sequences) -> Tensor:
+    """(B, T, H): the decoder's last states; the head is not computed."""
+    states: Tensor = decoder_of(model)(
+        input_ids=sequences.ids, attention_mask=sequences.mask, use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def response_states(hidden: Tensor, sequences: Sequences) -> Tensor:
+    """(B, T, H) -> (N, H): the states at the N response tokens that count, row by row."""
+    rows, steps = sequences.tokens()
+    first = sequences.last - (sequences.response_mask.sum(-1) - 1)
+    return hidden[rows, first[rows] + steps]
+
+
+def response_logprobs(
+    model: Any, hidden: Tensor, sequences: Sequences, temperature: float = 1.0
+) -> Tensor:
+    """(B, T, H) -> (B, R) fp32 log-probabilities of the response's tokens; 0 on padding."""
+    rows, steps = sequences.tokens()
+    states = hidden[rows, sequences.predicts[rows, steps]]
+    targets = sequences.response[rows, steps]
+    return logprobs_of(model, states, targets, sequences.response_mask, temperature)
+
+
+def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, H) -> (B, V) fp32 logits of the token after each state."""
+    return head_logits(states, *head_of(model, temperature))
+
+
+def head_of(model: Any, temperature: float) -> tuple[Tensor, float, float]:
+    """Weight of the model's head (V, H), temperature, soft-cap (0: none)."""
+    softcap = getattr(model.config, "final_logit_softcapping", None) or 0.0
+    return model.get_output_embeddings().weight, temperature, softcap
+
+
+def logprobs_of(
+    model: Any, states: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """(N, H), (N,) of the N tokens that `mask` (B, R) counts -> (B, R) fp32; 0 on padding."""
+    weight, *knobs = head_of(model, temperature)
+    found = token_logprobs(states, weight, targets, *knobs)
+    return torch.zeros(mask.shape, dtype=found.dtype, device=found.device).masked_scatter(
+        mask, found
+    )

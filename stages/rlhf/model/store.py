@@ -1,0 +1,155 @@
+"""Models on disk.
+
+A model is one of
+    a folder with model.safetensors, config.json and the tokenizer  (made here, or SFT in full)
+    pointer.json {hub, revision, files}                             (weights stay in the hub cache)
+    adapter_config.json + adapter_model.safetensors                 (LoRA on one of the above)
+and model.json beside it names what it stands on by sha256.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.rlhf.chat import prepare_tokenizer, template_hash
+from stages.rlhf.config import Lora
+from stages.rlhf.files import RUN, file_hash
+from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts
+
+CARD = "model.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where a model's weights lie: the folder itself, or the one its pointer names.
+
+    Raises ValueError where the hub's cache no longer holds what the pointer was made from.
+    """
+    if (folder / POINTER).is_file():
+        return follow_pointer(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: neither config.json nor {POINTER}; no model lies here")
+    return folder
+
+
+def model_hash(folder: Path) -> str:
+    """One sha256 for a model as it lies on disk: pointer or weights, tokenizer and config."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        known = path.suffix in {".safetensors", ".json", ".model"}
+        if known and path.name not in {CARD, RUN}:
+            digest.update(f"{path.relative_to(folder).as_posix()}:{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """One sha256 for a model's tokenizer files, wherever its weights lie."""
+    where = weights_folder(folder)
+    found = [where / name for name in TOKENIZER if (where / name).is_file()]
+    lines = [f"{path.name}:{file_hash(path)}\n" for path in found]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a base model, with our template and a padding token that is not EOS."""
+    where = weights_folder(folder)
+    try:
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: no tokenizer that can be used: {_first_line(error)}") from error
+
+
+def load_causal_lm(folder: Path, dtype: str) -> Any:
+    """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode.
+
+    Raises ValueError where a pickle or an adapter lies in the model's place, or the model wants
+    code of its own.
+    """
+    where = weights_folder(folder)
+    refuse_pickles(where)
+    _check_shards(where)
+    if (where / "adapter_config.json").is_file():  # transformers would load the model it names
+        raise ValueError(
+            f"{where / 'adapter_config.json'}: an adapter, where a whole model belongs"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=WEIGHTS[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+        )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa lacks
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{where}: no model that can be used: {_first_line(error)}") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and autocasts(dtype):
+        model.set_attn_implementation(SDPA_FLOAT32)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _check_shards(folder: Path) -> None:
+    """transformers would read what an index names: a pickle, or a file elsewhere."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        odd = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+        if odd:
+            raise ValueError(f"{index}: names {odd[0]!r}; a *.safetensors beside it was expected")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def save_card(folder: Path, kind: str, stands_on: dict[str, Path], **more: Any) -> None:
+    """Write model.json: what the model is, and the hashes of all it stands on."""
+    card = {"kind": kind, **_hashes(stands_on), **more}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _hashes(stands_on: dict[str, Path]) -> dict[str, str]:
+    return {
+        "chat_template_sha256": template_hash(),
+        "tokenizer_sha256": tokenizer_hash(stands_on["base"]),
+        **{f"{name}_sha256": model_hash(path) for name, path in stands_on.items()},
+    }
+
+
+def check_card(folder: Path, stands_on: dict[str, Path]) -> dict[str, Any]:
+    """Read model.json. Raises ValueError where template, backbone or tokenizer are others now."""
+    file = folder / CARD
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; no trained model lies here")
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in _hashes(stands_on).items():
+        if card.get(key) != value:
+            raise ValueError(f"{file}: {key} is {card.get(key)}, but {value} lies here now")
+    return card
+
+
+def load_base(base: Path, dtype: str, lora: Lora) -> Roles:
+    """The base model as a frozen backbone without adapters."""
+    return Roles(load_causal_lm(base, dtype), lora, autocasts(dtype))
+
+
+def load_sft(base: Path, sft: Path, dtype: str, lora: Lora, bare: Roles | None = None) -> Roles:
+    """The SFT model as a frozen backbone with `reference` set; other adapters are added to it.
+
+    Where SFT is an adapter it is put on `bare`, the base model, if that is in memory already: one
+    copy serves both. Raises ValueError where data/sft was trained on another base or with another
+    template.
+    """
+    card = check_card(sft, {"base": base})
+    if card["method"] == "full":
+        return Roles(load_causal_lm(sft, dtype), lora, autocasts(dtype))
+    roles = bare or load_base(base, dtype, lora)
+    roles.load("sft", sft)
+    roles.reference = "sft"
+    return roles

@@ -1,0 +1,146 @@
+"""What a run will need, before it starts: python -m stages.rlhf.plan.plan [--memory GIB]
+
+Memory of every stage that holds a model, by what it is for, and a rough time, for the model that
+params.yaml names (a hub model's config.json comes from the hub's cache, or the network once).
+Ends with an error that names the knob to turn where a stage does not fit the memory there is.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.hub import fetch
+from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
+
+SHARE = 0.4  # of the matrix speed measured here that training is taken to reach
+PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA before there is any model
+KNOBS = {
+    "weights": "dtype: bfloat16, or another `model`",
+    "adapters": "models.{model}.lora.r, rm.members",
+    "training": "models.{model}.lora.r, or sft.method: lora",
+    "activations": "models.{model}.{stage}.{micro}, or kept_tokens",
+    "logits": "models.{model}.sft.micro_batch_size",
+    "tile": "nothing: it is small",
+    "decoding": "models.{model}.{batch}, max_answer_tokens",
+}
+
+
+def shape_of(params: Params) -> Shape:
+    """The chosen model's. Raises ValueError where a hub model's config.json cannot be had."""
+    chosen = params.chosen
+    if chosen.architecture is not None:
+        return Shape.made(chosen.architecture)
+    assert chosen.hub is not None, "a model is made, or from the hub"
+    folder = fetch(chosen.hub, chosen.revision, ("config.json",))
+    return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> Work:
+    """From what preprocess counted; its tokens are those of its own tokenizer."""
+    if not metrics.is_file():
+        raise ValueError(f"{metrics}: no such file; run `dvc repro preprocess` first")
+    found = json.loads(metrics.read_text(encoding="utf-8"))
+    rows, tokens = {part: found[part]["rows"] for part in ("sft", "rm")}, found["tokens"]
+    return Work(
+        rows["sft"]["train"],
+        rows["rm"]["train"],
+        rows["rm"].get("judge_train", 0),
+        rows["sft"]["test"],
+        5,
+        tokens["question"]["p50"],
+        tokens["sft_answer"]["p50"],
+    )
+
+
+def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of a square product, measured here."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    product, rounds, spent = a @ a, 0, 0.0
+    begin = time.perf_counter()
+    while spent < seconds:
+        product = a @ a
+        rounds += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+        spent = time.perf_counter() - begin
+    assert product.isfinite().all()
+    return rounds * 2.0 * size**3 / spent
+
+
+def there_is(device: str) -> float:
+    """GiB of the GPU, or of this machine."""
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory / GIB)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: Params) -> list[str]:
+    """A sentence for each stage that does not fit `limit` GiB: what takes most, and its knob."""
+    found = []
+    for stage, parts in needs.items():
+        need = process + sum(parts.values()) / GIB
+        if need <= limit:
+            continue
+        most = max(parts, key=parts.__getitem__)
+        micro = "micro_batch_size" if stage == "sft" else "micro_batch_tokens"
+        batch = "ppo.batch_size" if stage == "ppo" else "generate.batch_size"
+        knob = KNOBS[most].format(model=params.model, stage=stage, micro=micro, batch=batch)
+        found.append(
+            f"{stage} needs {need:.1f} GiB, there are {limit:.1f}: most are {most}"
+            f" ({parts[most] / GIB:.1f} GiB); turn {knob}"
+        )
+    return found
+
+
+def report(needs: Mapping[str, Bytes], times: Mapping[str, float], process: float) -> str:
+    """The table, a line per stage."""
+    kinds = list(dict.fromkeys(kind for parts in needs.values() for kind in parts))
+    lines = [f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in [*kinds, "all", "minutes"])]
+    for stage, parts in needs.items():
+        cells = [f"{parts[k] / GIB:.2f}" if k in parts else "–" for k in kinds]
+        cells += [f"{process + sum(parts.values()) / GIB:.2f}", f"{times[stage] / 60:.1f}"]
+        lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the plan; exit with an error where it does not fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--memory", type=float, help="GiB there are; default: this machine's")
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        params = load_params()
+        shape, work = shape_of(params), work_of(params)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    torch.set_num_threads(params.threads)
+    dtype = torch.float32 if params.chosen.dtype == "float32" else torch.bfloat16
+    speed = SHARE * matrix_speed(device, dtype)
+    needs = memory(shape, params, device)
+    times = {stage: flops / speed for stage, flops in operations(shape, params, work).items()}
+    print(
+        f"{params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
+        f" {shape.lora(params.chosen.lora.r) / 1e6:,.2f} M an adapter"
+    )
+    print(report(needs, times, PROCESS[device]))
+    limit = given.memory or there_is(device)
+    problems = too_much(needs, PROCESS[device], limit, params)
+    if problems:
+        sys.exit("\n".join(f"error: {problem}" for problem in problems))
+    print(
+        f"It fits {limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the speed of a product here."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""PPO: read core, reward, rollout, trainer, in this order."""

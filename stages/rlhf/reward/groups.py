@@ -1,0 +1,141 @@
+"""Groups of ranked answers as ids, and as tensors: what the reward model is trained on.
+
+G groups, K answers of a group, N answers of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.records import RmRow
+from stages.rlhf.reward.hard_negatives import LAST, MAX_ANSWERS, HardNegative
+from stages.rlhf.reward.losses import balance, better, places_between
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A question's answers as ids, what is known of their order, and the row they come from."""
+
+    prompt: list[int]
+    answers: list[list[int]]  # of the row, and then the hard negative's, where there is one
+    pairs: Tensor  # (K, K) bool: answer i is known to be better than answer j
+    gaps: Tensor  # (K, K) places of answer j below answer i
+    best: int
+    row: RmRow
+
+
+def encode_groups(
+    rows: Sequence[RmRow],
+    codec: Codec,
+    window: int,
+    extras: Sequence[HardNegative | None] | None = None,
+) -> list[EncodedGroup]:
+    """Rows, with hard negatives for some of them, -> ids.
+
+    Answers that come to the same ids make no pair. Raises ValueError naming the row where it has
+    not 2 to 9 answers with a rank each, or more tokens than the model's window.
+    """
+    chosen = extras or [None] * len(rows)
+    return [_encode(row, codec, window, extra) for row, extra in zip(rows, chosen, strict=True)]
+
+
+def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -> EncodedGroup:
+    count = len(row.answers)
+    if not 2 <= count <= MAX_ANSWERS or len(row.ranks) != count:
+        raise ValueError(
+            f"row {row.id}: {count} answers with {len(row.ranks)} ranks;"
+            f" 2 to {MAX_ANSWERS} answers with a rank each were expected"
+        )
+    texts, ranks = list(row.answers), list(row.ranks)
+    if extra is not None:
+        texts.append(extra.text)
+        ranks.append(max(ranks) + 1)
+    prompt, answers = codec.prompt_ids(row.question), [codec.answer_ids(text) for text in texts]
+    longest = len(prompt) + max(map(len, answers))
+    if longest > window:
+        raise ValueError(
+            f"row {row.id}: question and answer have {longest} tokens, more than the model's"
+            f" window, max_position_embeddings ({window})"
+        )
+    present = torch.ones(1, len(texts), dtype=torch.bool)
+    table = torch.tensor([ranks])
+    pairs = better(table, present)[0]
+    if extra is not None and extra.kind not in LAST:  # nobody has compared it with the others
+        known = table[0] <= ranks[extra.original]
+        pairs[:, -1] &= known
+    same = torch.tensor([[one == other for other in answers] for one in answers])
+    best = row.ranks.index(min(row.ranks))
+    gaps = places_between(table, present)[0]
+    return EncodedGroup(prompt, answers, pairs & ~same, gaps, best, row)
+
+
+def as_pairs(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
+    """Every pair as a group of two, the better answer first: what groups are compared with."""
+    alone = torch.tensor([[False, True], [False, False]])
+    return [
+        EncodedGroup(
+            group.prompt,
+            [group.answers[i], group.answers[j]],
+            alone,
+            group.gaps[i, j] * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]),
+            0,
+            group.row,
+        )
+        for group in groups
+        for i, j in group.pairs.nonzero().tolist()
+    ]
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """G groups as tensors, answers beyond a group's own masked by `present`."""
+
+    present: Tensor  # (G, K) bool
+    pairs: Tensor  # (G, K, K) bool
+    gaps: Tensor  # (G, K, K)
+    lengths: Tensor  # (G, K) tokens, EOS included
+    best_rows: Tensor  # (G,) place of each group's best answer among the N
+    counts: Tensor  # (G,) how often each group counts
+
+
+def batch_groups(groups: Sequence[EncodedGroup], counts: Sequence[int], device: Any) -> GroupBatch:
+    """Tensors of G groups and how often each counts."""
+    sizes = [len(g.answers) for g in groups]
+    widest = max(sizes)
+
+    def square(table: Tensor) -> Tensor:
+        return pad(table, (0, widest - len(table)) * 2)
+
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return GroupBatch(
+        torch.tensor([[k < n for k in range(widest)] for n in sizes]).to(device),
+        torch.stack([square(g.pairs) for g in groups]).to(device),
+        torch.stack([square(g.gaps) for g in groups]).to(device),
+        torch.tensor(
+            [[len(a) for a in g.answers] + [0] * (widest - len(g.answers)) for g in groups],
+            dtype=torch.float32,
+        ).to(device),
+        torch.tensor([s + g.best for s, g in zip(starts, groups, strict=True)]).to(device),
+        torch.tensor(counts, dtype=torch.float32).to(device),
+    )
+
+
+def questions_of(groups: Sequence[EncodedGroup]) -> list[tuple[list[int], list[list[int]]]]:
+    """The prompts and answers of these groups, as `RewardModel` reads them."""
+    return [(group.prompt, group.answers) for group in groups]
+
+
+def length_balance(groups: Sequence[EncodedGroup]) -> tuple[float, float]:
+    """`ranking.balance` over all pairs of a training set, each weighing 1 / pairs of its group."""
+    longer = shorter = 0.0
+    for group in groups:
+        lengths = torch.tensor([len(a) for a in group.answers])
+        gaps = (lengths[:, None] - lengths[None, :])[group.pairs]
+        longer += int((gaps > 0).sum()) / max(1, len(gaps))
+        shorter += int((gaps < 0).sum()) / max(1, len(gaps))
+    return balance(longer, shorter)

@@ -1,0 +1,1 @@
+"""Supervised training: the base model and SFT."""

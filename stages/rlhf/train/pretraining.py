@@ -1,0 +1,110 @@
+"""A tiny Llama made from nothing: next-token training on the corpus.
+
+Different here: documents are not packed. Each is one row between BOS and EOS, batches hold rows of
+like length, so nothing is ever attended across documents and little is padded.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from stages.rlhf.config import Architecture, Pretraining
+from stages.rlhf.precision import products
+from stages.rlhf.runs.checkpoints import NOWHERE, Shelf, State, above, below, load_moments, moments
+from stages.rlhf.train.schedule import cosine_schedule
+
+
+def new_llama(architecture: Architecture, codec_ids: dict[str, int], max_length: int) -> Any:
+    """A randomly initialised Llama with tied embeddings; `codec_ids` are pad, bos and eos ids."""
+    config = LlamaConfig(
+        vocab_size=architecture.vocab_size,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        initializer_range=architecture.hidden_size**-0.5 / 2,
+        **codec_ids,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(rows: list[list[int]], size: int, rng: random.Random) -> Iterator[list[list[int]]]:
+    """Endless batches of rows of like length, in random order; every row once per epoch."""
+    while True:
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
+        starts = list(range(0, len(order), size))
+        rng.shuffle(starts)
+        for start in starts:
+            yield [rows[i] for i in order[start : start + size]]
+
+
+def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids of B rows -> (B, T) ids and (B, T) bool mask, padded on the right."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
+    mask = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
+    return ids, mask
+
+
+def pretrain(
+    model: Any,
+    rows: list[list[int]],
+    pad_id: int,
+    settings: Pretraining,
+    rng: random.Random,
+    autocast: bool = False,
+    shelf: Shelf = NOWHERE,
+) -> list[float]:
+    """Train in place with AdamW; the loss of every step. Goes on from what lies on the shelf.
+
+    Raises ValueError where there is nothing to train on.
+    """
+    if not rows:
+        raise ValueError("the corpus is empty: at least one document was expected")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
+    stream = batches(rows, settings.batch_size, rng)
+    losses: list[Tensor] = []
+    model.train().requires_grad_(True)
+    weights = dict(model.named_parameters())
+
+    def state() -> State:
+        told = {"losses": torch.stack(losses)}
+        return {**told, **above("weight.", weights), **above("adam.", moments(optimizer))}, {}
+
+    if found := shelf.load():
+        losses = list(found.tensors["losses"])
+        with torch.no_grad():
+            for name, tensor in below("weight.", found.tensors).items():
+                weights[name].copy_(tensor)
+        load_moments(optimizer, below("adam.", found.tensors))
+        for _ in losses:
+            next(stream)
+    progress = tqdm(range(len(losses), settings.steps), desc="pretrain", mininterval=5)
+    for step in progress:
+        factor = cosine_schedule(step, settings.steps, max(1, settings.steps // 20))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        ids, mask = pad(next(stream), pad_id)
+        labels = ids.masked_fill(~mask, -100)
+        with products(model.device, autocast):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+        shelf.offer(step + 1, state)
+    model.eval().requires_grad_(False)
+    return [float(loss) for loss in losses]

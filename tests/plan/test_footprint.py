@@ -1,0 +1,156 @@
+"""The plan's arithmetic: against torch's own counts, and against measured peaks of two twins."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.plan import plan
+from stages.rlhf.plan.footprint import GIB, Shape, Work, memory, operations, trained
+from tests.closure import ROOT
+from tests.conftest import write_params
+from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
+
+LLAMA32 = {  # config.json of meta-llama/Llama-3.2-1B
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+}
+WORK = Work(3200, 16000, 3000, 750, 5, 8, 15)
+
+
+def chosen(model: str) -> Any:
+    return shipped().model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gemma2])
+def test_parameters_are_torchs(make: Any) -> None:
+    model = make(64)
+    shape = Shape.of(model.config.to_dict())
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    roles = Roles(model, LORA)
+    roles.add("policy")
+    assert shape.lora(LORA.r) == sum(p.numel() for p in roles.parameters("policy"))
+
+
+def test_a_known_model() -> None:
+    shape = Shape.of(LLAMA32)
+    assert shape.parameters == 1_235_814_400
+    assert shape.lora(16) == 11_272_192
+    # 2 (keys, values) x 8 heads x 64 x 16 layers x 2 bytes
+    assert shape.cache(2) == 32_768
+    needs = memory(shape, chosen("llama32-1b"), "cuda")
+    assert needs["ppo"]["weights"] / GIB == pytest.approx(2.30, abs=0.01)
+    assert needs["ppo"]["training"] == trained(2 * 11_272_192)
+    # logits of 8 x 768 tokens, three times in float32: what SFT is bound by
+    assert needs["sft"]["logits"] / GIB == pytest.approx(8 * 768 * 128_256 * 12 / GIB)
+    assert max(needs["sft"], key=needs["sft"].__getitem__) in {"logits", "activations"}
+
+
+def test_a_config_without_a_width_is_refused_by_name() -> None:
+    config = {key: n for key, n in LLAMA32.items() if key != "intermediate_size"}
+    with pytest.raises(ValueError, match=r"config\.json \(llama\): no intermediate_size"):
+        Shape.of(config)
+
+
+def test_more_of_anything_needs_more() -> None:
+    shape, params = Shape.of(LLAMA32), chosen("llama32-1b")
+
+    def with_ppo(**knobs: Any) -> Any:
+        model = params.chosen.model_copy(update={"ppo": params.chosen.ppo.model_copy(update=knobs)})
+        return params.model_copy(update={"models": {**params.models, params.model: model}})
+
+    plain = memory(shape, params, "cuda")["ppo"]
+    for knob, kind in {
+        "micro_batch_tokens": "activations",
+        "kept_tokens": "activations",
+        "batch_size": "decoding",
+    }.items():
+        more = with_ppo(**{knob: 2 * getattr(params.chosen.ppo, knob) + 1000})
+        assert memory(shape, more, "cuda")["ppo"][kind] > plain[kind], knob
+    costs = operations(shape, params, WORK)
+    twice = operations(shape, with_ppo(updates=2 * params.chosen.ppo.updates), WORK)
+    assert twice["ppo"] == 2 * costs["ppo"]
+    assert {k: v for k, v in twice.items() if k != "ppo"} == {
+        k: v for k, v in costs.items() if k != "ppo"
+    }
+
+
+def test_operations_of_a_forward_pass() -> None:
+    model = tiny_llama(64)
+    shape = Shape.of(model.config.to_dict())
+    linear = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
+    norms = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
+    assert shape.flops == 2 * (linear + norms)
+    assert shape.head_flops == 2 * model.get_output_embeddings().weight.numel()
+
+
+def test_what_does_not_fit_is_named_with_its_knob() -> None:
+    params = chosen("llama32-1b")
+    needs = memory(Shape.of(LLAMA32), params, "cuda")
+    assert plan.too_much(needs, 0.8, 1000, params) == []
+    problems = plan.too_much(needs, 0.8, 12, params)
+    assert problems
+    assert any(
+        problem.startswith("sft needs ") and "models.llama32-1b.sft.micro_batch_size" in problem
+        for problem in problems
+    )
+    assert all("there are 12.0" in problem for problem in problems)
+
+
+def test_the_command_says_what_a_run_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(tmp_path, model="micro")
+    command = [sys.executable, "-m", "stages.rlhf.plan.plan"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert lost.returncode == 1
+    assert "preprocess.json: no such file" in lost.stderr
+    (tmp_path / "metrics").mkdir()
+    metrics = (ROOT / "metrics" / "preprocess.json").read_text("utf-8")
+    (tmp_path / "metrics" / "preprocess.json").write_text(metrics, "utf-8")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()[2:7]} == {
+        *("sft", "rm", "judge", "ppo", "evaluate")
+    }
+    tight = subprocess.run(
+        [*command, "--memory", "0.1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert tight.returncode == 1
+    assert "ppo needs" in tight.stderr
+
+
+def measured(hidden: int, tokens: int, kept: int) -> dict[str, float]:
+    words = map(str, (hidden, tokens, kept))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ppo.measured_update", *words],
+        cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [256, 512])
+@pytest.mark.parametrize(("tokens", "kept"), [(4096, 0), (1024, 2**20)])
+def test_activations_are_what_is_measured(hidden: int, tokens: int, kept: int) -> None:
+    shape = Shape(hidden, 512, 4, hidden // 32, hidden // 32, 32, 2000, tied=True)
+    found = measured(hidden, tokens, kept)
+    expected = tokens * shape.worked(4)
+    expected += 2 * min(kept, int(found["tokens"])) * shape.kept(4)
+    expected += trained(2 * shape.lora(16)) + 64 * 80 * shape.cache(4)
+    assert found["mib"] == pytest.approx(expected / 2**20, rel=0.35)
+
+
+def test_speed_of_a_product_is_a_speed() -> None:
+    assert plan.matrix_speed("cpu", torch.float32, size=64, seconds=0.01) > 1e6

@@ -1,0 +1,175 @@
+"""One batch of experience: exact where it must be, and each part counted once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.ppo import rollout as rollout_module
+from stages.rlhf.ppo.core import gae, policy_loss, whiten
+from stages.rlhf.ppo.reward import Reward
+from stages.rlhf.ppo.rollout import Rollout, faults_of, micro_batches, minibatches, policy_logprobs
+from tests.model_fixtures import (
+    PpoTrainer,
+    next_to_no_scores,
+    ppo_knobs,
+    ppo_settings,
+    ppo_trainer,
+    shake,
+)
+
+KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
+
+
+def collected(trainer: PpoTrainer, update: int = 1) -> tuple[Rollout, Reward]:
+    prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
+    return trainer._collect(update, prompts)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("method", "dtype"), KINDS)
+def test_the_first_rollout_has_no_kl_at_all(
+    tmp_path: Path, method: str, dtype: str, temperature: float
+) -> None:
+    trainer = ppo_trainer(tmp_path, method, dtype, ppo_knobs(temperature=temperature))
+    rollout, _ = collected(trainer)
+    assert rollout.old_logprobs.equal(rollout.ref_logprobs)
+    lengths = set(rollout.sequences.response_mask.sum(-1).tolist())
+    assert len(lengths) >= 2, f"all answers have {lengths} tokens: too alike to tell"
+    if dtype == "float32":  # and they are those of the policy's own logits at that temperature
+        rows = rollout.sequences
+        with torch.no_grad(), trainer.roles.use(POLICY) as policy:
+            logits = policy(input_ids=rows.ids, attention_mask=rows.mask).logits / temperature
+        chances = torch.log_softmax(logits, -1)
+        for i, (mask, where) in enumerate(zip(rows.response_mask, rows.predicts, strict=True)):
+            expected = chances[i, where[mask], rows.response[i, mask]]
+            torch.testing.assert_close(rollout.old_logprobs[i, mask], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "dtype"), KINDS)
+@pytest.mark.parametrize(("steps", "micro"), [(2, 60), (1, 9999), (4, 1)])
+def test_ratios_of_the_first_epoch_are_exactly_one(
+    tmp_path: Path, method: str, dtype: str, steps: int, micro: int
+) -> None:
+    settings = ppo_settings(minibatches=steps, micro_batch_tokens=micro)
+    trainer = ppo_trainer(tmp_path, method, dtype, settings=settings)
+    shake(trainer.roles, POLICY, seed=9, size=0.1)  # the same must hold after updates
+    rollout, _ = collected(trainer)
+    counts = []
+    for rows in minibatches(list(range(len(rollout))), settings):
+        parts = micro_batches(rollout.sequences, rows, micro)
+        counts.append(len(parts))
+        for places in parts:
+            part = rollout[places]
+            with trainer.roles.use(POLICY, train=True):
+                logprobs = policy_logprobs(trainer.roles, part.sequences, 1.0)
+            assert logprobs.requires_grad
+            off = (logprobs - part.old_logprobs).abs().max().item()
+            assert logprobs.equal(part.old_logprobs), f"rows {places}: off by {off}"
+            mask = part.sequences.response_mask
+            found = policy_loss(logprobs, part.old_logprobs, part.advantages, mask, 0.2)
+            assert found.kl == 0
+            assert found.clipped == 0
+    assert len(counts) == steps
+    assert (max(counts) > 1) == (micro < 9999)
+
+
+def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
+    knobs = ppo_knobs(gamma=1.0, lam=1.0, kl_coef=0.3, missing_eos_penalty=1.25)
+    trainer = ppo_trainer(tmp_path, ppo=knobs)
+    next_to_no_scores(trainer.reward_model)
+    shake(trainer.roles, POLICY, seed=9, size=0.1)
+    rollout, reward = collected(trainer)
+    mask = rollout.sequences.response_mask
+    kl = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0).sum(-1)
+    ended = (rollout.sequences.response == trainer.codec.eos_id).any(-1)
+    assert ended.any()
+    assert not ended.all()
+    assert ~reward.faults.unended.equal(ended)
+    # with gamma = lam = 1 the first token's return is the sum of all the answer's rewards
+    expected = -1.25 * (~ended).float() - 0.3 * kl
+    torch.testing.assert_close(rollout.returns[:, 0], expected, rtol=0, atol=1e-4)
+
+
+def test_advantages_are_whitened_over_the_whole_batch(tmp_path: Path) -> None:
+    trainer = ppo_trainer(tmp_path)
+    rollout, _ = collected(trainer)
+    mask = rollout.sequences.response_mask
+    chosen = rollout.advantages[mask]
+    assert abs(chosen.mean()) < 1e-5
+    assert abs(chosen.std(correction=0) - 1) < 1e-4
+    raw = torch.where(mask, rollout.returns - rollout.old_values, 0)
+    torch.testing.assert_close(whiten(raw, mask), rollout.advantages, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["hybrid", "scalar"])
+def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path, head: str) -> None:
+    trainer = ppo_trainer(tmp_path, head=head, ppo=ppo_knobs(score_clip=1e9, uncertainty_coef=0.5))
+    rollout, reward = collected(trainer)
+    sequences = rollout.sequences
+    lengths = sequences.response_mask.sum(-1).tolist()
+    prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
+    answers = [row[:n] for row, n in zip(sequences.response.tolist(), lengths, strict=True)]
+    read = [(p.ids, [a]) for p, a in zip(prompts, answers, strict=True)]
+    expected = trainer.reward_model.score(read, trainer.codec)
+    torch.testing.assert_close(reward.score, expected.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(reward.uncertainty, 0.5 * expected.variance, rtol=1e-4, atol=1e-4)
+    assert expected.variance.min() > 1e-3
+    paid = reward.total + reward.uncertainty + reward.penalty
+    torch.testing.assert_close(paid, reward.score, rtol=1e-4, atol=1e-4)
+    rewards = torch.zeros_like(rollout.old_values)  # no KL yet
+    rewards[torch.arange(16), torch.tensor(lengths) - 1] = reward.total
+    _, returns = gae(
+        rewards, rollout.old_values, sequences.response_mask, trainer.ppo.gamma, trainer.ppo.lam
+    )
+    torch.testing.assert_close(rollout.returns, returns, rtol=0, atol=1e-5)
+
+
+def test_rollout_slices_keep_rows_together(tmp_path: Path) -> None:
+    rollout, _ = collected(ppo_trainer(tmp_path))
+    rows = [5, 1, 6]
+    part = rollout[rows]
+    width = part.sequences.response.shape[1]
+    assert width == max(rollout.sequences.response_mask.sum(-1)[rows].tolist())
+    for name in ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns"):
+        whole = getattr(rollout, name)
+        assert getattr(part, name).equal(whole[rows][:, :width]), name
+        assert whole[rows][:, width:].eq(0).all(), f"{name} beyond the answers' ends"
+
+
+def test_the_same_seed_gives_the_same_answers_whatever_is_collected_before(tmp_path: Path) -> None:
+    first, second = ppo_trainer(tmp_path), ppo_trainer(tmp_path)
+    for update in (5, 6):
+        collected(second, update)
+    torch.rand(7)  # global draws must not count
+    one, two = collected(first, 3)[0], collected(second, 3)[0]
+    assert one.sequences.ids.equal(two.sequences.ids)
+    assert one.advantages.equal(two.advantages)
+    assert not one.sequences.response.equal(collected(first, 4)[0].sequences.response)
+
+
+def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
+    trainer = ppo_trainer(tmp_path)
+    codec, prompts = trainer.codec, trainer.prompts[:4]
+    texts = ["네 네 네 네", prompts[1].question, "1947m입니다.", f"{prompts[3].question} 네."]
+    answers = [codec.answer_ids(text) for text in texts]
+    answers[2] = answers[2][:-1]
+    found = faults_of(prompts, answers, codec)
+    assert found.unended.tolist() == [False, False, True, False]
+    assert found.loops.tolist() == [True, False, False, False]
+    assert found.copies.tolist() == [False, True, False, True]
+
+
+def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = []
+    for costs in ({}, {"repetition_penalty": 0.5, "copy_penalty": 0.25}):
+        trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs), max_new_tokens=64)
+        texts = ["네 네 네 네", trainer.prompts[1].question, *["1947m입니다."] * 14]
+        said = [trainer.codec.answer_ids(text) for text in texts]
+        monkeypatch.setattr(rollout_module, "generate_all", lambda *args, said=said: said)
+        rewards.append(collected(trainer)[1])
+    plain, costly = rewards
+    assert plain.penalty.tolist() == [0.0] * 16
+    assert costly.penalty.tolist() == [0.5, 0.25] + [0.0] * 14
+    torch.testing.assert_close(costly.total, plain.total - costly.penalty)

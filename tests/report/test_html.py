@@ -1,0 +1,210 @@
+"""The report: its verdict, what it shows, and that nothing from data is anything but text."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from PIL import Image
+
+from stages.rlhf.ingest.cleaning import Reason
+from stages.rlhf.report import html
+from stages.rlhf.report.html import FIGURES, MODELS, Told, page, verdict
+from stages.rlhf.report.structure import Part
+
+HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
+GATES = dict.fromkeys(html.GATES, True)
+
+
+def block(**more: Any) -> dict[str, Any]:
+    keys = {*html.METRICS, *html.PAIRED, *html.RANKING}
+    low = {f"{key}_ci_low": 0.25 for key in keys}
+    high = {f"{key}_ci_high": 0.75 for key in keys}
+    return {**dict.fromkeys(keys, 0.5), **low, **high, **more}
+
+
+@pytest.fixture
+def told() -> Told:
+    kinds = {"never_asked": block(), "mine <b>": block(exact=None)}
+    said = {"answer": HOSTILE, "score": 1.0, "judged": 0.5, "cosine": 0.25}
+    evaluate = {
+        **{name: block(by_kind=kinds) for name in MODELS},
+        "questions": 1234,
+        "embedder_sha256": "fedc",
+        "sft_gain": {"cosine": 0.1, "percent": None, "percent_reason": "no answers"},
+        "ppo_vs_sft": block(by_kind=kinds),
+        "gates": GATES,
+    }
+    part = {"read": 12, "kept": 10, "rejected": {"leak": 2}, "rows": {"train": 10}}
+    return Told(
+        {
+            "preprocess": {
+                "sft": part,
+                "ppo": {**part, "rejected": {}},
+                "corpus": {"read": 5, "kept": 2, "rejected": {"leak": 1, "of its own": 2}},
+                "dropped_answers": {"duplicate_answer": 7},
+                "tokens": {},
+            },
+            "rm": block(by_kind=kinds),
+            "judge": block(),
+            "ppo": {"skipped": False},
+            "evaluate": evaluate,
+        },
+        [{"question": HOSTILE, "reference": "참조 & 답", **dict.fromkeys(MODELS, said)}],
+        [Part("model.norm", "192", 1, 192)],
+        {"architecture": "llama", "parameters": 2_164_416, "trained_share": 0.0974},
+        {"sft": {"kind": "sft", "base_sha256": "abc"}},
+        {"ppo.kl_coef": 0.02, "data.source": HOSTILE, "base.hub": None},
+    )
+
+
+@pytest.fixture
+def plots(tmp_path: Path) -> Path:
+    for name in FIGURES:
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(file)
+    return tmp_path
+
+
+class Reader(HTMLParser):
+    """Tags, their addresses, and all text outside the style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.handlers: list[str] = []
+        self.cells: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for key, value in attrs if key in {"src", "href"}]
+        self.handlers += [key for key, _ in attrs if key.startswith("on")]
+        if tag in {"th", "td"}:
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.cells:
+            self.cells[-1] += data.rstrip("\n")
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots: Path) -> None:
+    html = page(told, plots)
+    reader = read(html)
+    assert reader.text.count(HOSTILE) == 1 + len(html.SHOWN) + 1
+    assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
+    assert reader.tags.count("img") == len(FIGURES)
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in reader.sources)
+    assert reader.handlers == []
+    assert "default-src 'none'" in html
+    assert "49" not in reader.text.replace("2,164,416", "")
+    assert "mine <b>" in reader.text
+
+
+def test_what_it_shows(told: Told, plots: Path) -> None:
+    found = read(page(told, plots))
+    text = " ".join(found.text.split())
+    assert "시험 질문 1,234개" in text
+    assert "0.500 [0.250, 0.750]" in text
+    assert "2,164,416" in text
+    assert "9.74%" in text
+    for name, value in (("base_sha256", "abc"), ("embedder_sha256", "fedc")):
+        assert f"{name} {value}" in " ".join(found.cells)
+    assert "ppo.kl_coef 0.02" in " ".join(found.cells)
+    assert "base.hub null" in " ".join(found.cells)
+    assert f"뽑은 {len(told.samples)}개" in text
+    assert "참조 & 답" in text
+    assert f"{len(HOSTILE)}자" in text
+    assert text.index("물은 적 없는 사실") < text.index("mine <b>")
+    assert "–" in text  # a metric that says nothing
+
+
+def test_no_reject_is_lost(told: Told, plots: Path) -> None:
+    assert set(html.REASONS) == set(get_args(Reason))
+    found = html.rejects(told.metrics["preprocess"])
+    assert found == {  # sft, ppo, corpus, single answers
+        "leak": [2, 0, 1, 0],
+        "duplicate_answer": [0, 0, 0, 7],
+        "of its own": [0, 0, 2, 0],
+    }
+    cells = read(page(told, plots)).cells
+    at = cells.index("질문이 다른 분할에 속함 leak")
+    assert cells[at : at + 5][1:] == ["2", "–", "1", "–"]
+    at = cells.index("SFT", cells.index("쓰지 않음"))
+    assert cells[at : at + 6] == ["SFT", "12", "10", "2", "10", "–"]
+
+
+def test_hold_outs_stand_in_one_order(told: Told, plots: Path) -> None:
+    mixed = dict.fromkeys(("mine <b>", "never_asked", "unseen_wording"), block())
+    blocks = [told.metrics["evaluate"][name] for name in (*MODELS, "ppo_vs_sft")]
+    for holder in (*blocks, told.metrics["rm"]):
+        holder["by_kind"] = mixed
+    text = read(page(told, plots)).text
+    order = re.findall("처음 보는 표현|물은 적 없는 사실|mine <b>", text)
+    assert order == ["처음 보는 표현", "물은 적 없는 사실", "mine <b>"] * 3
+
+
+def test_settings_are_those_of_every_stage() -> None:
+    sft = {"seed": 0, "sft": {"data": "rank1"}, "models.${model}.lora": {"r": 8}}
+    ppo = {"seed": 0, "ppo": {"kl_coef": 0.1, "kl_target": None}}
+    assert list(html.settings([sft, ppo]).items()) == [
+        ("models.${model}.lora.r", 8),
+        ("ppo.kl_coef", 0.1),
+        ("ppo.kl_target", None),
+        ("seed", 0),
+        ("sft.data", "rank1"),
+    ]
+
+
+def test_every_figure_is_there_at_its_size(told: Told, plots: Path) -> None:
+    Image.new("RGB", (1001, 400)).save(plots / "rm" / "11_margins.png")
+    html = page(told, plots)
+    assert html.count('width="2" height="2"') == len(FIGURES) - 1
+    assert html.count('width="1001" height="400"') == html.count('class="long"') == 1
+
+
+def test_the_page_fits_a_phone(told: Told, plots: Path) -> None:
+    """What cannot shrink scrolls in a box of its own."""
+    html = page(told, plots)
+    assert html.count("<table>") == html.count('<div class="wide" tabindex="0"><table>')
+    assert html.count("<img ") == html.count('<div class="wide" tabindex="0"><img ')
+    assert html.count("<tbody>") == html.count("</tbody>") >= html.count("</table>")
+
+
+def test_rows_without_kinds(told: Told, plots: Path) -> None:
+    for name in (*MODELS, "ppo_vs_sft"):
+        del told.metrics["evaluate"][name]["by_kind"]
+    del told.metrics["rm"]["by_kind"]
+    assert page(told, plots).count("<details>") == 1  # the settings
+
+
+def test_a_missing_figure_is_named(told: Told, plots: Path) -> None:
+    (plots / "rm" / "11_margins.png").unlink()
+    with pytest.raises(ValueError, match=r"rm/11_margins.png: no such file"):
+        page(told, plots)
+
+
+def test_the_verdict(told: Told) -> None:
+    evaluate = dict(told.metrics["evaluate"])
+    evaluate["ppo_vs_sft"] = block(chrf_gain=4.25, chrf_gain_ci_low=3.0, chrf_gain_ci_high=5.5)
+    evaluate["ppo"] = block(exact=0.75)
+    good = verdict(evaluate, {"skipped": False})
+    assert good.startswith("RLHF가 도움이 되었습니다:")
+    assert re.search(r"4\.2점 \[3\.0, 5\.5\].*50\.0 %에서 75\.0 %", good)
+    failed = {**evaluate, "gates": {**GATES, "ends": False}}
+    not_all = verdict(failed, {"skipped": False})
+    assert not_all.endswith("통과하지 못한 게이트가 있습니다 (ends).")
+    skipped = verdict(failed, {"skipped": True, "skipped_reason": "no update beats SFT"})
+    assert "no update beats SFT" in skipped
+    for one in (good, not_all, skipped):
+        assert one.count(". ") == 0, "more than one sentence"

@@ -1,0 +1,319 @@
+"""Work folders: the very same work once, its result kept, and nothing changed behind its back."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.rlhf import files
+from stages.rlhf.config import Params, load_params
+from stages.rlhf.runs import cache, provenance, signals
+from stages.rlhf.runs.checkpoints import note
+from stages.rlhf.runs.prune import prune
+from stages.rlhf.runs.signals import Interrupted
+from tests.conftest import write_params
+from tests.model_fixtures import ROOT
+
+STAGE = "sft"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository: params.yaml, dvc.yaml, one file of code, one of input."""
+    write_params(tmp_path)
+    for name in ("stages", "rows"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "stages" / "sft.py").write_text("code\n")
+    (tmp_path / "rows" / "train.jsonl").write_text("{}\n")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {sft: {deps: [rows, stages/sft.py], params: [seed, sft, 'models.${model}.sft']}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    return tmp_path
+
+
+def params() -> Params:
+    return load_params()
+
+
+def inputs() -> dict[str, Path]:
+    return {"rows": Path("rows")}
+
+
+OUTS = [Path("data/sft"), Path("metrics/runtime/sft.json")]
+
+
+def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
+    """The work of a stage: a checkpoint, and then its outs."""
+
+    def do(folder: Path) -> None:
+        if calls is not None:
+            calls.append(text)
+        (folder / "shelf").mkdir(parents=True, exist_ok=True)
+        (folder / "shelf" / "state").write_text("unfinished")
+        for step in (0, 3):
+            note(folder / "shelf", "from", step)
+        shutil.rmtree(OUTS[0], ignore_errors=True)
+        OUTS[0].mkdir(parents=True)
+        OUTS[1].parent.mkdir(parents=True, exist_ok=True)
+        (OUTS[0] / "model").write_text(text)
+        OUTS[1].write_text(text)
+
+    return do
+
+
+def carry_out(do: Callable[[Path], None]) -> None:
+    cache.carry_out(STAGE, params(), inputs(), OUTS, do)
+
+
+def found() -> tuple[str, str]:
+    return (OUTS[0] / "model").read_text(), OUTS[1].read_text()
+
+
+def folder() -> Path:
+    return cache.folder_of(provenance.origin(STAGE, params(), inputs()))
+
+
+# ---- the very same cache, once
+
+
+def test_a_result_is_kept_and_taken_again(place: Path) -> None:
+    calls: list[str] = []
+    carry_out(writes("first", calls))
+    assert not (folder() / "shelf").exists(), "checkpoints are of no use after the end"
+    for out in OUTS:  # as DVC does before it runs a stage
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    told = Path("metrics/runtime/runs/sft.json")
+    first = json.loads(told.read_text())
+    assert first["went_on_from"] == {"shelf": [3]}
+    assert first["started"] <= first["ended"]
+    carry_out(writes("second", calls))
+    assert (calls, found()) == (["first"], ("first", "first"))
+    assert json.loads(told.read_text())["taken_again"] is True
+    assert json.loads((OUTS[0] / "run.json").read_text())["stage"] == STAGE
+
+
+@pytest.mark.parametrize("harm", ["changed", "lost", "added"])
+def test_a_damaged_result_is_named_and_made_again(
+    place: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    carry_out(writes("first"))
+    file = folder() / "done" / "0" / ("model" if harm != "added" else "more")
+    file.unlink() if harm == "lost" else file.write_text("other")
+    carry_out(writes("second"))
+    assert found() == ("second", "second")
+    assert "the work is done again" in capsys.readouterr().err
+    carry_out(writes("third"))
+    assert found() == ("second", "second")
+
+
+def test_a_full_disk_costs_the_copy_and_not_the_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "seal", full)
+        carry_out(writes("first"))
+    assert found() == ("first", "first")
+    assert "could not be kept: [Errno 28] No space left" in capsys.readouterr().err
+    assert not list(folder().glob("done*"))
+    carry_out(writes("second"))
+    assert found() == ("second", "second")
+
+
+def changes() -> dict[str, Callable[[Path], Any]]:
+    """What makes other work of it."""
+    return {
+        "params": lambda at: write_params(at, **{"sft.weight_decay": 0.5}),
+        "model": lambda at: write_params(at, **{"models.tiny.sft.epochs": 9}),
+        "inputs": lambda at: (at / "rows" / "train.jsonl").write_text("[]\n"),
+        "more inputs": lambda at: (at / "rows" / "test.jsonl").write_text("{}\n"),
+        "code": lambda at: (at / "stages" / "sft.py").write_text("other code\n"),
+    }
+
+
+NAMES = {
+    "params": "params sft",
+    "model": "params models.${model}.sft",
+    "inputs": "inputs rows",
+    "more inputs": "inputs rows",
+    "code": "code stages/sft.py",
+}
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_other_params_inputs_or_code_are_other_work(place: Path, what: str) -> None:
+    carry_out(writes("first"))
+    before = folder()
+    changes()[what](place)
+    assert folder() != before
+    carry_out(writes("second"))
+    assert found() == ("second", "second")
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_what_changed_while_it_ran_is_named_and_the_stage_fails(place: Path, what: str) -> None:
+    before = folder()
+
+    def do(at: Path) -> None:
+        writes("first")(at)
+        changes()[what](place)
+
+    name = NAMES[what].replace("$", r"\$").replace(".", r"\.")
+    with pytest.raises(ValueError, match=f"^sft: changed while it ran: {name}; .*run again"):
+        carry_out(do)
+    assert folder() != before
+    assert (before / "done" / "0" / "model").read_text() == "first"
+
+
+def test_what_a_stage_does_not_declare_may_change(place: Path) -> None:
+    before = folder()
+    write_params(place, **{"ppo.kl_coef": 0.7, "models.micro.sft.epochs": 9})
+    (place / "stages" / "rm.py").write_text("other code\n")
+    assert folder() == before
+
+
+def test_the_place_counts_for_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = provenance.origin(STAGE, params(), inputs())
+    shutil.copytree(place, place.parent / "elsewhere")
+    monkeypatch.chdir(place.parent / "elsewhere")
+    monkeypatch.setattr(provenance, "ROOT", Path.cwd())
+    assert provenance.origin(STAGE, params(), inputs()) == before
+
+
+def test_a_missing_input_is_named(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"^rows/none\.jsonl: no such file or folder"):
+        provenance.origin(STAGE, params(), {"rows": Path("rows/none.jsonl")})
+
+
+# ---- two processes
+
+
+def _second(text: str) -> None:
+    carry_out(writes(text))
+
+
+def test_a_second_process_waits_and_takes_the_result(place: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    waits = fork.Process(target=_second, args=("second",))
+
+    def do(at: Path) -> None:
+        waits.start()
+        time.sleep(1)
+        assert waits.is_alive()
+        writes("first")(at)
+
+    carry_out(do)
+    waits.join(20)
+    assert waits.exitcode == 0
+    assert found() == ("first", "first")
+
+
+def test_a_lock_is_free_when_its_holder_is_killed(place: Path) -> None:
+    at = folder()
+    fork = multiprocessing.get_context("fork")
+    held = fork.Event()
+
+    def hold() -> None:
+        with cache.locked(at):
+            held.set()
+            time.sleep(60)
+
+    holder = fork.Process(target=hold)
+    holder.start()
+    assert held.wait(20)
+    with pytest.raises(BlockingIOError), cache.locked(at, wait=False):
+        pass
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(20)
+    with cache.locked(at, wait=False):
+        pass
+
+
+# ---- asked to end
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_ends_a_stage_whose_work_is_done(
+    place: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def do(at: Path) -> None:
+        os.kill(os.getpid(), number)
+        assert signals.asked()
+        writes("first")(at)
+
+    with pytest.raises(Interrupted, match="interrupted when stage sft was done; the same command"):
+        carry_out(do)
+    assert f"{number.name}: this step is finished and saved" in capsys.readouterr().err
+    assert not signals.asked()
+    carry_out(writes("second"))
+    assert found() == ("first", "first")
+
+
+def test_a_second_signal_ends_it_at_once(place: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def do(at: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(do)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- where they lie, and how they go
+
+
+def test_work_lies_beside_the_repository_even_in_dvcs_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "x"
+    copy.mkdir(parents=True)
+    monkeypatch.delenv("KOQA_WORK")
+    for where in (tmp_path, copy):
+        monkeypatch.chdir(where)
+        assert cache.root() == tmp_path / ".work"
+    monkeypatch.setenv("KOQA_WORK", str(tmp_path / "elsewhere"))
+    assert cache.root() == tmp_path / "elsewhere"
+
+
+def test_pruning_takes_what_is_old_and_idle(place: Path) -> None:
+    carry_out(writes("first"))
+    one = folder()
+    changes()["params"](place)
+    carry_out(writes("second"))
+    two = folder()
+    changes()["code"](place)
+    three = folder()
+    now = time.time()
+    for path in [one, *one.rglob("*")]:
+        os.utime(path, (now - 3 * 86400, now - 3 * 86400))
+    with cache.locked(three):
+        assert prune(cache.root(), 2, now) == [one]
+        assert (one.exists(), two.exists()) == (False, True)
+        assert prune(cache.root(), 0, now + 1) == [two]
+    assert three.is_dir()
+    carry_out(writes("third"))
+    assert found() == ("third", "third")
+
+
+def test_every_stage_can_tell_what_it_comes_of() -> None:
+    for stage in ("sample", "preprocess", "eda", "base", "embedder", "sft", "rm", "judge", "ppo"):
+        made = provenance.origin(stage, load_params(ROOT / "params.yaml"), {})
+        assert made.params
+        assert f"stages/{stage}.py" in made.code
+        assert len(made.fingerprint) == 64

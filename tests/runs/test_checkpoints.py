@@ -1,0 +1,175 @@
+"""A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.rlhf import files
+from stages.rlhf.runs import checkpoints, signals
+from stages.rlhf.runs.signals import Interrupted
+from tests.model_fixtures import ROOT
+from tests.ppo import resumed_ppo
+
+
+def save(folder: Path, step: int) -> None:
+    checkpoints.save(folder, step, {"weight": torch.full((3,), float(step))}, {"step": step})
+
+
+def loaded(folder: Path) -> int:
+    found = checkpoints.load(folder)
+    assert found is not None
+    assert found.step == found.plain["step"]
+    assert found.tensors["weight"].tolist() == [float(found.step)] * 3
+    return found.step
+
+
+def test_the_newest_is_loaded_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    assert checkpoints.load(tmp_path / "none") is None
+    for step in (3, 6, 9, 12):  # "12" sorts before "9"
+        save(tmp_path, step)
+        assert loaded(tmp_path) == step
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step-12", "step-9"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["cut", "lost"])
+def test_a_damaged_one_is_named_and_passed_over(
+    tmp_path: Path, file: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 3)
+    save(tmp_path, 6)
+    path = tmp_path / "step-6" / file
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    assert loaded(tmp_path) == 3
+    assert f"{tmp_path / 'step-6'}: " in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """Stands for a signal that no code can catch."""
+
+
+def moments() -> list[tuple[Any, str, int]]:
+    """What a save calls, and at which call of it the kill comes."""
+    return [
+        (checkpoints, "save_file", 1),
+        *((files, "sync", n) for n in range(1, 8)),
+        *((Path, "rename", n) for n in (1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), moments())
+def test_a_kill_during_a_save_leaves_one_that_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    save(tmp_path, 3)
+    calls, inner = [], getattr(owner, name)
+
+    def killed(*given: Any, **named: Any) -> Any:
+        calls.append(0)
+        if len(calls) == call:
+            raise Killed
+        return inner(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            save(tmp_path, 6)
+    assert loaded(tmp_path) in (3, 6)
+    save(tmp_path, 6)
+    assert loaded(tmp_path) == 6
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_is_named_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3)
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_file", full)
+        with pytest.raises(ValueError, match=r"step-6.tmp: no checkpoint .* No space left"):
+            save(tmp_path, 6)
+    assert loaded(tmp_path) == 3
+
+
+# ---- 9. PPO goes on
+
+
+def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    def same(a: Any, b: Any) -> bool:
+        return a.equal(b) if isinstance(a, torch.Tensor) else a == b
+
+    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
+
+
+@pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
+def test_six_updates_are_three_a_kill_and_three(tmp_path: Path, killed_at: int) -> None:
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
+    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(tmp_path / "cut"), str(killed_at)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    kept = tmp_path / "cut" / "kept" / "step-4"  # after one update of warm-up
+    assert kept.is_dir() == (killed_at == 5)
+    trainer = resumed_ppo.run(tmp_path / "cut", killed_at=2 if killed_at == 5 else None)
+    assert differing(whole, resumed_ppo.everything(trainer)) == []
+    assert [row["update"] for row in trainer.outcome.updates] == list(range(7))
+
+
+def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path))
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path, killed_at=1))
+    assert differing(whole, again) == []
+
+
+def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
+    for step in (1, 2):  # the update of warm-up, and the first of the policy
+        with monkeypatch.context() as patched:
+            patched.setattr(signals, "asked", lambda: True)
+            with pytest.raises(Interrupted, match=f"after step {step} .*goes on from there"):
+                resumed_ppo.run(tmp_path / "cut")
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
+    assert differing(whole, again) == []
+
+
+def two(folder: Path, *killed_at: str) -> int:
+    """The run as a team of two; the exit code of torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.ppo.resumed_ppo", str(folder), *killed_at]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    return done.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_go_on_as_two(tmp_path: Path) -> None:
+    assert two(tmp_path / "whole") == 0
+    assert two(tmp_path / "cut", "5") != 0
+    kept = tmp_path / "cut" / "kept"
+    assert (kept / "step-4").is_dir()
+    assert not (kept / "step-7").is_dir()
+    assert two(tmp_path / "cut") == 0
+    whole, cut = (load_file(tmp_path / name / "result.safetensors") for name in ("whole", "cut"))
+    assert len(whole) > 20
+    assert differing(whole, cut) == []
+    plain = [(tmp_path / name / "result.json").read_text() for name in ("whole", "cut")]
+    assert plain[0] == plain[1]
+    log = list(checkpoints.log_of(tmp_path / "cut"))
+    assert [told["from"] for told in log if "from" in told] == [0, 4]

@@ -1,0 +1,81 @@
+"""A stage as a process of its own, asked to end by a signal: what it says, and how it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.rlhf import files
+from stages.rlhf.ingest.tokenizer import train_tokenizer
+from stages.rlhf.records import write_jsonl
+from stages.rlhf.runs import checkpoints
+from tests.conftest import ROOT, write_params
+from tests.model_fixtures import SENTENCES
+
+STEPS, VOCABULARY = 300, 380
+
+
+def repository(folder: Path) -> Path:
+    """All that stage base needs."""
+    entry = "models.micro"
+    folder.mkdir()
+    changed = {f"{entry}.base.steps": STEPS, f"{entry}.architecture.vocab_size": VOCABULARY}
+    write_params(folder, model="micro", threads=1, **changed)
+    rows = folder / "rows"
+    write_jsonl(rows / "corpus.jsonl", [{"text": f"{s} {i}"} for i in range(40) for s in SENTENCES])
+    train_tokenizer(SENTENCES, VOCABULARY, ()).save(str(rows / "tokenizer.json"))
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stages.base", "--rows", "rows", "--out", "data/base"]
+    command += ["--metrics", "metrics/base.json"]
+    environment = os.environ | {
+        "KOQA_WORK": str(folder / "work"),
+        "KOQA_CHECKPOINT_SECONDS": "1000",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def log(folder: Path) -> list[dict[str, object]]:
+    found = (folder / "work").glob(f"base/*/{checkpoints.LOG}")
+    return [told for file in found for told in checkpoints.log_of(file.parent)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_next_run_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    whole, cut = (repository(tmp_path / name) for name in ("whole", "cut"))
+    with start(whole) as process:
+        assert process.wait(120) == 0
+    with start(cut) as process:
+        end = time.monotonic() + 60
+        while not log(cut):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert f"{number.name}: this step is finished and saved" in said
+    lines = said.strip().splitlines()
+    assert lines[-1].startswith("Error: interrupted after step ")
+    assert lines[-1].endswith("the same command goes on from there")
+    assert not (cut / "metrics" / "base.json").exists()
+    with start(cut) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    (began,) = [told["from"] for told in log(cut) if told.get("from")]
+    assert isinstance(began, int)
+    assert 0 < began < STEPS
+    assert f"goes on from step {began}" in said
+    for name in files.files_of(whole / "data" / "base"):
+        place = Path("data") / "base" / name
+        assert (cut / place).read_bytes() == (whole / place).read_bytes(), name
