@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec, prepare_tokenizer
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.models import BaseParams
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts
 from stages.rlhf.records import read_jsonl, write_metrics
@@ -30,14 +31,14 @@ def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     return prepared
 
 
-def make(params: Params, rows: Path, out: Path, work: Path) -> dict[str, float]:
+def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, float]:
     """Train the tiny base model and save it with its tokenizer."""
-    chosen = params.chosen
-    assert chosen.architecture is not None
-    assert chosen.base is not None
+    base_model = params.base_model
+    assert base_model.architecture is not None
+    assert base_model.base is not None
     tokenizer = made_tokenizer(rows / "tokenizer.json")
     codec = Codec(tokenizer)
-    longest = chosen.max_prompt_tokens + chosen.max_answer_tokens
+    longest = base_model.max_prompt_tokens + base_model.max_answer_tokens
     documents = [
         [tokenizer.bos_token_id, *codec.answer_ids(str(row["text"]))][:longest]
         for row in read_jsonl(rows / "corpus.jsonl")
@@ -47,13 +48,13 @@ def make(params: Params, rows: Path, out: Path, work: Path) -> dict[str, float]:
         "bos_token_id": int(tokenizer.bos_token_id),
         "eos_token_id": codec.eos_id,
     }
-    model = new_llama(chosen.architecture, ids, longest)
+    model = new_llama(base_model.architecture, ids, longest)
     rng = random.Random(runtime.derive_seed(params.seed, "base", "batches"))
-    mixed = autocasts(chosen.dtype)
+    mixed = autocasts(base_model.dtype)
     if mixed:
         model.set_attn_implementation(SDPA_FLOAT32)
     shelf = Shelf(work / "pretraining")
-    losses = pretrain(model, documents, codec.pad_id, chosen.base, rng, mixed, shelf)
+    losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, shelf)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 20) :]
@@ -74,15 +75,15 @@ def main(rows: Path, out: Path, metrics: Path) -> None:
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
     try:
-        params = load_params()
-        hub = params.chosen.hub
+        params = load(BaseParams)
+        hub = params.base_model.hub
         inputs = {} if hub else {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
         runtime.start(params.threads, params.seed, "base")
 
         def run(work: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             if hub:
-                write_pointer(out, hub, params.chosen.revision)
+                write_pointer(out, hub, params.base_model.revision)
                 figures = {}
             else:
                 figures = make(params, rows, out, work)

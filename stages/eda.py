@@ -10,7 +10,8 @@ from typing import Any, cast
 import click
 import pandas as pd
 
-from stages.rlhf.config import load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.report import EdaParams
 from stages.rlhf.records import PromptRow, RmRow, write_metrics
 from stages.rlhf.report import figures, tables
 from stages.rlhf.runs.provenance import recorded
@@ -156,7 +157,7 @@ def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
 def main(rows: Path, plots: Path, metrics: Path) -> None:
     """Read the rows, draw, count."""
     try:
-        params = load_params()
+        params = load(EdaParams)
         with recorded("eda", params, {"rows": rows}, plots):
             write_metrics(metrics, draw(rows, plots, params.eda.top_categories))
     except ValueError as error:

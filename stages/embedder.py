@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from stages.rlhf import runtime
-from stages.rlhf.config import load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.embedder import EmbedderParams
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
@@ -28,7 +29,7 @@ def main(corpus: Path, sft: Path, out: Path, seconds: Path | None) -> None:
     """Make the ruler, or point at it."""
     clock = runtime.Clock()
     try:
-        params = load_params()
+        params = load(EmbedderParams)
         knobs = params.embedder
         runtime.start(params.threads, knobs.seed, "embedder")
         shutil.rmtree(out, ignore_errors=True)

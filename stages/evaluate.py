@@ -20,7 +20,8 @@ import pandas as pd
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.report import EvaluateParams
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
@@ -63,19 +64,19 @@ class Evaluated(NamedTuple):
 
 
 def asked(
-    params: Params, paths: Paths, questions: list[str], clock: runtime.Clock, work: Path
+    params: EvaluateParams, paths: Paths, questions: list[str], clock: runtime.Clock, work: Path
 ) -> Asked:
     """Greedy answers of base, SFT and PPO, best-of-n of SFT's samples; all of them scored."""
-    chosen = params.chosen
+    base_model = params.base_model
     stands_on = {"base": paths["base"], "sft": paths["sft"]}
     check_card(paths["rm"], stands_on)
     check_card(paths["ppo"], {**stands_on, "rm": paths["rm"]})
     check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
     prompts = [codec.prompt_ids(question) for question in questions]
-    limits = codec, chosen.max_answer_tokens, chosen.generate.batch_size
-    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, bare)
+    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     roles.load(POLICY, paths["ppo"])
 
     said = {}
@@ -119,7 +120,7 @@ def asked(
     )
 
 
-def run(params: Params, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
+def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
     """The metrics, each model's measured answers, and the sample rows."""
     rows = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
@@ -223,7 +224,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
     try:
-        params = load_params()
+        params = load(EvaluateParams)
         runtime.start(params.threads, params.seed, "evaluate")
 
         def make(work: Path) -> None:

@@ -15,7 +15,8 @@ import click
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.reward import JudgeParams
 from stages.rlhf.measure.ranking import report
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
@@ -41,11 +42,11 @@ def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list
 
 
 def trained(
-    params: Params, paths: Paths, codec: Codec, work: Path
+    params: JudgeParams, paths: Paths, codec: Codec, work: Path
 ) -> tuple[RewardModel, list[EncodedGroup], dict[str, Any]]:
     """The judge on the base model, its held-out groups, and what training told."""
-    chosen, seed = params.chosen, (params.seed, "judge")
-    roles = load_base(paths["base"], chosen.dtype, chosen.lora)
+    base_model, seed = params.base_model, (params.seed, "judge")
+    roles = load_base(paths["base"], base_model.dtype, base_model.lora)
     window = roles.model.config.max_position_embeddings
     rows = read_rows(paths["rows"] / "train.jsonl", RmRow)
     told, held = split(rows, params.judge.validation_share, derive_seed(*seed, "validation"))
@@ -53,7 +54,15 @@ def trained(
     validation = encode_groups(held, codec, window)
     groups = encode_groups(told, codec, window)
     figures = train(
-        model, groups, validation, params.judge, chosen.judge, codec, *seed, kind="judge", work=work
+        model,
+        groups,
+        validation,
+        params.judge,
+        base_model.judge,
+        codec,
+        *seed,
+        kind="judge",
+        work=work,
     )
     raw = model.raw_scores(questions_of(validation), codec)[0]
     model.members[0].mean, model.members[0].sd = raw.mean().item(), max(raw.std().item(), 1e-6)
@@ -65,12 +74,12 @@ def trained(
 
 
 def opens(
-    params: Params, paths: Paths, codec: Codec, judge: RewardModel, work: Path
+    params: JudgeParams, paths: Paths, codec: Codec, judge: RewardModel, work: Path
 ) -> dict[str, Any]:
     """The gate's figures on the validation prompts, scores in sd over the judge's own answers."""
-    chosen = params.chosen
+    base_model = params.base_model
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, judge.roles)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, judge.roles)
     reward_model = load_reward_model(roles, paths["rm"])
     prompts = [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)]
     with roles.use(roles.reference) as sft:
@@ -79,8 +88,8 @@ def opens(
             prompts,
             GATE_OF,
             codec,
-            chosen.max_answer_tokens,
-            chosen.generate.batch_size,
+            base_model.max_answer_tokens,
+            base_model.generate.batch_size,
             params.ppo.temperature,
             params.seed,
             "judge",
@@ -92,7 +101,7 @@ def opens(
     return gate(judged, liked(reward_model, asked, codec), params.judge.resamples, seed)
 
 
-def run(params: Params, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
+def run(params: JudgeParams, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
     """Train, measure on the judge's own test questions, and try the gate."""
     codec = Codec(load_tokenizer(paths["base"]))
     judge, test, training = trained(params, paths, codec, work)
@@ -126,7 +135,7 @@ def main(out: Path, metrics: Path, **paths: Path) -> None:
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
     try:
-        params = load_params()
+        params = load(JudgeParams)
         runtime.start(params.threads, params.seed, "judge")
 
         def make(work: Path) -> None:

@@ -20,7 +20,8 @@ import pandas as pd
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.ppo import PpoParams
 from stages.rlhf.measure.text import length
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
@@ -40,14 +41,14 @@ UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where th
 
 
 def trained(
-    params: Params, paths: Paths, work: Path, team: Team = ALONE
+    params: PpoParams, paths: Paths, work: Path, team: Team = ALONE
 ) -> tuple[PpoTrainer, Outcome, Validator]:
     """Load all roles on one backbone and train, or go on where a run was cut off."""
-    chosen = params.chosen
+    base_model = params.base_model
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
     check_card(paths["judge"], {"base": paths["base"]})
-    bare = load_base(paths["base"], chosen.dtype, chosen.lora)
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora, bare)
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     codec = Codec(load_tokenizer(paths["base"]))
     rows = read_rows(paths["validation"], SftRow)
     if not rows:
@@ -59,8 +60,8 @@ def trained(
         codec,
         [row.question for row in read_rows(paths["prompts"], PromptRow)],
         params.ppo,
-        chosen.ppo,
-        chosen.max_answer_tokens,
+        base_model.ppo,
+        base_model.max_answer_tokens,
         params.seed,
         work,
         team,
@@ -71,8 +72,8 @@ def trained(
         load_reward_model(bare, paths["judge"]),
         codec,
         rows,
-        chosen.max_answer_tokens,
-        chosen.generate.batch_size,
+        base_model.max_answer_tokens,
+        base_model.generate.batch_size,
         trainer.outcome.said,
     )
     chooser = Chooser(fmean(length(row.answer) for row in rows))
@@ -132,14 +133,14 @@ def write_curves(outcome: Outcome, validator: Validator, plots: Path) -> None:
         table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
-def speed(params: Params, trainer: PpoTrainer) -> dict[str, float]:
+def speed(params: PpoParams, trainer: PpoTrainer) -> dict[str, float]:
     """Answers sampled, scored and learned from per second; nothing where there were none."""
     updates = len(trainer.outcome.updates)
     seconds = trainer.clock.seconds
     if not updates:
         return {}
     busy = sum(seconds[phase] for phase in ("generate", "score", "update"))
-    return {"samples_per_second": params.chosen.ppo.batch_size * updates / busy}
+    return {"samples_per_second": params.base_model.ppo.batch_size * updates / busy}
 
 
 def launch(processes: int) -> None:
@@ -184,7 +185,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
     try:
-        params = load_params()
+        params = load(PpoParams)
 
         def make(work: Path) -> None:
             if params.ppo.processes > 1 and "RANK" not in os.environ:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from stages.rlhf.config import load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.preprocess import PreprocessParams
 from stages.rlhf.ingest.pipeline import prepare
 from stages.rlhf.records import write_metrics
 from stages.rlhf.runs.provenance import recorded
@@ -17,7 +18,7 @@ from stages.rlhf.runs.provenance import recorded
 def main(out: Path, metrics: Path) -> None:
     """Write the files of stages/rlhf/records.py to OUT."""
     try:
-        params = load_params()
+        params = load(PreprocessParams)
         os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
         with recorded("preprocess", params, {"source": Path(params.data.path)}, out):
             write_metrics(metrics, prepare(params, out))

@@ -13,7 +13,8 @@ import click
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.reward import RmParams
 from stages.rlhf.measure.ranked_groups import accuracy
 from stages.rlhf.measure.ranking import full_report
 from stages.rlhf.model.generation import draw_uniforms, generate_all
@@ -41,21 +42,21 @@ class Trained(NamedTuple):
 
 
 def measure_scale(
-    model: RewardModel, questions: list[str], codec: Codec, params: Params
+    model: RewardModel, questions: list[str], codec: Codec, params: RmParams
 ) -> list[tuple[float, float]]:
     """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
     if len(questions) < 2:
         raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
-    chosen, roles = params.chosen, model.roles
+    base_model, roles = params.base_model, model.roles
     prompts = [codec.prompt_ids(question) for question in questions]
-    draws = draw_uniforms(len(prompts), chosen.max_answer_tokens, params.seed, "rm", "scale")
+    draws = draw_uniforms(len(prompts), base_model.max_answer_tokens, params.seed, "rm", "scale")
     with roles.use(roles.reference) as policy:
         answers = generate_all(
             policy,
             prompts,
             codec,
-            chosen.max_answer_tokens,
-            chosen.generate.batch_size,
+            base_model.max_answer_tokens,
+            base_model.generate.batch_size,
             params.ppo.temperature,
             draws,
         )
@@ -87,10 +88,10 @@ def hard_negative_accuracy(
 
 
 def trained(
-    params: Params, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
+    params: RmParams, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
 ) -> Trained:
     """The members, trained on the training rows and chosen by validation's."""
-    chosen, seed = params.chosen, (params.seed, "rm")
+    base_model, seed = params.base_model, (params.seed, "rm")
     window = roles.model.config.max_position_embeddings
     told = read_rows(rows / "train.jsonl", RmRow)
     extras = for_training(told, params.rm.hard_negatives, fits, *seed, "hard_negatives")
@@ -101,7 +102,7 @@ def trained(
         encode_groups(told, codec, window, extras),
         validation,
         params.rm,
-        chosen.rm,
+        base_model.rm,
         codec,
         *seed,
         work=work,
@@ -109,14 +110,14 @@ def trained(
     return Trained(model, validation, {**figures, "hard_negatives": counts(extras)})
 
 
-def run(params: Params, paths: Paths, plots: Path, work: Path) -> tuple[RewardModel, Any]:
+def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[RewardModel, Any]:
     """Train, scale, calibrate and measure; the model and its metrics."""
-    chosen, seed = params.chosen, (params.seed, "rm")
-    roles = load_sft(paths["base"], paths["sft"], chosen.dtype, chosen.lora)
+    base_model, seed = params.base_model, (params.seed, "rm")
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora)
     codec = Codec(load_tokenizer(paths["base"]))
 
     def fits(answer: str) -> bool:
-        return len(codec.answer_ids(answer)) <= chosen.max_answer_tokens
+        return len(codec.answer_ids(answer)) <= base_model.max_answer_tokens
 
     model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
     questions = [row.question for row in read_rows(paths["prompts"], SftRow)]
@@ -170,7 +171,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     clock = runtime.Clock()
     seconds = metrics.parent / "runtime" / metrics.name
     try:
-        params = load_params()
+        params = load(RmParams)
         runtime.start(params.threads, params.seed, "rm")
 
         def make(work: Path) -> None:

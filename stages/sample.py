@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from stages.rlhf.config import load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.sample import SampleParams
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.runs.provenance import recorded
 from stages.world.aihub import write_package
@@ -21,7 +22,7 @@ from stages.world.dirt import plant
 def main(out: Path) -> None:
     """Write the zips and corpus.jsonl into OUT, in place of what is there."""
     try:
-        params = load_params()
+        params = load(SampleParams)
         with recorded("sample", params, {}, out):
             world = build_world(params.sample)
             if out.exists():

@@ -12,7 +12,8 @@ import click
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import load
+from stages.rlhf.config.sft import SftParams
 from stages.rlhf.model.generation import answer_questions
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
@@ -24,13 +25,13 @@ from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 ROLE = "default"  # any other name, and Trainer cannot find the best epoch's checkpoint again
 
 
-def phases(params: Params, rows: Path, groups: Path) -> list[Phase]:
+def phases(params: SftParams, rows: Path, groups: Path) -> list[Phase]:
     """The demonstrations; then, where sft.data is rank1, each group's best-ranked answer.
 
     The second is the plain rival of RLHF: what the reward model reads, without reinforcement.
     """
     demonstrations = read_rows(rows / "train.jsonl", SftRow)
-    found = [Phase(demonstrations, params.chosen.sft.epochs, derive_seed(params.seed, "sft"))]
+    found = [Phase(demonstrations, params.base_model.sft.epochs, derive_seed(params.seed, "sft"))]
     if params.sft.data == "rank1":
         best = best_answers(read_rows(groups, RmRow))
         found.append(Phase(best, params.sft.rank1_epochs, derive_seed(params.seed, "sft", "rank1")))
@@ -55,11 +56,11 @@ def losses(found: list[dict[str, float]]) -> dict[str, Any]:
     return {**last, "demonstrations": before[0], "beats_demonstrations": better}
 
 
-def trainable(params: Params, base: Path) -> Roles:
+def trainable(params: SftParams, base: Path) -> Roles:
     """The base model, all of it or an adapter open to training."""
-    backbone = load_causal_lm(base, params.chosen.dtype)
-    roles = Roles(backbone, params.chosen.lora)
-    if params.chosen.sft.method == "lora":
+    backbone = load_causal_lm(base, params.base_model.dtype)
+    roles = Roles(backbone, params.base_model.lora)
+    if params.base_model.sft.method == "lora":
         roles.add(ROLE)
         roles.model.set_adapter(ROLE)
     else:
@@ -79,10 +80,10 @@ def save(roles: Roles, codec: Codec, method: str, base: Path, out: Path) -> None
 
 
 def train(
-    params: Params, base: Path, rows: Path, groups: Path, out: Path, work: Path
+    params: SftParams, base: Path, rows: Path, groups: Path, out: Path, work: Path
 ) -> dict[str, Any]:
     """Train phase after phase, save, and measure on validation."""
-    chosen = params.chosen
+    base_model = params.base_model
     codec = Codec(load_tokenizer(base))
     roles = trainable(params, base)
     validation = read_rows(rows / "validation.jsonl", SftRow)
@@ -91,11 +92,11 @@ def train(
         fit(roles.model, codec, params, part, held, work / f"phase{i}")
         for i, part in enumerate(phases(params, rows, groups))
     ]
-    save(roles, codec, chosen.sft.method, base, out)
+    save(roles, codec, base_model.sft.method, base, out)
     roles.model.eval()
     questions = [row.question for row in validation]
     answers = answer_questions(
-        roles.model, codec, questions, chosen.max_answer_tokens, chosen.generate.batch_size
+        roles.model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
     )
     right = [a.text == r.answer for a, r in zip(answers, validation, strict=True)]
     return losses(found) | {
@@ -117,7 +118,7 @@ def main(base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None
     inputs = {"base": base, "groups": groups}
     inputs |= {part: rows / f"{part}.jsonl" for part in ("train", "validation")}
     try:
-        params = load_params()
+        params = load(SftParams)
         runtime.start(params.threads, params.seed, "sft")
 
         def make(work: Path) -> None:

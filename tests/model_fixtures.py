@@ -32,7 +32,9 @@ from transformers import (
 )
 
 from stages.rlhf.chat import Codec, prepare_tokenizer
-from stages.rlhf.config import Lora, Params, Ppo, PpoSettings, load_params
+from stages.rlhf.config.models import Lora
+from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
 from stages.rlhf.ppo.process_group import Team
@@ -298,7 +300,7 @@ def shipped() -> Params:
     return load_params(ROOT / "params.yaml")
 
 
-def ppo_knobs(**changed: Any) -> Ppo:
+def ppo_knobs(**changed: Any) -> PpoConfig:
     """The `ppo` section of params.yaml with all that a test counts on fixed here."""
     fixed = {
         "kl_coef": 0.1,
@@ -326,7 +328,7 @@ def ppo_knobs(**changed: Any) -> Ppo:
     return shipped().ppo.model_copy(update={**fixed, **changed})
 
 
-def ppo_settings(**changed: Any) -> PpoSettings:
+def ppo_settings(**changed: Any) -> PpoScale:
     """16 answers, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
     fixed = {
         "updates": 2,
@@ -337,7 +339,7 @@ def ppo_settings(**changed: Any) -> PpoSettings:
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
     }
-    return PpoSettings(**{**fixed, **changed})
+    return PpoScale(**{**fixed, **changed})
 
 
 @cache
@@ -350,8 +352,8 @@ def ppo_trainer(
     folder: Path,
     method: str = "full",
     dtype: str = "float32",
-    ppo: Ppo | None = None,
-    settings: PpoSettings | None = None,
+    ppo: PpoConfig | None = None,
+    settings: PpoScale | None = None,
     max_new_tokens: int = 8,
     head: str = "hybrid",
     team: Team = ALONE,

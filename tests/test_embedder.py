@@ -13,13 +13,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from stages.embedder import main
-from stages.rlhf.config import Embedder
+from stages.rlhf.config.embedder import EmbedderConfig
 from stages.rlhf.measure import similarity
 from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, write_jsonl
 from tests.conftest import write_params
 
-KNOBS = Embedder(
+KNOBS = EmbedderConfig(
     hub=None, revision=None, seed=0, vocab_size=1200, dimensions=64, epochs=3, batch_size=64,
     learning_rate=0.02,
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import load_params
+from stages.rlhf.config.whole import load_params
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import answer_questions
 from stages.rlhf.model.store import load_sft

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sample, sft
-from stages.rlhf import config
+from stages.rlhf.config.base import load
 from stages.rlhf.files import RUN
 from tests.closure import ROOT
 from tests.conftest import SMALL, write_params
@@ -42,7 +42,7 @@ class Recorder:
         if callable(value):
             return value
         name = f"{self._name}.{key}" if self._name else key
-        if key == "chosen":
+        if key == "base_model":
             name = "models.${model}"
         if isinstance(value, BaseModel):
             return Recorder(value, name, self._seen)
@@ -54,7 +54,7 @@ def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run a stage by the command of dvc.yaml; the params it read."""
     seen: set[str] = set()
     module = MODULES[name]
-    monkeypatch.setattr(module, "load_params", lambda: Recorder(config.load_params(), "", seen))
+    monkeypatch.setattr(module, "load", lambda schema: Recorder(load(schema), "", seen))
     result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
     assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
     return seen

@@ -7,7 +7,7 @@ import pytest
 
 from stages import rm
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import load_params
+from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from tests.conftest import write_params

@@ -22,7 +22,7 @@ from stages import base, preprocess
 from stages.embedder import main as embedder_main
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Embedder
+from stages.rlhf.config.embedder import EmbedderConfig
 from stages.rlhf.ingest.sources import Reader
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import Roles
@@ -240,7 +240,7 @@ def test_a_pickle_in_trainers_checkpoint_is_refused(
 
 @pytest.fixture
 def ruler(tmp_path: Path) -> Path:
-    knobs = Embedder(
+    knobs = EmbedderConfig(
         hub=None, revision=None, seed=0, vocab_size=300, dimensions=4, epochs=1, batch_size=2,
         learning_rate=0.02,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from stages import sft
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params
+from stages.rlhf.config.whole import Params
 from stages.rlhf.model.store import check_card, load_sft, load_tokenizer
 from stages.rlhf.records import RmRow, SftRow, write_jsonl
 from stages.rlhf.train import sft_trainer

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from stages.rlhf.config import Sample
+from stages.rlhf.config.sample import SampleConfig
 from stages.world.answers import CLEAN, DEMO_DEFECTS, Spec, canonical, write
 from stages.world.corpus import make_corpus
 from stages.world.groups import Group, make_group, noisy_ranks
@@ -84,7 +84,7 @@ def demo_specs(count: int, full_right: float, rng: Random) -> list[Spec]:
     return specs
 
 
-def _sft(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+def _sft(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/sft")
     asked = _draw(splits.training, sample.demonstrations, "demonstrations", rng)
     specs = demo_specs(len(asked), sample.demo_full_right, rng)
@@ -103,7 +103,7 @@ def _sft(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
     return _shuffled(part, rng)
 
 
-def _rm(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+def _rm(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/rm")
     part = Part()
 
@@ -129,7 +129,7 @@ def _rm(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
     return _shuffled(part, rng)
 
 
-def _ppo(sample: Sample, splits: Splits, sizes: Sizes) -> Part:
+def _ppo(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/ppo")
     part = Part()
     for number, question in enumerate(_draw(splits.training, sample.prompts, "prompts", rng)):
@@ -157,7 +157,7 @@ def _shuffled(part: Part, rng: Random) -> Part:
     return part
 
 
-def build_world(sample: Sample) -> World:
+def build_world(sample: SampleConfig) -> World:
     """Questions, answers, ranks and texts; the same for the same params.
 
     Raises ValueError, with both numbers, where more is asked for than the tables hold.

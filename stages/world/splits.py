@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from stages.rlhf.config import Sample
+from stages.rlhf.config.sample import SampleConfig
 from stages.world.facts import Fact, all_facts, column
 from stages.world.questions import (
     HELD_OUT_COMBOS,
@@ -43,7 +43,7 @@ class Sizes:
     validation_prompts: int
 
     @classmethod
-    def of(cls, sample: Sample) -> "Sizes":
+    def of(cls, sample: SampleConfig) -> "Sizes":
         """In proportion to the training parts, no more than the default run's."""
 
         def part(most: int, trained: int, default: int) -> int:
@@ -138,7 +138,7 @@ def _in_turn(facts: Iterable[Fact], combos: list[tuple[int, int]], rng: Random) 
     return rounds
 
 
-def deal_questions(sample: Sample) -> Splits:
+def deal_questions(sample: SampleConfig) -> Splits:
     """Deal every question that is needed to one side.
 
     Raises ValueError, with both numbers, where the tables hold too few.

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Lora, Params, load_params
+from stages.rlhf.config.models import Lora
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate
 from stages.rlhf.model.store import load_sft, load_tokenizer
@@ -132,7 +133,7 @@ def random_material(setting: Setting) -> Material:
 
 def sample_material(params: Params) -> Material:
     """The default run's SFT model, training prompts, and the linear part of its reward model."""
-    roles = load_sft(ROOT / "data/base", ROOT / "data/sft", "float32", params.chosen.lora)
+    roles = load_sft(ROOT / "data/base", ROOT / "data/sft", "float32", params.base_model.lora)
     if roles.reference is not None:
         raise ValueError("data/sft is an adapter; the benchmark takes a model trained in full")
     member = load_reward_model(roles, ROOT / "data/rm").members[0]
@@ -142,7 +143,7 @@ def sample_material(params: Params) -> Material:
         Codec(load_tokenizer(ROOT / "data/base")),
         [row.question for row in rows],
         roles.model.unload(),
-        params.chosen.lora,
+        params.base_model.lora,
         state,
         member.head.value.weight.detach().clone() / member.sd,
     )
@@ -202,7 +203,7 @@ class Ours:
             made,
             reward_roles(made),
             knobs(params, setting),
-            params.chosen.ppo.model_copy(update=settings),
+            params.base_model.ppo.model_copy(update=settings),
             setting.response,
         )
 
@@ -281,11 +282,11 @@ class Shipped(Ours):
 
     def __init__(self, made: Material) -> None:
         params = load_params()
-        chosen = params.chosen
+        base_model = params.base_model
         folders = ROOT / "data/base", ROOT / "data/sft"
-        roles = load_sft(*folders, chosen.dtype, chosen.lora)
+        roles = load_sft(*folders, base_model.dtype, base_model.lora)
         reward_model = load_reward_model(roles, ROOT / "data/rm")
-        self.start(made, reward_model, params.ppo, chosen.ppo, chosen.max_answer_tokens)
+        self.start(made, reward_model, params.ppo, base_model.ppo, base_model.max_answer_tokens)
 
 
 def unpadded(ids: list[int], pad_id: int) -> list[int]:

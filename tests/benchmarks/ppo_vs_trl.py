@@ -31,7 +31,7 @@ import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging
 
-from stages.rlhf.config import load_params
+from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.store import load_sft
 from stages.rlhf.report import figures
 from stages.rlhf.reward.model import load_reward_model
@@ -164,7 +164,7 @@ def compare(name: str) -> list[dict[str, Any]]:
         row["policy"] = "full" if is_trl and not lora else "LoRA"
         row["micro_batch"] = f"{size} rows" if is_trl else f"{tokens} tokens"
         if side == "ours as shipped":
-            row["micro_batch"] = f"{load_params().chosen.ppo.micro_batch_tokens} tokens"
+            row["micro_batch"] = f"{load_params().base_model.ppo.micro_batch_tokens} tokens"
         row["samples_per_second"] = round(setting.batch / statistics.median(seconds[side]), 1)
         for rival in ("TRL as shipped", "TRL patched"):
             times = statistics.median(seconds[rival]) / statistics.median(seconds[side])
@@ -182,8 +182,8 @@ def compare(name: str) -> list[dict[str, Any]]:
 def trl_curve(made: Material) -> list[Row]:
     """TRL's updates under the reward model of the default run."""
     params = load_params()
-    chosen = params.chosen
-    roles = load_sft(ROOT / "data/base", ROOT / "data/sft", chosen.dtype, chosen.lora)
+    base_model = params.base_model
+    roles = load_sft(ROOT / "data/base", ROOT / "data/sft", base_model.dtype, base_model.lora)
     score = our_score(load_reward_model(roles, ROOT / "data/rm"), made.codec)
     setting, probe = SETTINGS["real"], Probe(shipped=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.measure.text import TEXT_METRICS, answer_values
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model import embedder
@@ -116,15 +116,15 @@ def check_shared(rival: Path, default: Path) -> None:
 def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]) -> pd.DataFrame:
     """(N, metrics) of greedy answers by the SFT model under `folder`."""
     params = load_params(folder / "params.yaml")
-    chosen = params.chosen
+    base_model = params.base_model
     runtime.start(params.threads, params.seed, "evaluate")
     base = folder / "data/base"
-    roles = load_sft(base, folder / "data/sft", chosen.dtype, chosen.lora)
+    roles = load_sft(base, folder / "data/sft", base_model.dtype, base_model.lora)
     codec = Codec(load_tokenizer(base))
     questions = [row.question for row in asked]
     with roles.use(roles.reference) as model:
         answers = answer_questions(
-            model, codec, questions, chosen.max_answer_tokens, chosen.generate.batch_size
+            model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
         )
     unscored = [np.nan] * len(asked)
     vectors = embedder.encode(ruler, [answer.text for answer in answers])

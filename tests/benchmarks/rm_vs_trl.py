@@ -41,7 +41,8 @@ from transformers import (
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from stages.rlhf.config import Lora, load_params
+from stages.rlhf.config.models import Lora
+from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.groups import EncodedGroup
@@ -152,7 +153,7 @@ class Ours:
             RewardModel(roles, [Member(member_name(0), head)]),
             0,
             shipped.rm.model_copy(update=knobs),
-            shipped.chosen.rm.model_copy(update=settings),
+            shipped.base_model.rm.model_copy(update=settings),
             ids_codec(PAD),
         )
 

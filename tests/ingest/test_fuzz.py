@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from stages import preprocess
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.ingest import pipeline
 from stages.rlhf.ingest.cleaning import SPLITS
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_metrics

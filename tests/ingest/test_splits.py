@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from stages.rlhf.config import Preprocess
+from stages.rlhf.config.preprocess import PreprocessConfig
 from stages.rlhf.ingest.near_duplicates import group_near_duplicates
 from stages.rlhf.ingest.splits import SIDES, Keys, assign
 
@@ -22,8 +22,8 @@ SETTINGS = {
 LONG = "대한민국의수도는어디에있는도시이고그이름은무엇인지말하시오"
 
 
-def settings(**changed: object) -> Preprocess:
-    return Preprocess.model_validate(SETTINGS | changed)
+def settings(**changed: object) -> PreprocessConfig:
+    return PreprocessConfig.model_validate(SETTINGS | changed)
 
 
 def keys(*rows: tuple[str, str | None, bool, str]) -> Keys:

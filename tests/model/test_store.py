@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Lora
+from stages.rlhf.config.models import Lora
 from stages.rlhf.hub import fetch, write_pointer
 from stages.rlhf.model import store
 from stages.rlhf.model.generation import generate_all

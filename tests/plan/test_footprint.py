@@ -67,7 +67,9 @@ def test_more_of_anything_needs_more() -> None:
     shape, params = Shape.of(LLAMA32), chosen("llama32-1b")
 
     def with_ppo(**knobs: Any) -> Any:
-        model = params.chosen.model_copy(update={"ppo": params.chosen.ppo.model_copy(update=knobs)})
+        model = params.base_model.model_copy(
+            update={"ppo": params.base_model.ppo.model_copy(update=knobs)}
+        )
         return params.model_copy(update={"models": {**params.models, params.model: model}})
 
     plain = memory(shape, params, "cuda")["ppo"]
@@ -76,10 +78,10 @@ def test_more_of_anything_needs_more() -> None:
         "kept_tokens": "activations",
         "batch_size": "decoding",
     }.items():
-        more = with_ppo(**{knob: 2 * getattr(params.chosen.ppo, knob) + 1000})
+        more = with_ppo(**{knob: 2 * getattr(params.base_model.ppo, knob) + 1000})
         assert memory(shape, more, "cuda")["ppo"][kind] > plain[kind], knob
     costs = operations(shape, params, WORK)
-    twice = operations(shape, with_ppo(updates=2 * params.chosen.ppo.updates), WORK)
+    twice = operations(shape, with_ppo(updates=2 * params.base_model.ppo.updates), WORK)
     assert twice["ppo"] == 2 * costs["ppo"]
     assert {k: v for k, v in twice.items() if k != "ppo"} == {
         k: v for k, v in costs.items() if k != "ppo"

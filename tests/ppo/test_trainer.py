@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from stages.rlhf.config import load_params
+from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.rollout import Rollout, micro_batches

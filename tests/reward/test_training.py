@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Rm, RmSettings
+from stages.rlhf.config.reward import RewardScale, RmConfig
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward import model as reward_model_module
@@ -53,13 +53,13 @@ PLAIN = {
 }
 
 
-def knobs(**changed: Any) -> Rm:
-    return Rm.model_validate({**shipped().rm.model_dump(), **PLAIN, **changed})
+def knobs(**changed: Any) -> RmConfig:
+    return RmConfig.model_validate({**shipped().rm.model_dump(), **PLAIN, **changed})
 
 
-def settings(**changed: Any) -> RmSettings:
+def settings(**changed: Any) -> RewardScale:
     fixed = {"epochs": 2, "batch_size": 6, "micro_batch_tokens": 9999, "learning_rate": 1e-2}
-    return RmSettings(**{**fixed, **changed})
+    return RewardScale(**{**fixed, **changed})
 
 
 def reward_model(folder: Path, head: str = "hybrid", members: int = 1) -> RewardModel:
@@ -70,7 +70,7 @@ def reward_model(folder: Path, head: str = "hybrid", members: int = 1) -> Reward
     return model
 
 
-def one_trainer(model: RewardModel, rm: Rm, now: RmSettings | None = None) -> MemberTrainer:
+def one_trainer(model: RewardModel, rm: RmConfig, now: RewardScale | None = None) -> MemberTrainer:
     torch.manual_seed(1)  # the length head's start
     return MemberTrainer(model, 0, rm, now or settings(), CODEC)
 
@@ -107,7 +107,7 @@ def test_group_losses_are_each_groups_own(tmp_path: Path, loss: str) -> None:
 
 
 def gradients(
-    model: RewardModel, rm: Rm, micro: int, groups: Any, counts: list[int], batch: int = 12
+    model: RewardModel, rm: RmConfig, micro: int, groups: Any, counts: list[int], batch: int = 12
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of a step and its gradients; no weight moves."""
     trainer = one_trainer(model, rm, settings(batch_size=batch, micro_batch_tokens=micro))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stages.rlhf import files
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.runs import cache, provenance, signals
 from stages.rlhf.runs.checkpoints import note
 from stages.rlhf.runs.prune import prune

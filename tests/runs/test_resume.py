@@ -14,7 +14,7 @@ import torch
 from stages import sft
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Pretraining
+from stages.rlhf.config.models import Pretraining
 from stages.rlhf.model import generation
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import write_jsonl

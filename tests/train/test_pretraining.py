@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.rlhf.config import Architecture, Pretraining
+from stages.rlhf.config.models import Architecture, Pretraining
 from stages.rlhf.train.pretraining import batches, new_llama, pad, pretrain
 from tests.model_fixtures import random_ids
 

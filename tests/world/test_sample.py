@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages import sample as stage
-from stages.rlhf.config import Sample
+from stages.rlhf.config.sample import SampleConfig
 from stages.world import aihub, answers, dirt, groups
 from stages.world.answers import canonical
 from stages.world.build import World, build_world
@@ -45,7 +45,7 @@ from stages.world.questions import (
 from stages.world.splits import NEVER_ASKED, UNSEEN_ENDING, UNSEEN_WORDING
 from tests.conftest import ROOT, write_params
 
-SAMPLE = Sample(
+SAMPLE = SampleConfig(
     seed=0,
     demonstrations=3200,
     groups=2400,

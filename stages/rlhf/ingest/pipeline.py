@@ -13,7 +13,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from stages.rlhf.config import Params
+from stages.rlhf.config.preprocess import PreprocessParams
 from stages.rlhf.ingest.cleaning import Answer, Clean, Reason, Unusable, clean_item, settle
 from stages.rlhf.ingest.rejects import Ledger
 from stages.rlhf.ingest.sources import Reader
@@ -48,12 +48,12 @@ _NEEDED: Final[tuple[tuple[Part, str, str], ...]] = (
 )
 
 
-def prepare(params: Params, out: Path) -> dict[str, Any]:
+def prepare(params: PreprocessParams, out: Path) -> dict[str, Any]:
     """Read the source of `params.data`, write the files of data/preprocess; returns the metrics.
 
     Raises ValueError where the source cannot be read or does not fit, or a needed split is empty.
     """
-    settings, model = params.preprocess, params.chosen
+    settings, model = params.preprocess, params.base_model
     tokenizer = load_hub_tokenizer(model.hub, model.revision) if model.hub else None
     reader = Reader(params.data.source, params.data.path, settings.max_items)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,11 @@ def _corpus(reader: Reader, spool: Spool, ledger: Ledger) -> Iterator[dict[str, 
             yield {"text": text}
 
 
-def _own_tokenizer(params: Params, out: Path, spool: Spool, has_corpus: bool) -> Tokenizer:
+def _own_tokenizer(
+    params: PreprocessParams, out: Path, spool: Spool, has_corpus: bool
+) -> Tokenizer:
     """A tokenizer trained on training text alone, saved as tokenizer.json."""
-    architecture = params.chosen.architecture
+    architecture = params.base_model.architecture
     assert architecture is not None  # the loader holds it: no hub, so an architecture
     rows = (
         text
@@ -228,7 +230,7 @@ def _texts(out: Path) -> Iterator[dict[str, str]]:
             yield {"text": f"{row['question']} {answer}"}
 
 
-def _check_needed(report: dict[str, Any], params: Params) -> None:
+def _check_needed(report: dict[str, Any], params: PreprocessParams) -> None:
     for part, split, knob in _NEEDED:
         if report[part]["rows"][split] == 0:
             raise ValueError(

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from stages.rlhf.config import Preprocess
+from stages.rlhf.config.preprocess import PreprocessConfig
 from stages.rlhf.ingest.near_duplicates import group_near_duplicates
 
 # Sides by priority: the index of the highest one named is a question's.
@@ -56,7 +56,7 @@ class Assignment:
     drawn: Bools
 
 
-def assign(keys: Keys, settings: Preprocess) -> Assignment:
+def assign(keys: Keys, settings: PreprocessConfig) -> Assignment:
     """The split of each question, by the rules at the top of this file."""
     groups = group_near_duplicates(keys.texts, settings.near_duplicate, ~keys.fixed)
     roots = np.fromiter(map(groups.find, range(len(keys.texts))), np.int64, len(keys.texts))
@@ -98,7 +98,7 @@ def _draw(key: str, seed: int, shares: dict[int, float]) -> int:
 
 
 def _judge(
-    keys: Keys, roots: npt.NDArray[np.int64], sides: Sides, settings: Preprocess
+    keys: Keys, roots: npt.NDArray[np.int64], sides: Sides, settings: PreprocessConfig
 ) -> dict[int, int]:
     """Groups that become the judge's, by root: a share of the RM training groups."""
     training = np.unique(roots[keys.rm & (sides == TRAIN)])

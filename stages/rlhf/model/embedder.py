@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from stages.rlhf.config import Embedder
+from stages.rlhf.config.embedder import EmbedderConfig
 from stages.rlhf.files import RUN, folder_hash
 from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.korean import sentence_ends
@@ -74,7 +74,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def first_weights(tokenizer: Tokenizer, texts: Sequence[str], knobs: Embedder) -> torch.Tensor:
+def first_weights(
+    tokenizer: Tokenizer, texts: Sequence[str], knobs: EmbedderConfig
+) -> torch.Tensor:
     """(V, D) normal vectors, that of a token of frequency p scaled by SIF / (SIF + p)."""
     counts = torch.ones(tokenizer.get_vocab_size())
     for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False):
@@ -85,7 +87,9 @@ def first_weights(tokenizer: Tokenizer, texts: Sequence[str], knobs: Embedder) -
     return vectors * (SIF / (SIF + counts / counts.sum()))[:, None]
 
 
-def train(corpus: Sequence[str], questions: Sequence[Pair], knobs: Embedder) -> SentenceTransformer:
+def train(
+    corpus: Sequence[str], questions: Sequence[Pair], knobs: EmbedderConfig
+) -> SentenceTransformer:
     """A StaticEmbedding model from training texts and (question, answer) pairs of training.
 
     Raises ValueError where there are fewer than two pairs to tell apart.
@@ -103,7 +107,7 @@ def train(corpus: Sequence[str], questions: Sequence[Pair], knobs: Embedder) -> 
     return model.eval()
 
 
-def _fit(model: SentenceTransformer, pairs: Sequence[Pair], knobs: Embedder) -> None:
+def _fit(model: SentenceTransformer, pairs: Sequence[Pair], knobs: EmbedderConfig) -> None:
     left, right = zip(*pairs, strict=True)
     with tempfile.TemporaryDirectory() as nowhere:
         arguments = SentenceTransformerTrainingArguments(

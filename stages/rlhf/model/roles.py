@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import save_file
 
 from stages.rlhf import tensors
-from stages.rlhf.config import Lora
+from stages.rlhf.config.models import Lora
 from stages.rlhf.model.lora import LoraLinear
 from stages.rlhf.precision import products
 

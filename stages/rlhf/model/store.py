@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.rlhf.chat import prepare_tokenizer, template_hash
-from stages.rlhf.config import Lora
+from stages.rlhf.config.models import Lora
 from stages.rlhf.files import RUN, file_hash
 from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.model.roles import Roles

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.rlhf.config import Architecture, Model, Params
+from stages.rlhf.config.models import Architecture
+from stages.rlhf.config.whole import Model, Params
 from stages.rlhf.model.logprobs import TILES
 from stages.rlhf.reward.model import SCORING_TOKENS
 
@@ -157,7 +158,7 @@ def trained(numbers: float) -> float:
 
 def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
     """Bytes at the peak of each stage that holds a model, by what they are for."""
-    model, size = params.chosen, weight_size(params.chosen)
+    model, size = params.base_model, weight_size(params.base_model)
     adapter = shape.lora(model.lora.r)
     row = model.max_prompt_tokens + model.max_answer_tokens
     worked, weights = shape.worked(size), size * shape.parameters
@@ -216,7 +217,7 @@ def operations(shape: Shape, params: Params, work: Work) -> dict[str, float]:
 
     Backwards a frozen layer costs what it costs forwards, a trained one twice that.
     """
-    model, members = params.chosen, params.rm.members
+    model, members = params.base_model, params.rm.members
     sft = model.sft
     answer = work.answer * (shape.flops + shape.head_flops)
     both = work.prompt * shape.flops + answer

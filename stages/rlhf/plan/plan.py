@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.hub import fetch
 from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
 
@@ -34,11 +34,11 @@ KNOBS = {
 
 def shape_of(params: Params) -> Shape:
     """The chosen model's. Raises ValueError where a hub model's config.json cannot be had."""
-    chosen = params.chosen
-    if chosen.architecture is not None:
-        return Shape.made(chosen.architecture)
-    assert chosen.hub is not None, "a model is made, or from the hub"
-    folder = fetch(chosen.hub, chosen.revision, ("config.json",))
+    base_model = params.base_model
+    if base_model.architecture is not None:
+        return Shape.made(base_model.architecture)
+    assert base_model.hub is not None, "a model is made, or from the hub"
+    folder = fetch(base_model.hub, base_model.revision, ("config.json",))
     return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
@@ -124,13 +124,13 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     torch.set_num_threads(params.threads)
-    dtype = torch.float32 if params.chosen.dtype == "float32" else torch.bfloat16
+    dtype = torch.float32 if params.base_model.dtype == "float32" else torch.bfloat16
     speed = SHARE * matrix_speed(device, dtype)
     needs = memory(shape, params, device)
     times = {stage: flops / speed for stage, flops in operations(shape, params, work).items()}
     print(
         f"{params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
-        f" {shape.lora(params.chosen.lora.r) / 1e6:,.2f} M an adapter"
+        f" {shape.lora(params.base_model.lora.r) / 1e6:,.2f} M an adapter"
     )
     print(report(needs, times, PROCESS[device]))
     limit = given.memory or there_is(device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Ppo, PpoSettings
+from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.measure.text import copies, loops
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
@@ -83,7 +83,7 @@ def micro_batches(sequences: Sequences, rows: list[int], tokens: int) -> list[li
     return [[rows[i] for i in part] for part in by_length(lengths, tokens)]
 
 
-def minibatches(rows: list[int], settings: PpoSettings) -> list[list[int]]:
+def minibatches(rows: list[int], settings: PpoScale) -> list[list[int]]:
     """The rows of each optimiser step, in the given order."""
     size = settings.batch_size // settings.minibatches
     return [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -140,9 +140,9 @@ def collect(
     codec: Codec,
     prompts: list[Prompt],
     draws: Tensor,
-    ppo: Ppo,
+    ppo: PpoConfig,
     kl_coef: float,
-    settings: PpoSettings,
+    settings: PpoScale,
     team: Team,
     clock: Clock,
     graphs: Graphs,

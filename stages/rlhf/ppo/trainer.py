@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Ppo, PpoSettings
+from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.ppo.core import masked_mean, next_kl_coef, policy_loss, value_loss
@@ -69,8 +69,8 @@ class PpoTrainer:
         reward_model: RewardModel,
         codec: Codec,
         questions: list[str],
-        ppo: Ppo,
-        settings: PpoSettings,
+        ppo: PpoConfig,
+        settings: PpoScale,
         max_new_tokens: int,
         seed: int,
         work: Path,

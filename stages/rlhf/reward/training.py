@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import RewardLosses, RmSettings
+from stages.rlhf.config.reward import RewardLosses, RewardScale
 from stages.rlhf.measure.ranking import Group, report
 from stages.rlhf.reward.groups import (
     EncodedGroup,
@@ -60,7 +60,7 @@ class MemberTrainer:
         model: RewardModel,
         index: int,
         rm: RewardLosses,
-        settings: RmSettings,
+        settings: RewardScale,
         codec: Codec,
         length_pairs: tuple[float, float] = (1.0, 1.0),
     ) -> None:
@@ -215,7 +215,7 @@ def train(
     groups: Sequence[EncodedGroup],
     validation: Sequence[EncodedGroup],
     rm: RewardLosses,
-    settings: RmSettings,
+    settings: RewardScale,
     codec: Codec,
     *seed: object,
     kind: str = "rm",

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from stages.rlhf import files
-from stages.rlhf.config import Params
+from stages.rlhf.config.base import StageParams
 from stages.rlhf.records import write_metrics
 from stages.rlhf.runs import provenance, signals
 from stages.rlhf.runs.checkpoints import went_on_from
@@ -51,7 +51,7 @@ def folder_of(origin: provenance.Origin) -> Path:
 
 def carry_out(
     stage: str,
-    params: Params,
+    params: StageParams,
     inputs: Mapping[str, Path],
     outs: Sequence[Path],
     do: Callable[[Path], None],
@@ -81,7 +81,7 @@ def carry_out(
         origin.write(outs[0])
         write_metrics(told, circumstances(started, went_on_from=went_on_from(folder)))
         keep(folder, outs)
-        provenance.check_unchanged(origin, inputs)
+        provenance.check_unchanged(origin, params, inputs)
         if signals.asked():
             raise Interrupted(f"when stage {stage} was done")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.rlhf.config import Params, load_params
+from stages.rlhf.config.base import StageParams
 from stages.rlhf.files import RUN, file_hash, folder_hash
 
 ROOT = Path(__file__).parents[3]
@@ -55,18 +55,17 @@ class Origin:
         ]
 
 
-def origin(stage: str, params: Params, inputs: Mapping[str, Path]) -> Origin:
+def origin(stage: str, params: StageParams, inputs: Mapping[str, Path]) -> Origin:
     """A stage's, from its params and its input files or folders by name.
 
     Raises ValueError where an input is missing.
     """
     declared = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"][stage]
-    plain = params.model_dump(mode="json")
     code = [name for name in declared["deps"] if name.startswith("stages/")]
     loaded = [name for name in PACKAGES if name in sys.modules]  # preprocess has no torch
     return Origin(
         stage,
-        {name: _value(plain, name) for name in declared["params"]},
+        {name: _value(params, name) for name in declared["params"]},
         {name: _hash(path) for name, path in inputs.items()},
         {name: file_hash(ROOT / name) for name in code},
         {"python": platform.python_version(), **{name: version(name) for name in loaded}},
@@ -74,20 +73,22 @@ def origin(stage: str, params: Params, inputs: Mapping[str, Path]) -> Origin:
 
 
 @contextmanager
-def recorded(stage: str, params: Params, inputs: Mapping[str, Path], out: Path) -> Iterator[None]:
+def recorded(
+    stage: str, params: StageParams, inputs: Mapping[str, Path], out: Path
+) -> Iterator[None]:
     """Around the making of `out`: run.json into it, and a check that nothing changed meanwhile."""
     before = origin(stage, params, inputs)
     yield
     before.write(out)
-    check_unchanged(before, inputs)
+    check_unchanged(before, params, inputs)
 
 
-def check_unchanged(before: Origin, inputs: Mapping[str, Path]) -> None:
+def check_unchanged(before: Origin, params: StageParams, inputs: Mapping[str, Path]) -> None:
     """DVC hashes params and code after a stage ends: it must have run on those.
 
     Raises ValueError naming what was changed meanwhile.
     """
-    changed = before.changed(origin(before.stage, load_params(), inputs))
+    changed = before.changed(origin(before.stage, params.reread(), inputs))
     if changed:
         raise ValueError(
             f"{before.stage}: changed while it ran: {', '.join(changed)}; this result is of"
@@ -95,12 +96,14 @@ def check_unchanged(before: Origin, inputs: Mapping[str, Path]) -> None:
         )
 
 
-def _value(plain: dict[str, Any], name: str) -> Any:
+def _value(params: StageParams, name: str) -> Any:
     """A param, without the place of the data: what lies there is an input."""
-    found: Any = plain
-    for key in name.replace("${model}", plain["model"]).split("."):
-        found = found[key]
-    return {k: v for k, v in found.items() if k != "path"} if isinstance(found, dict) else found
+    found: Any = params
+    for key in name.replace("models.${model}", "base_model").split("."):
+        found = getattr(found, key)
+    if not hasattr(found, "model_dump"):
+        return found
+    return found.model_dump(mode="json", exclude={"path"})
 
 
 def _hash(path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.rlhf.config import Architecture, Pretraining
+from stages.rlhf.config.models import Architecture, Pretraining
 from stages.rlhf.precision import products
 from stages.rlhf.runs.checkpoints import NOWHERE, Shelf, State, above, below, load_moments, moments
 from stages.rlhf.train.schedule import cosine_schedule

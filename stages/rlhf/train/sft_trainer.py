@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config import Params
+from stages.rlhf.config.sft import SftParams
 from stages.rlhf.precision import autocasts
 from stages.rlhf.records import SftRow
 from stages.rlhf.runs import signals
@@ -49,26 +49,26 @@ def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
     )
 
 
-def trainer_config(params: Params, folder: Path, phase: Phase) -> SFTConfig:
+def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
     """SFTConfig for the chosen model; nothing is truncated here, preprocess has seen to length."""
-    chosen = params.chosen
-    steps = phase.epochs * -(-len(phase.rows) // chosen.sft.batch_size)
+    base_model = params.base_model
+    steps = phase.epochs * -(-len(phase.rows) // base_model.sft.batch_size)
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=phase.epochs,
-        per_device_train_batch_size=chosen.sft.micro_batch_size,
-        per_device_eval_batch_size=chosen.sft.micro_batch_size,
-        gradient_accumulation_steps=chosen.sft.batch_size // chosen.sft.micro_batch_size,
-        learning_rate=chosen.sft.learning_rate,
+        per_device_train_batch_size=base_model.sft.micro_batch_size,
+        per_device_eval_batch_size=base_model.sft.micro_batch_size,
+        gradient_accumulation_steps=base_model.sft.batch_size // base_model.sft.micro_batch_size,
+        learning_rate=base_model.sft.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(params.sft.warmup_share * steps),
         weight_decay=params.sft.weight_decay,
-        bf16=chosen.dtype == "bfloat16" or autocasts(chosen.dtype),
+        bf16=base_model.dtype == "bfloat16" or autocasts(base_model.dtype),
         use_cpu=not torch.cuda.is_available(),  # as load_causal_lm; Trainer refuses bf16 without
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        activation_checkpointing=chosen.hub is not None,
+        activation_checkpointing=base_model.hub is not None,
         dataloader_pin_memory=False,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -152,7 +152,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def fit(
-    model: Any, codec: Codec, params: Params, phase: Phase, held: Dataset, folder: Path
+    model: Any, codec: Codec, params: SftParams, phase: Phase, held: Dataset, folder: Path
 ) -> dict[str, float]:
     """Train in place with a warm-up and cosine of its own, keep the epoch best on `held`.
 

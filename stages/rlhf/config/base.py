@@ -1,0 +1,90 @@
+"""How a stage reads params.yaml: frozen, closed and bounded, its own sections alone.
+
+A stage names its sections in a subclass of `StageParams`; `whole.Params` has all of them, and stage
+`check` validates the file by it, so that a misspelt knob fails in a second wherever it stands.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]  # a learning rate
+
+
+class Section(BaseModel):
+    """One mapping of params.yaml: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class View(BaseModel):
+    """Those keys of a mapping that a stage reads; the others are another stage's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StageParams(View):
+    """What every stage may read; a stage's own class adds its sections."""
+
+    model: str
+    seed: NotNegative
+    threads: Positive
+
+    @model_validator(mode="before")
+    @classmethod
+    def _put_base_model(cls, raw: Any) -> Any:
+        """`base_model`, where a stage wants one, is the entry of `models` that `model` names."""
+        if "base_model" not in cls.model_fields or "base_model" in raw:
+            return raw
+        models, name = raw.get("models") or {}, raw.get("model")
+        if name not in models:
+            raise ValueError(f"model: {name!r} is not one of {', '.join(models)}")
+        return {**raw, "base_model": models[name]}
+
+    def reread(self) -> Self:
+        """The same sections as params.yaml has them now."""
+        return load(type(self))
+
+
+Params = TypeVar("Params", bound=BaseModel)
+
+
+def load(schema: type[Params], path: Path = FILE) -> Params:
+    """Read params.yaml and check the sections of `schema`.
+
+    Raises ValueError naming the file, the key, the value and what was expected.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; run from the repository's root")
+    try:
+        raw = YAML(typ="safe", pure=True).load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a mapping was expected, not {type(raw).__name__}")
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        entry = f"models.{raw.get('model')}"
+        lines = [_explain(problem, entry) for problem in error.errors()]
+        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _explain(problem: Any, base_model: str) -> str:
+    key = ".".join(base_model if part == "base_model" else str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key} = {problem['input']!r}: no such key"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {problem['input']!r}: {message}"

@@ -1,0 +1,69 @@
+"""Section `ppo`, and `ppo` of a base model."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, Share, StageParams
+from stages.rlhf.config.models import ModelEntry
+
+
+class PpoConfig(Section):
+    """PPO, whatever the model."""
+
+    kl_coef: Annotated[float, Field(ge=0)]
+    kl_target: Annotated[float, Field(gt=0)] | None
+    kl_horizon: Positive
+    gamma: Share
+    lam: Share
+    cliprange: Annotated[float, Field(gt=0, lt=1)]
+    cliprange_value: Annotated[float, Field(gt=0)]
+    epochs: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    missing_eos_penalty: Annotated[float, Field(ge=0)]
+    repetition_penalty: Annotated[float, Field(ge=0)]
+    copy_penalty: Annotated[float, Field(ge=0)]
+    score_clip: Annotated[float, Field(gt=0)]
+    uncertainty_coef: Annotated[float, Field(ge=0)]
+    value_warmup: Annotated[int, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    stop_kl_batch: Annotated[float, Field(gt=0)]
+    stop_kl_run: Annotated[float, Field(gt=0)]
+    evaluate_every: Positive
+    patience: Positive
+    require_gate: bool
+    processes: Positive
+
+
+class PpoScale(Section):
+    """PPO of one base model; batches are answers."""
+
+    updates: Positive
+    batch_size: Positive
+    minibatches: Positive
+    micro_batch_tokens: Positive  # padding counted; a longer answer is a micro-batch of its own
+    kept_tokens: NotNegative  # of a first minibatch whose activations are kept from its scoring
+    learning_rate: Rate
+    value_learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> "PpoScale":
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be divisible by"
+                f" minibatches ({self.minibatches})"
+            )
+        return self
+
+
+class PpoModel(ModelEntry):
+    """The entry, as stage `ppo` reads it."""
+
+    ppo: PpoScale
+
+
+class PpoParams(StageParams):
+    """What stage `ppo` reads."""
+
+    ppo: PpoConfig
+    base_model: PpoModel

@@ -1,0 +1,44 @@
+"""Sections `eda` and `evaluate`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.rlhf.config.base import Positive, Section, StageParams, View
+from stages.rlhf.config.models import ModelEntry, SamplingTemperature
+
+
+class EdaConfig(Section):
+    """Figures of the data."""
+
+    top_categories: Positive
+
+
+class EvaluateConfig(Section):
+    """The final comparison on test."""
+
+    max_questions: Positive | None
+    samples_shown: Positive
+    best_of: Annotated[int, Field(ge=2)]
+    resamples: Positive
+
+
+class EdaParams(StageParams):
+    """What stage `eda` reads."""
+
+    eda: EdaConfig
+
+
+class DataSource(View):
+    """Where the rows come from, without their place."""
+
+    source: Literal["sample", "aihub", "kochatgpt", "jsonl"]
+
+
+class EvaluateParams(StageParams):
+    """What stage `evaluate` reads."""
+
+    data: DataSource
+    evaluate: EvaluateConfig
+    ppo: SamplingTemperature
+    base_model: ModelEntry

@@ -1,0 +1,27 @@
+"""Section `sample`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.rlhf.config.base import Positive, Section, Share, StageParams
+
+
+class SampleConfig(Section):
+    """The offline sample world."""
+
+    seed: Annotated[int, Field(ge=0)]
+    demonstrations: Positive
+    groups: Positive
+    judge_groups: Positive
+    prompts: Positive
+    documents: Positive
+    demo_full_right: Share
+    rank_noise: Annotated[float, Field(ge=0, le=0.5)]
+    confounded: bool
+
+
+class SampleParams(StageParams):
+    """What stage `sample` reads."""
+
+    sample: SampleConfig

@@ -1,0 +1,74 @@
+"""The whole of params.yaml: for stage `check`, for `koqa plan`, and for tests."""
+
+from pathlib import Path
+
+from pydantic import ConfigDict, model_validator
+
+from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
+from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.models import ModelEntry
+from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig
+from stages.rlhf.config.report import EdaConfig, EvaluateConfig
+from stages.rlhf.config.reward import JudgeConfig, RewardScale, RmConfig
+from stages.rlhf.config.sample import SampleConfig
+from stages.rlhf.config.sft import SftConfig, SftScale
+
+
+class Model(ModelEntry):
+    """One base model: all that differs from model to model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sft: SftScale
+    rm: RewardScale
+    judge: RewardScale
+    ppo: PpoScale
+
+
+class Params(Section):
+    """Every section."""
+
+    model: str
+    seed: NotNegative
+    threads: Positive
+    data: DataConfig
+    sample: SampleConfig
+    preprocess: PreprocessConfig
+    eda: EdaConfig
+    embedder: EmbedderConfig
+    sft: SftConfig
+    rm: RmConfig
+    judge: JudgeConfig
+    ppo: PpoConfig
+    evaluate: EvaluateConfig
+    models: dict[str, Model]
+
+    @model_validator(mode="after")
+    def _known_model(self) -> "Params":
+        if self.model not in self.models:
+            raise ValueError(f"model: '{self.model}' is not one of {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _members_disagree(self) -> "Params":
+        if self.ppo.uncertainty_coef > 0 and self.rm.members == 1:
+            raise ValueError(
+                f"ppo.uncertainty_coef ({self.ppo.uncertainty_coef}) weighs the variance over"
+                " rm.members, which is 0 with 1 member; set it to 0"
+            )
+        return self
+
+    def reread(self) -> "Params":
+        """All of it as params.yaml has it now."""
+        return load_params()
+
+    @property
+    def base_model(self) -> Model:
+        """The entry of `models` that `model` names."""
+        return self.models[self.model]
+
+
+def load_params(path: Path = FILE) -> Params:
+    """All of params.yaml, checked. Raises ValueError as `base.load` does."""
+    return load(Params, path)
