@@ -17,8 +17,8 @@ from stages.rlhf.config.models import BaseParams
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts
 from stages.rlhf.records import read_jsonl, write_metrics
-from stages.rlhf.runs.cache import carry_out
-from stages.rlhf.runs.checkpoints import Shelf
+from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.train.pretraining import new_llama, pretrain
 
 
@@ -53,8 +53,8 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
     mixed = autocasts(base_model.dtype)
     if mixed:
         model.set_attn_implementation(SDPA_FLOAT32)
-    shelf = Shelf(work / "pretraining")
-    losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, shelf)
+    checkpointer = Checkpointer(work / "pretraining")
+    losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 20) :]
@@ -90,7 +90,7 @@ def main(rows: Path, out: Path, metrics: Path) -> None:
             write_metrics(metrics, figures)
             clock.write(seconds)
 
-        carry_out("base", params, inputs, [out, metrics, seconds], run)
+        run_cached("base", params, inputs, [out, metrics, seconds], run)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -2,7 +2,7 @@
 
 python -m stages.evaluate --base data/base --sft data/sft --ppo data/ppo/best --rm data/rm
     --judge data/judge --gate metrics/judge.json --embedder data/embedder
-    --rows data/preprocess/sft/test.jsonl --told metrics --drawn plots
+    --rows data/preprocess/sft/test.jsonl --metrics-dir metrics --plots-dir plots
     --out data/evaluate --metrics metrics/evaluate.json --plots plots/evaluate
 
 `--told` and `--drawn` hold the other stages' metrics and figures, for the html.
@@ -30,17 +30,17 @@ from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, read_rows, write_jsonl, write_metrics
 from stages.rlhf.report import comparison, comparison_figures, html, structure
-from stages.rlhf.reward.best_of_n import closed_gate, liked, sample
+from stages.rlhf.reward.best_of_n import best_of_n_indices, gate_failure, sample
 from stages.rlhf.reward.model import load_reward_model
-from stages.rlhf.runs.cache import carry_out
-from stages.rlhf.runs.checkpoints import Shelf
+from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
 
 
-TOLD = ("preprocess", "rm", "judge", "ppo")  # stages whose metrics the report holds
-DRAWN = ("eda", "rm", "ppo/validation.csv")  # what it shows of their plots
+UPSTREAM_METRICS = ("preprocess", "rm", "judge", "ppo")  # stages whose metrics the report holds
+UPSTREAM_PLOTS = ("eda", "rm", "ppo/validation.csv")  # what it shows of their plots
 
 
 class Asked(NamedTuple):
@@ -68,9 +68,9 @@ def asked(
 ) -> Asked:
     """Greedy answers of base, SFT and PPO, best-of-n of SFT's samples; all of them scored."""
     base_model = params.base_model
-    stands_on = {"base": paths["base"], "sft": paths["sft"]}
-    check_card(paths["rm"], stands_on)
-    check_card(paths["ppo"], {**stands_on, "rm": paths["rm"]})
+    parents = {"base": paths["base"], "sft": paths["sft"]}
+    check_card(paths["rm"], parents)
+    check_card(paths["ppo"], {**parents, "rm": paths["rm"]})
     check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
     prompts = [codec.prompt_ids(question) for question in questions]
@@ -83,7 +83,9 @@ def asked(
     places = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
     for name, (holder, role) in places.items():
         with holder.use(role) as model:
-            said[name] = generate_all(model, prompts, *limits, shelf=Shelf(work / name))
+            said[name] = generate_all(
+                model, prompts, *limits, checkpointer=Checkpointer(work / name)
+            )
     n, temperature = params.evaluate.best_of, params.ppo.temperature
     with roles.use(roles.reference) as model:
         drawn = sample(
@@ -95,11 +97,11 @@ def asked(
             params.seed,
             "evaluate",
             "best_of_n",
-            shelf=Shelf(work / "best_of_n"),
+            checkpointer=Checkpointer(work / "best_of_n"),
         )
     clock.lap("generate")
     reward_model = load_reward_model(roles, paths["rm"])
-    best = liked(reward_model, drawn, codec).tolist()
+    best = best_of_n_indices(reward_model, drawn, codec).tolist()
     said["best_of_n"] = [own[k] for (_, own), k in zip(drawn, best, strict=True)]
     judge = load_reward_model(bare, paths["judge"])
     assert judge.calibration is not None, "stage judge calibrates what it saves"
@@ -142,7 +144,7 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
     gates = comparison.gates(
         blocks,
         fmean(length(row.answer) for row in rows),
-        closed_gate(paths["gate"]) is None,
+        gate_failure(paths["gate"]) is None,
         params.data.source == "sample",
     )
     metrics = {
@@ -167,7 +169,7 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
     """The report's HTML, from this stage's figures and from those of the stages before it."""
     told = {
         name: json.loads((paths["told"] / f"{name}.json").read_text(encoding="utf-8"))
-        for name in TOLD
+        for name in UPSTREAM_METRICS
     }
     cards = {
         name: json.loads((paths[name] / "model.json").read_text(encoding="utf-8"))
@@ -177,7 +179,8 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
     samples = comparison.spread(found.samples, shown)
     asked, settings = found.asked, html.settings(params_of(paths))
     return html.page(
-        html.Told(told, samples, asked.structure, asked.numbers, cards, settings), paths["drawn"]
+        html.ReportInputs(told, samples, asked.structure, asked.numbers, cards, settings),
+        paths["drawn"],
     )
 
 
@@ -194,8 +197,8 @@ def run_file(paths: Paths, name: str) -> Path:
 
 def inputs_of(paths: Paths) -> Paths:
     """What is read: of the folders of metrics and of plots, the other stages' files alone."""
-    told = {f"told {name}": paths["told"] / f"{name}.json" for name in TOLD}
-    drawn = {f"drawn {name}": paths["drawn"] / name for name in DRAWN}
+    told = {f"told {name}": paths["told"] / f"{name}.json" for name in UPSTREAM_METRICS}
+    drawn = {f"drawn {name}": paths["drawn"] / name for name in UPSTREAM_PLOTS}
     own = {k: v for k, v in paths.items() if k not in ("told", "drawn")}
     return own | {"ppo run": run_file(paths, "ppo")} | told | drawn
 
@@ -239,7 +242,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             write_metrics(metrics, found.metrics)
             clock.write(seconds)
 
-        carry_out("evaluate", params, inputs_of(paths), [out, plots, metrics, seconds], make)
+        run_cached("evaluate", params, inputs_of(paths), [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     gates = json.loads(metrics.read_text(encoding="utf-8"))["gates"]

@@ -20,13 +20,13 @@ from stages.rlhf.config.reward import JudgeParams
 from stages.rlhf.measure.ranking import report
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
-from stages.rlhf.reward.best_of_n import GATE, GATE_OF, gate, liked, sample
+from stages.rlhf.reward.best_of_n import GATE, GATE_OF, best_of_n_indices, gate, sample
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups, questions_of
 from stages.rlhf.reward.model import RewardModel, load_reward_model, new_reward_model
 from stages.rlhf.reward.training import scored, train
-from stages.rlhf.runs.cache import carry_out
-from stages.rlhf.runs.checkpoints import Shelf
+from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
@@ -94,11 +94,11 @@ def opens(
             params.seed,
             "judge",
             "gate",
-            shelf=Shelf(work / "gate"),
+            checkpointer=Checkpointer(work / "gate"),
         )
     judged = judge.score(asked, codec).mean.view(-1, GATE_OF)
     seed = derive_seed(params.seed, "judge", "gate resamples")
-    return gate(judged, liked(reward_model, asked, codec), params.judge.resamples, seed)
+    return gate(judged, best_of_n_indices(reward_model, asked, codec), params.judge.resamples, seed)
 
 
 def run(params: JudgeParams, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
@@ -146,7 +146,7 @@ def main(out: Path, metrics: Path, **paths: Path) -> None:
             write_metrics(metrics, figures)
             clock.write(seconds)
 
-        carry_out("judge", params, paths, [out, metrics, seconds], make)
+        run_cached("judge", params, paths, [out, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

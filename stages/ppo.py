@@ -25,14 +25,14 @@ from stages.rlhf.config.ppo import PpoParams
 from stages.rlhf.measure.text import length
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
-from stages.rlhf.ppo.process_group import Team
-from stages.rlhf.ppo.selection import Chooser, Validator
-from stages.rlhf.ppo.trainer import ALONE, Outcome, PpoTrainer
+from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.ppo.selection import CheckpointSelector, Validator
+from stages.rlhf.ppo.trainer import SINGLE_PROCESS, Outcome, PpoTrainer
 from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward.best_of_n import closed_gate
+from stages.rlhf.reward.best_of_n import gate_failure
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import signals
-from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.cache import run_cached
 
 Paths = dict[str, Path]
 
@@ -41,7 +41,7 @@ UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where th
 
 
 def trained(
-    params: PpoParams, paths: Paths, work: Path, team: Team = ALONE
+    params: PpoParams, paths: Paths, work: Path, process_group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[PpoTrainer, Outcome, Validator]:
     """Load all roles on one backbone and train, or go on where a run was cut off."""
     base_model = params.base_model
@@ -64,7 +64,7 @@ def trained(
         base_model.max_answer_tokens,
         params.seed,
         work,
-        team,
+        process_group,
     )
     validator = Validator(
         roles,
@@ -76,10 +76,10 @@ def trained(
         base_model.generate.batch_size,
         trainer.outcome.said,
     )
-    chooser = Chooser(fmean(length(row.answer) for row in rows))
-    closed = closed_gate(paths["gate"]) if params.ppo.require_gate else None
+    chooser = CheckpointSelector(fmean(length(row.answer) for row in rows))
+    closed = gate_failure(paths["gate"]) if params.ppo.require_gate else None
     if closed:
-        outcome = trainer.keep_sft(validator, chooser)
+        outcome = trainer.skip_training(validator, chooser)
         outcome.stopped = closed
         return trainer, outcome, validator
     return trainer, trainer.train(validator, chooser, work / "updates"), validator
@@ -89,11 +89,11 @@ def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
     """Write the adapters of the best and of the last update."""
     shutil.rmtree(out, ignore_errors=True)
     last = trainer.roles.state(POLICY)
-    stands_on = {"base": paths["base"], "sft": paths["sft"], "rm": paths["rm"]}
+    parents = {"base": paths["base"], "sft": paths["sft"], "rm": paths["rm"]}
     for name, state in {"last": last, "best": trainer.outcome.best_state}.items():
         trainer.roles.load_state(POLICY, state)
         trainer.roles.save(POLICY, out / name)
-        save_card(out / name, "ppo", stands_on)
+        save_card(out / name, "ppo", parents)
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def launch(processes: int) -> None:
     with subprocess.Popen(command) as agent:
         told = False
         while agent.poll() is None:
-            if signals.asked() and not told:
+            if signals.stop_requested() and not told:
                 agent.terminate()
                 told = True
             time.sleep(0.2)
@@ -192,10 +192,10 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
                 launch(params.ppo.processes)
                 return
             runtime.start(params.threads, params.seed, "ppo")
-            team = Team.join()
-            trainer, outcome, validator = trained(params, paths, work, team)
-            team.leave()
-            if not team.leads:
+            process_group = ProcessGroup.init()
+            trainer, outcome, validator = trained(params, paths, work, process_group)
+            process_group.destroy()
+            if not process_group.is_main:
                 return
             save(trainer, out, paths)
             shutil.rmtree(plots, ignore_errors=True)
@@ -207,7 +207,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             if outcome.best_update == 0:
                 click.echo(f"ppo: SFT's weights are the result: {figures['skipped_reason']}")
 
-        carry_out("ppo", params, paths, [out, plots, metrics, seconds], make)
+        run_cached("ppo", params, paths, [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -27,7 +27,7 @@ from stages.rlhf.reward.groups import EncodedGroup, encode_groups
 from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_training, held_out
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.reward.training import scored, train
-from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
@@ -183,7 +183,7 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             write_metrics(metrics, figures)
             clock.write(seconds)
 
-        carry_out("rm", params, paths, [out, plots, metrics, seconds], make)
+        run_cached("rm", params, paths, [out, plots, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -18,7 +18,7 @@ from stages.rlhf.model.generation import answer_questions
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
-from stages.rlhf.runs.cache import carry_out
+from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 
@@ -125,7 +125,7 @@ def main(base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None
             write_metrics(metrics, train(params, base, rows, groups, out, work))
             clock.write(seconds)
 
-        carry_out("sft", params, inputs, [out, metrics, seconds], make)
+        run_cached("sft", params, inputs, [out, metrics, seconds], make)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -37,8 +37,8 @@ from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
-from stages.rlhf.ppo.process_group import Team
-from stages.rlhf.ppo.trainer import ALONE, PpoTrainer
+from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.ppo.trainer import SINGLE_PROCESS, PpoTrainer
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 
@@ -356,7 +356,7 @@ def ppo_trainer(
     settings: PpoScale | None = None,
     max_new_tokens: int = 8,
     head: str = "hybrid",
-    team: Team = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> PpoTrainer:
     """A PPO trainer with all its roles, the same bits at each call; it works below `folder`."""
     reward_model = deepcopy(_scored_roles(method, dtype, head))
@@ -372,5 +372,5 @@ def ppo_trainer(
         max_new_tokens,
         seed=0,
         work=folder / "work",
-        team=team,
+        process_group=process_group,
     )

@@ -60,7 +60,7 @@ STAGES = {
     "embedder": (embedder, "--corpus rows/corpus.jsonl --sft rows/sft --out data/embedder"),
     "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
                            " --judge data/judge --gate metrics/judge.json --embedder data/embedder"
-                           " --rows rows/sft/test.jsonl --told metrics --drawn plots"
+                           " --rows rows/sft/test.jsonl --metrics-dir metrics --plots-dir plots"
                            " --out data/evaluate --plots plots/evaluate"),
 }  # fmt: skip
 
@@ -169,8 +169,8 @@ def test_ppo_started_at_the_reference_and_moved(chain: Path) -> None:
 
 def test_the_policy_stands_on_all_that_made_it(chain: Path) -> None:
     data = chain / "data"
-    stands_on = {name: data / name for name in ("base", "sft", "rm")}
-    assert check_card(data / "ppo" / "best", stands_on)["kind"] == "ppo"
+    parents = {name: data / name for name in ("base", "sft", "rm")}
+    assert check_card(data / "ppo" / "best", parents)["kind"] == "ppo"
     roles = load_sft(data / "base", data / "sft", "bfloat16", shipped().models["micro"].lora)
     roles.load("policy", data / "ppo" / "best")
     assert roles.model.dtype == torch.bfloat16

@@ -227,7 +227,7 @@ def test_a_pickle_in_trainers_checkpoint_is_refused(
     shutil.rmtree(work / "checkpoint-4")
     last = work / "checkpoint-3"
     torch.save(Trap(mark), last / name)
-    files.seal(last)
+    files.write_manifest(last)
     if name == "training_args.bin":
         fit()  # never opened
     else:

@@ -30,7 +30,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Write manifest.json, {file: sha256}, and have all of the folder reach the disk."""
     names = [name for name in files_of(folder) if name != MANIFEST]
     hashes = {name: file_hash(folder / name) for name in names}
@@ -41,7 +41,7 @@ def seal(folder: Path) -> None:
         sync(path)
 
 
-def damage(folder: Path) -> str | None:
+def verify_manifest(folder: Path) -> str | None:
     """What is wrong with a sealed folder, or None."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -46,7 +46,7 @@ from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.groups import EncodedGroup
-from stages.rlhf.reward.losses import better, places_between
+from stages.rlhf.reward.losses import better, rank_gap
 from stages.rlhf.reward.model import Head, Member, RewardModel, member_name
 from stages.rlhf.reward.training import MemberTrainer
 from tests.benchmarks.process_memory import memory
@@ -61,17 +61,17 @@ MICRO_TOKENS = 256  # of ours, some two questions; 384 is as fast in turn, with 
 RATE, CLIP = 1e-4, 1.0
 STEPS = 19  # 300 questions
 
-Question = tuple[list[int], list[list[int]]]  # prompt, answers from best to worst
+PromptWithResponses = tuple[list[int], list[list[int]]]  # prompt, answers from best to worst
 
 
-def make_questions() -> list[Question]:
+def make_questions() -> list[PromptWithResponses]:
     """Prompts of 12 tokens, five answers of 8 to 24 each."""
     prompts = random_ids(QUESTIONS, 12, 12, VOCAB, seed=0)
     answers = random_ids(QUESTIONS * ANSWERS, 8, 24, VOCAB, seed=1)
     return [(p, answers[ANSWERS * i : ANSWERS * (i + 1)]) for i, p in enumerate(prompts)]
 
 
-def make_pairs(questions: list[Question]) -> list[dict[str, list[int]]]:
+def make_pairs(questions: list[PromptWithResponses]) -> list[dict[str, list[int]]]:
     """TRL's rows: each question's ten pairs, prompt included in both."""
     return [
         {"chosen_ids": prompt + better, "rejected_ids": prompt + worse}
@@ -157,16 +157,16 @@ class Ours:
             ids_codec(PAD),
         )
 
-    def step(self, questions: list[Question]) -> float:
+    def step(self, questions: list[PromptWithResponses]) -> float:
         """One optimizer step; the loss before it."""
         return float(self.trainer.step(encoded(questions), [1] * len(questions)))
 
 
-def encoded(questions: list[Question]) -> list[EncodedGroup]:
+def encoded(questions: list[PromptWithResponses]) -> list[EncodedGroup]:
     """Questions as the stage encodes them, answers from best to worst."""
     ranks = tuple(float(rank) for rank in range(1, ANSWERS + 1))
     table, present = torch.tensor([ranks]), torch.ones(1, ANSWERS, dtype=torch.bool)
-    pairs, gaps = better(table, present)[0], places_between(table, present)[0]
+    pairs, gaps = better(table, present)[0], rank_gap(table, present)[0]
     row = RmRow(id="", question="", answers=("",) * ANSWERS, ranks=ranks)
     return [EncodedGroup(prompt, answers, pairs, gaps, 0, row) for prompt, answers in questions]
 
@@ -202,7 +202,7 @@ def trl_model(lora: bool) -> Any:
 
 def trl_trainer(
     model: Any,
-    questions: list[Question],
+    questions: list[PromptWithResponses],
     micro_batch: int,
     steps: int,
     folder: str,
@@ -243,10 +243,10 @@ def trl_trainer(
     )
 
 
-def batches(questions: list[Question], steps: int) -> list[list[Question]]:
+def batches(questions: list[PromptWithResponses], steps: int) -> list[list[PromptWithResponses]]:
     """The questions of each step, shuffled anew at each epoch."""
     generator = torch.Generator().manual_seed(0)
-    made: list[list[Question]] = []
+    made: list[list[PromptWithResponses]] = []
     while len(made) < steps:
         order = torch.randperm(len(questions), generator=generator).tolist()
         whole = range(0, len(order) - STEP + 1, STEP)

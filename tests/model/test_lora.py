@@ -1,4 +1,4 @@
-"""Our LoRA layer against peft's own, value and gradient; the adapter folded into copies."""
+"""Our LoRA layer against peft's own, value and gradient; the adapter merged into copies."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def test_every_adapted_layer_of_a_backbone_is_ours(make: Any) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_folded_adapter_says_the_same_and_leaves_no_trace(tmp_path: Path, autocast: bool) -> None:
+def test_a_merged_adapter_says_the_same_and_leaves_no_trace(tmp_path: Path, autocast: bool) -> None:
     roles = sft_roles(tmp_path, "lora", "mixed" if autocast else "float32")
     roles.autocast = autocast
     roles.add(POLICY, like="sft")
@@ -117,9 +117,9 @@ def test_a_folded_adapter_says_the_same_and_leaves_no_trace(tmp_path: Path, auto
     before = {k: v.clone() for k, v in roles.model.state_dict().items()}
     with roles.use(POLICY):
         expected = logits()
-    with roles.folded(POLICY):
+    with roles.merged_copy(POLICY):
         found = logits()
-    assert not found.equal(expected), "nothing was folded"
+    assert not found.equal(expected), "nothing was merged"
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert all(v.equal(before[k]) for k, v in roles.model.state_dict().items())
     with roles.use("sft"):
@@ -128,19 +128,19 @@ def test_a_folded_adapter_says_the_same_and_leaves_no_trace(tmp_path: Path, auto
         assert logits().equal(expected)
 
 
-def test_bfloat16_is_never_folded(tmp_path: Path) -> None:
+def test_bfloat16_is_never_merged(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "lora", "bfloat16")
-    with roles.folded("sft") as model:
+    with roles.merged_copy("sft") as model:
         layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
         assert layers
-        assert all(layer.folded is None for layer in layers)
+        assert all(layer.merged is None for layer in layers)
 
 
-def test_no_role_is_taken_inside_a_folded_one(tmp_path: Path) -> None:
+def test_no_role_is_taken_inside_a_merged_one(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "lora")
     roles.add(POLICY)
     inside = pytest.raises(AssertionError, match="policy was asked for inside")
-    with roles.folded("sft"), inside, roles.use(POLICY):
+    with roles.merged_copy("sft"), inside, roles.use(POLICY):
         pass
     with roles.use(POLICY):
         pass

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.rlhf.model.roles import POLICY, VALUE
-from stages.rlhf.ppo.process_group import Team
+from stages.rlhf.ppo.process_group import ProcessGroup
 from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer
 
 
@@ -19,7 +19,7 @@ def run(folder: Path, killed_at: int | None = None) -> PpoTrainer:
     """Train; `killed_at` is the update in whose middle the process ends, with no warning."""
     knobs = ppo_knobs(value_warmup=1, evaluate_every=3, kl_target=2.0, kl_horizon=40)
     trainer = ppo_trainer(folder, "lora", ppo=knobs, settings=ppo_settings(updates=6))
-    trainer.team = Team.join()
+    trainer.process_group = ProcessGroup.init()
     inner = trainer._update
 
     def update(number: int, *given: object, **named: object) -> dict[str, float]:
@@ -40,7 +40,7 @@ def run(folder: Path, killed_at: int | None = None) -> PpoTrainer:
         return row["chrf"] == max(best)
 
     trainer.train(validate, better, folder / "kept")
-    trainer.team.leave()
+    trainer.process_group.destroy()
     return trainer
 
 
@@ -75,5 +75,5 @@ def write(found: dict[str, Any], folder: Path) -> None:
 
 if __name__ == "__main__":
     done = run(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    if done.team.leads:
+    if done.process_group.is_main:
         write(everything(done), Path(sys.argv[1]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.rlhf.ppo.process_group import Team
+from stages.rlhf.ppo.process_group import ProcessGroup
 from tests.model_fixtures import ROOT, ppo_settings, ppo_trainer
 from tests.ppo.two_processes import work
 
@@ -16,7 +16,7 @@ from tests.ppo.two_processes import work
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     """What one process made, and each of two."""
-    folder = tmp_path_factory.mktemp("team")
+    folder = tmp_path_factory.mktemp("process_group")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.ppo.two_processes", str(folder / "two")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -47,12 +47,12 @@ def test_two_processes_learn_what_one_does(runs: list[dict[str, torch.Tensor]]) 
 
 def test_a_process_without_an_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"minibatches \(8\) leaves some of 9 processes without"):
-        ppo_trainer(tmp_path, settings=ppo_settings(), team=Team(0, 9))
+        ppo_trainer(tmp_path, settings=ppo_settings(), process_group=ProcessGroup(0, 9))
 
 
 def test_alone_nothing_is_summed() -> None:
     tensor = torch.ones(2)
-    Team().sum([tensor])
+    ProcessGroup().sum([tensor])
     assert tensor.tolist() == [1.0, 1.0]
-    assert Team().share([3, 1, 2]) == [3, 1, 2]
-    assert Team(1, 2).share([3, 1, 2]) == [1]
+    assert ProcessGroup().shard([3, 1, 2]) == [3, 1, 2]
+    assert ProcessGroup(1, 2).shard([3, 1, 2]) == [1]

@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.rlhf.ppo.reward import Faults, Penalties, final_reward
+from stages.rlhf.ppo.reward import Penalties, Violations, final_reward
 
 
 def flags(*places: int) -> torch.Tensor:
@@ -15,13 +15,13 @@ def test_final_reward_by_hand() -> None:
         torch.tensor([0.5, 1.0, 9.0, -9.0, -9.5]),
         torch.tensor([0.0, 2.0, 1.0, 0.5, 1e9]),
         torch.tensor([0.0, 0.5, 1.0, -1.0, 0.0]),
-        Faults(unended=flags(1, 4), loops=flags(2, 4), copies=flags(3)),
+        Violations(missing_eos=flags(1, 4), repetition=flags(2, 4), copy=flags(3)),
         score_clip=5.0,
         uncertainty_coef=0.25,
-        penalties=Penalties(unended=1.5, loops=0.5, copies=0.25),
+        penalties=Penalties(missing_eos=1.5, repetition=0.5, copy=0.25),
     )
     assert found.score.tolist() == [0.5, 0.5, 5.0, -5.0, -5.0]
     assert found.uncertainty.tolist() == [0.0, 0.5, 0.25, 0.125, 5.0]
     assert found.penalty.tolist() == [0.0, 1.5, 0.5, 0.25, 2.0]
     assert found.total.tolist() == [0.5, -1.5, 4.25, -5.375, -12.0]
-    assert found.faults.copies.tolist() == [False, False, False, True, False]
+    assert found.violations.copy.tolist() == [False, False, False, True, False]

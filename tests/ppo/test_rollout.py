@@ -9,7 +9,13 @@ from stages.rlhf.model.roles import POLICY
 from stages.rlhf.ppo import rollout as rollout_module
 from stages.rlhf.ppo.core import gae, policy_loss, whiten
 from stages.rlhf.ppo.reward import Reward
-from stages.rlhf.ppo.rollout import Rollout, faults_of, micro_batches, minibatches, policy_logprobs
+from stages.rlhf.ppo.rollout import (
+    Rollout,
+    micro_batches,
+    minibatches,
+    policy_logprobs,
+    violations_of,
+)
 from tests.model_fixtures import (
     PpoTrainer,
     next_to_no_scores,
@@ -86,7 +92,7 @@ def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
     ended = (rollout.sequences.response == trainer.codec.eos_id).any(-1)
     assert ended.any()
     assert not ended.all()
-    assert ~reward.faults.unended.equal(ended)
+    assert ~reward.violations.missing_eos.equal(ended)
     # with gamma = lam = 1 the first token's return is the sum of all the answer's rewards
     expected = -1.25 * (~ended).float() - 0.3 * kl
     torch.testing.assert_close(rollout.returns[:, 0], expected, rtol=0, atol=1e-4)
@@ -155,7 +161,7 @@ def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
     texts = ["네 네 네 네", prompts[1].question, "1947m입니다.", f"{prompts[3].question} 네."]
     answers = [codec.answer_ids(text) for text in texts]
     answers[2] = answers[2][:-1]
-    found = faults_of(prompts, answers, codec)
+    found = violations_of(prompts, answers, codec)
     assert found.unended.tolist() == [False, False, True, False]
     assert found.loops.tolist() == [True, False, False, False]
     assert found.copies.tolist() == [False, True, False, True]

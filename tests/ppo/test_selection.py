@@ -6,7 +6,7 @@ import pytest
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import Answer, generate_all
-from stages.rlhf.ppo.selection import SHOWN, Chooser, Validator, reference_metrics
+from stages.rlhf.ppo.selection import SHOWN, CheckpointSelector, Validator, reference_metrics
 from stages.rlhf.records import SftRow
 from tests.model_fixtures import QUESTIONS, random_reward_model, sft_roles, shake, tiny_tokenizer
 
@@ -19,14 +19,14 @@ SFT = {
 }
 
 
-def chooser(reference_length: float = 20.0) -> Chooser:
-    made = Chooser(reference_length)
+def chooser(reference_length: float = 20.0) -> CheckpointSelector:
+    made = CheckpointSelector(reference_length)
     assert made(SFT)
     return made
 
 
 def test_the_first_row_is_sft_and_is_kept_whatever_it_says() -> None:
-    assert Chooser(20.0)({**SFT, "chrf": 0.0, "eos_rate": 0.0, "length": 900.0})
+    assert CheckpointSelector(20.0)({**SFT, "chrf": 0.0, "eos_rate": 0.0, "length": 900.0})
 
 
 def test_the_best_chrf_is_kept() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.rlhf.ingest.cleaning import Reason
 from stages.rlhf.report import html
-from stages.rlhf.report.html import FIGURES, MODELS, Told, page, verdict
+from stages.rlhf.report.html import FIGURES, MODELS, ReportInputs, page, verdict
 from stages.rlhf.report.structure import Part
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
@@ -25,7 +25,7 @@ def block(**more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def told() -> Told:
+def told() -> ReportInputs:
     kinds = {"never_asked": block(), "mine <b>": block(exact=None)}
     said = {"answer": HOSTILE, "score": 1.0, "judged": 0.5, "cosine": 0.25}
     evaluate = {
@@ -37,7 +37,7 @@ def told() -> Told:
         "gates": GATES,
     }
     part = {"read": 12, "kept": 10, "rejected": {"leak": 2}, "rows": {"train": 10}}
-    return Told(
+    return ReportInputs(
         {
             "preprocess": {
                 "sft": part,
@@ -98,7 +98,9 @@ def read(html: str) -> Reader:
     return reader
 
 
-def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots: Path) -> None:
+def test_nothing_from_data_is_markup_and_nothing_is_asked_for(
+    told: ReportInputs, plots: Path
+) -> None:
     html = page(told, plots)
     reader = read(html)
     assert reader.text.count(HOSTILE) == 1 + len(html.SHOWN) + 1
@@ -111,7 +113,7 @@ def test_nothing_from_data_is_markup_and_nothing_is_asked_for(told: Told, plots:
     assert "mine <b>" in reader.text
 
 
-def test_what_it_shows(told: Told, plots: Path) -> None:
+def test_what_it_shows(told: ReportInputs, plots: Path) -> None:
     found = read(page(told, plots))
     text = " ".join(found.text.split())
     assert "시험 질문 1,234개" in text
@@ -129,7 +131,7 @@ def test_what_it_shows(told: Told, plots: Path) -> None:
     assert "–" in text  # a metric that says nothing
 
 
-def test_no_reject_is_lost(told: Told, plots: Path) -> None:
+def test_no_reject_is_lost(told: ReportInputs, plots: Path) -> None:
     assert set(html.REASONS) == set(get_args(Reason))
     found = html.rejects(told.metrics["preprocess"])
     assert found == {  # sft, ppo, corpus, single answers
@@ -144,7 +146,7 @@ def test_no_reject_is_lost(told: Told, plots: Path) -> None:
     assert cells[at : at + 6] == ["SFT", "12", "10", "2", "10", "–"]
 
 
-def test_hold_outs_stand_in_one_order(told: Told, plots: Path) -> None:
+def test_hold_outs_stand_in_one_order(told: ReportInputs, plots: Path) -> None:
     mixed = dict.fromkeys(("mine <b>", "never_asked", "unseen_wording"), block())
     blocks = [told.metrics["evaluate"][name] for name in (*MODELS, "ppo_vs_sft")]
     for holder in (*blocks, told.metrics["rm"]):
@@ -166,14 +168,14 @@ def test_settings_are_those_of_every_stage() -> None:
     ]
 
 
-def test_every_figure_is_there_at_its_size(told: Told, plots: Path) -> None:
+def test_every_figure_is_there_at_its_size(told: ReportInputs, plots: Path) -> None:
     Image.new("RGB", (1001, 400)).save(plots / "rm" / "11_margins.png")
     html = page(told, plots)
     assert html.count('width="2" height="2"') == len(FIGURES) - 1
     assert html.count('width="1001" height="400"') == html.count('class="long"') == 1
 
 
-def test_the_page_fits_a_phone(told: Told, plots: Path) -> None:
+def test_the_page_fits_a_phone(told: ReportInputs, plots: Path) -> None:
     """What cannot shrink scrolls in a box of its own."""
     html = page(told, plots)
     assert html.count("<table>") == html.count('<div class="wide" tabindex="0"><table>')
@@ -181,20 +183,20 @@ def test_the_page_fits_a_phone(told: Told, plots: Path) -> None:
     assert html.count("<tbody>") == html.count("</tbody>") >= html.count("</table>")
 
 
-def test_rows_without_kinds(told: Told, plots: Path) -> None:
+def test_rows_without_kinds(told: ReportInputs, plots: Path) -> None:
     for name in (*MODELS, "ppo_vs_sft"):
         del told.metrics["evaluate"][name]["by_kind"]
     del told.metrics["rm"]["by_kind"]
     assert page(told, plots).count("<details>") == 1  # the settings
 
 
-def test_a_missing_figure_is_named(told: Told, plots: Path) -> None:
+def test_a_missing_figure_is_named(told: ReportInputs, plots: Path) -> None:
     (plots / "rm" / "11_margins.png").unlink()
     with pytest.raises(ValueError, match=r"rm/11_margins.png: no such file"):
         page(told, plots)
 
 
-def test_the_verdict(told: Told) -> None:
+def test_the_verdict(told: ReportInputs) -> None:
     evaluate = dict(told.metrics["evaluate"])
     evaluate["ppo_vs_sft"] = block(chrf_gain=4.25, chrf_gain_ci_low=3.0, chrf_gain_ci_high=5.5)
     evaluate["ppo"] = block(exact=0.75)

@@ -9,7 +9,7 @@ import torch
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
-from stages.rlhf.reward.best_of_n import closed_gate, gate, sample
+from stages.rlhf.reward.best_of_n import gate, gate_failure, sample
 from tests.model_fixtures import QUESTIONS, sft_roles, tiny_tokenizer
 
 
@@ -70,8 +70,8 @@ def write_gate(folder: Path, **gate: Any) -> Path:
 
 def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
     figures = {"gain": 0.05, "gain_ci_low": -0.1, "gain_ci_high": 0.2}
-    assert closed_gate(write_gate(tmp_path, passed=True, **figures)) is None
-    reason = closed_gate(write_gate(tmp_path, passed=False, **figures))
+    assert gate_failure(write_gate(tmp_path, passed=True, **figures)) is None
+    reason = gate_failure(write_gate(tmp_path, passed=False, **figures))
     assert reason is not None
     assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
 
@@ -80,6 +80,6 @@ def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
 def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "judge.json").write_text(text)
     with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
-        closed_gate(tmp_path / "judge.json")
+        gate_failure(tmp_path / "judge.json")
     with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
-        closed_gate(tmp_path / "none.json")
+        gate_failure(tmp_path / "none.json")

@@ -16,8 +16,8 @@ from stages.rlhf.reward.losses import (
     length_weights,
     overlap,
     pearson,
-    places_between,
     plackett_luce,
+    rank_gap,
 )
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -55,7 +55,7 @@ def test_all_pairs_of_five_are_the_mean_of_ten_pair_losses() -> None:
 
 def test_margins_grow_with_the_places_between() -> None:
     row, ranks = scores(1, 4), [[4.0, 1.0, 2.0, 2.0]]  # places 3, 1, 2, 2
-    gaps = places_between(torch.tensor(ranks), torch.ones(1, 4, dtype=torch.bool))
+    gaps = rank_gap(torch.tensor(ranks), torch.ones(1, 4, dtype=torch.bool))
     assert gaps[0].tolist() == [[0, -2, -1, -1], [2, 0, 1, 1], [1, -1, 0, 0], [1, -1, 0, 0]]
     s = row[0].tolist()
     expected = pair_loss(s[1], s[0], 0.6) + sum(
@@ -67,7 +67,7 @@ def test_margins_grow_with_the_places_between() -> None:
 
 def test_places_of_answers_that_are_not_there_count_nothing() -> None:
     ranks, present = torch.tensor([[1.0, 0.5, 2.0]]), torch.tensor([[True, False, True]])
-    assert places_between(ranks, present)[0, 0, 2] == 1
+    assert rank_gap(ranks, present)[0, 0, 2] == 1
 
 
 def test_smoothed_labels_are_the_other_way_round_by_that_share() -> None:

@@ -1,4 +1,4 @@
-"""Kill the pipeline at random moments, go on, and compare with a run that nobody killed.
+"""Kill the pipeline at random optimizer_tensors, go on, and compare with a run that nobody killed.
 
 python -m tests.runs.chaos [--kills 30] [--seed 0]
 
@@ -186,11 +186,13 @@ def judged(folder: Path, report: Report) -> None:
         saved: dict[str, int] = {}
         for told in log_of(log.parent):
             if "saved" in told:
-                saved[told["shelf"]] = told["saved"]
+                saved[told["checkpointer"]] = told["saved"]
             elif told["from"] > 0:
                 report.went_on += 1
-            elif told["shelf"] in saved:
-                report.from_zero.append(f"{log}: {told['shelf']} had step {saved[told['shelf']]}")
+            elif told["checkpointer"] in saved:
+                report.from_zero.append(
+                    f"{log}: {told['checkpointer']} had step {saved[told['checkpointer']]}"
+                )
 
 
 def chaos(folder: Path, kills: int, seed: int) -> Report:

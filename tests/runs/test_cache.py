@@ -58,10 +58,10 @@ def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
     def do(folder: Path) -> None:
         if calls is not None:
             calls.append(text)
-        (folder / "shelf").mkdir(parents=True, exist_ok=True)
-        (folder / "shelf" / "state").write_text("unfinished")
+        (folder / "checkpointer").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpointer" / "state").write_text("unfinished")
         for step in (0, 3):
-            note(folder / "shelf", "from", step)
+            note(folder / "checkpointer", "from", step)
         shutil.rmtree(OUTS[0], ignore_errors=True)
         OUTS[0].mkdir(parents=True)
         OUTS[1].parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
     return do
 
 
-def carry_out(do: Callable[[Path], None]) -> None:
-    cache.carry_out(STAGE, params(), inputs(), OUTS, do)
+def run_cached(do: Callable[[Path], None]) -> None:
+    cache.run_cached(STAGE, params(), inputs(), OUTS, do)
 
 
 def found() -> tuple[str, str]:
@@ -88,17 +88,17 @@ def folder() -> Path:
 
 def test_a_result_is_kept_and_taken_again(place: Path) -> None:
     calls: list[str] = []
-    carry_out(writes("first", calls))
-    assert not (folder() / "shelf").exists(), "checkpoints are of no use after the end"
+    run_cached(writes("first", calls))
+    assert not (folder() / "checkpointer").exists(), "checkpoints are of no use after the end"
     for out in OUTS:  # as DVC does before it runs a stage
         shutil.rmtree(out) if out.is_dir() else out.unlink()
     told = Path("metrics/runtime/runs/sft.json")
     first = json.loads(told.read_text())
-    assert first["went_on_from"] == {"shelf": [3]}
+    assert first["resumed_from_steps"] == {"checkpointer": [3]}
     assert first["started"] <= first["ended"]
-    carry_out(writes("second", calls))
+    run_cached(writes("second", calls))
     assert (calls, found()) == (["first"], ("first", "first"))
-    assert json.loads(told.read_text())["taken_again"] is True
+    assert json.loads(told.read_text())["restored_from_cache"] is True
     assert json.loads((OUTS[0] / "run.json").read_text())["stage"] == STAGE
 
 
@@ -106,13 +106,13 @@ def test_a_result_is_kept_and_taken_again(place: Path) -> None:
 def test_a_damaged_result_is_named_and_made_again(
     place: Path, capsys: pytest.CaptureFixture[str], harm: str
 ) -> None:
-    carry_out(writes("first"))
+    run_cached(writes("first"))
     file = folder() / "done" / "0" / ("model" if harm != "added" else "more")
     file.unlink() if harm == "lost" else file.write_text("other")
-    carry_out(writes("second"))
+    run_cached(writes("second"))
     assert found() == ("second", "second")
     assert "the work is done again" in capsys.readouterr().err
-    carry_out(writes("third"))
+    run_cached(writes("third"))
     assert found() == ("second", "second")
 
 
@@ -124,11 +124,11 @@ def test_a_full_disk_costs_the_copy_and_not_the_result(
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "seal", full)
-        carry_out(writes("first"))
+        run_cached(writes("first"))
     assert found() == ("first", "first")
     assert "could not be kept: [Errno 28] No space left" in capsys.readouterr().err
     assert not list(folder().glob("done*"))
-    carry_out(writes("second"))
+    run_cached(writes("second"))
     assert found() == ("second", "second")
 
 
@@ -154,11 +154,11 @@ NAMES = {
 
 @pytest.mark.parametrize("what", NAMES)
 def test_other_params_inputs_or_code_are_other_work(place: Path, what: str) -> None:
-    carry_out(writes("first"))
+    run_cached(writes("first"))
     before = folder()
     changes()[what](place)
     assert folder() != before
-    carry_out(writes("second"))
+    run_cached(writes("second"))
     assert found() == ("second", "second")
 
 
@@ -172,7 +172,7 @@ def test_what_changed_while_it_ran_is_named_and_the_stage_fails(place: Path, wha
 
     name = NAMES[what].replace("$", r"\$").replace(".", r"\.")
     with pytest.raises(ValueError, match=f"^sft: changed while it ran: {name}; .*run again"):
-        carry_out(do)
+        run_cached(do)
     assert folder() != before
     assert (before / "done" / "0" / "model").read_text() == "first"
 
@@ -201,7 +201,7 @@ def test_a_missing_input_is_named(place: Path) -> None:
 
 
 def _second(text: str) -> None:
-    carry_out(writes(text))
+    run_cached(writes(text))
 
 
 def test_a_second_process_waits_and_takes_the_result(place: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_second_process_waits_and_takes_the_result(place: Path) -> None:
         assert waits.is_alive()
         writes("first")(at)
 
-    carry_out(do)
+    run_cached(do)
     waits.join(20)
     assert waits.exitcode == 0
     assert found() == ("first", "first")
@@ -251,14 +251,14 @@ def test_a_signal_ends_a_stage_whose_work_is_done(
 ) -> None:
     def do(at: Path) -> None:
         os.kill(os.getpid(), number)
-        assert signals.asked()
+        assert signals.stop_requested()
         writes("first")(at)
 
     with pytest.raises(Interrupted, match="interrupted when stage sft was done; the same command"):
-        carry_out(do)
+        run_cached(do)
     assert f"{number.name}: this step is finished and saved" in capsys.readouterr().err
-    assert not signals.asked()
-    carry_out(writes("second"))
+    assert not signals.stop_requested()
+    run_cached(writes("second"))
     assert found() == ("first", "first")
 
 
@@ -271,7 +271,7 @@ def test_a_second_signal_ends_it_at_once(place: Path) -> None:
         pytest.fail("it went on")
 
     with pytest.raises(KeyboardInterrupt):
-        carry_out(do)
+        run_cached(do)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -292,10 +292,10 @@ def test_work_lies_beside_the_repository_even_in_dvcs_copies(
 
 
 def test_pruning_takes_what_is_old_and_idle(place: Path) -> None:
-    carry_out(writes("first"))
+    run_cached(writes("first"))
     one = folder()
     changes()["params"](place)
-    carry_out(writes("second"))
+    run_cached(writes("second"))
     two = folder()
     changes()["code"](place)
     three = folder()
@@ -307,7 +307,7 @@ def test_pruning_takes_what_is_old_and_idle(place: Path) -> None:
         assert (one.exists(), two.exists()) == (False, True)
         assert prune(cache.root(), 0, now + 1) == [two]
     assert three.is_dir()
-    carry_out(writes("third"))
+    run_cached(writes("third"))
     assert found() == ("third", "third")
 
 

@@ -42,7 +42,9 @@ def test_two_workers_on_a_grid_share_its_sft(tmp_path: Path) -> None:
         (folder,) = (grid / ".work" / stage).glob("*/done")
         begun = [told for told in log_of(folder.parent) if "from" in told]
         assert all(told["from"] == 0 for told in begun)
-        assert len({told["shelf"] for told in begun}) == len(begun), f"{stage} was begun twice"
+        assert len({told["checkpointer"] for told in begun}) == len(begun), (
+            f"{stage} was begun twice"
+        )
     assert len(list((grid / ".work" / "ppo").glob("*/done"))) == 2
     for name, kl_coef in (("grid-1", 0.05), ("grid-2", 0.4)):
         write_params(alone, **SMALL, **{"ppo.kl_coef": kl_coef})

@@ -149,7 +149,7 @@ def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
 
 
 def two(folder: Path, *killed_at: str) -> int:
-    """The run as a team of two; the exit code of torchrun."""
+    """The run as two processes; the exit code of torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.ppo.resumed_ppo", str(folder), *killed_at]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

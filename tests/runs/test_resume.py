@@ -20,7 +20,7 @@ from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.reward.training import train
 from stages.rlhf.runs import checkpoints, signals
-from stages.rlhf.runs.checkpoints import SECONDS, Shelf
+from stages.rlhf.runs.checkpoints import SECONDS, Checkpointer
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
 from stages.rlhf.train.pretraining import new_llama, pretrain
@@ -47,7 +47,7 @@ def _saves_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def killed_at(monkeypatch: pytest.MonkeyPatch, save: int) -> Iterator[None]:
     """The process ends just before it begins its save number `save`."""
     calls: list[int] = []
-    keep, seal = checkpoints.save, sft_trainer.Sealing.on_save
+    keep, seal = checkpoints.save, sft_trainer.ManifestCallback.on_save
 
     def counted(inner: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -60,7 +60,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, save: int) -> Iterator[None]:
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save", counted(keep))
-        patched.setattr(sft_trainer.Sealing, "on_save", counted(seal))
+        patched.setattr(sft_trainer.ManifestCallback, "on_save", counted(seal))
         with pytest.raises(Killed):
             yield
 
@@ -70,7 +70,9 @@ def pretrained(folder: Path) -> Result:
     model = new_llama(ARCHITECTURE, IDS, max_length=40)
     rows = [[1, *(3 + (start + i) % 20 for i in range(8)), 2] for start in range(20)]
     steps = Pretraining(steps=6, batch_size=8, learning_rate=3e-2)
-    losses = pretrain(model, rows, 0, steps, random.Random(0), shelf=Shelf(folder / "x"))
+    losses = pretrain(
+        model, rows, 0, steps, random.Random(0), checkpointer=Checkpointer(folder / "x")
+    )
     return {"losses": losses, **model.state_dict()}
 
 
@@ -82,8 +84,8 @@ def members(folder: Path) -> Result:
     figures = train(model, GROUPS, GROUPS[:3], rm, now, CODEC, "tests", work=work)
     found: Result = {"figures": figures}
     for member in model.members:
-        found |= checkpoints.above(f"{member.name}.", model.roles.state(member.name))
-        found |= checkpoints.above(f"{member.name}.head.", member.head.state_dict())
+        found |= checkpoints.add_prefix(f"{member.name}.", model.roles.state(member.name))
+        found |= checkpoints.add_prefix(f"{member.name}.head.", member.head.state_dict())
     return found
 
 
@@ -91,7 +93,9 @@ def answers(folder: Path) -> Result:
     model = tiny_llama(len(CODEC.tokenizer))
     prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, "tests")
-    return {"ids": generate_all(model, prompts, CODEC, 8, 2, 1.0, draws, Shelf(folder / "x"))}
+    return {
+        "ids": generate_all(model, prompts, CODEC, 8, 2, 1.0, draws, Checkpointer(folder / "x"))
+    }
 
 
 def tuned(method: str, both: bool) -> Callable[[Path], Result]:

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.sequences import decoder_of, next_logits
-from stages.rlhf.runs.checkpoints import NOWHERE, Shelf
+from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 from stages.rlhf.runtime import derive_seed
 
 COMPACT_SHARE = 0.25  # of the batch finished, from which rows are taken out of the cache
@@ -117,21 +117,21 @@ def generate_all(
     batch_size: int,
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
-    shelf: Shelf = NOWHERE,
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[list[int]]:
     """`generate` over any number of prompts, like lengths together, answers in the given order.
 
-    Goes on from what lies on the shelf.
+    Goes on from what lies on the checkpointer.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found = shelf.load()
+    found = checkpointer.load()
     made: list[list[int]] = found.plain["answers"] if found else []  # in that order
     for start in range(len(made), len(order), batch_size):
         rows = order[start : start + batch_size]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]
         made.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
-        shelf.offer(len(made), lambda: ({}, {"answers": made}))
+        checkpointer.maybe_save(len(made), lambda: ({}, {"answers": made}))
     answers: list[list[int]] = [[] for _ in prompts]
     for i, answer in zip(order, made, strict=True):
         answers[i] = answer

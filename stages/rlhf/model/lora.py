@@ -44,24 +44,24 @@ class LoraLinear(PeftLinear):
     Where dtypes differ, as a bfloat16 backbone's and its adapters' do, peft's own way is taken.
     """
 
-    folded: Tensor | None = (
+    merged: Tensor | None = (
         None  # W + scale B A, in a copy that stands in for both, while it is set
     )
 
     @torch.no_grad()
-    def fold(self, name: str) -> None:
-        """Add an adapter to a copy of W, and use that until `folded` is None again."""
+    def merge(self, name: str) -> None:
+        """Add an adapter to a copy of W, and use that until `merged` is None again."""
         a, b, weight = (m.weight for m in (self.lora_A[name], self.lora_B[name], self.base_layer))
         with torch.autocast(weight.device.type, enabled=False):
-            self.folded = torch.addmm(weight, b, a, alpha=self.scaling[name])
+            self.merged = torch.addmm(weight, b, a, alpha=self.scaling[name])
 
     def forward(self, x: Tensor, *args: Any, **more: Any) -> Tensor:
         """(..., I) -> (..., O)."""
         base = self.get_base_layer()
         if self.disable_adapters and not self.merged:
             return base(x)
-        if self.folded is not None:
-            return functional.linear(x, self.folded, base.bias)
+        if self.merged is not None:
+            return functional.linear(x, self.merged, base.bias)
         active = self.active_adapters
         if args or more or self.merged or len(active) != 1 or active[0] not in self.lora_A:
             return super().forward(x, *args, **more)

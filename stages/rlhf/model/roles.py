@@ -45,7 +45,7 @@ class Roles:
         self.model = backbone  # a PeftModel from the first adapter on
         self.reference: str | None = None
         self._bare = False  # whether all adapters are switched off just now
-        self._folded = False  # whether one adapter stands for all just now
+        self._merged = False  # whether one adapter stands for all just now
 
     def add(self, name: str, like: str | None = None) -> None:
         """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
@@ -79,10 +79,10 @@ class Roles:
         """The model in the role of adapter `name`; None is the bare backbone.
 
         A role taken inside another stays when the inner one ends; none can be taken inside None,
-        which would leave it switched off, nor inside a folded one.
+        which would leave it switched off, nor inside a merged one.
         """
         assert not self._bare, f"role {name} was asked for inside the bare backbone's"
-        assert not self._folded, f"role {name} was asked for inside a folded one"
+        assert not self._merged, f"role {name} was asked for inside a merged one"
         bare = isinstance(self.model, PeftModel) and name is None
         if name is not None:
             self.model.set_adapter(name, inference_mode=not train)
@@ -97,7 +97,7 @@ class Roles:
             self._bare = False
 
     @contextmanager
-    def folded(self, name: str) -> Iterator[Any]:
+    def merged_copy(self, name: str) -> Iterator[Any]:
         """The model in the role of adapter `name`, for many small steps without gradients.
 
         Where weights are float32, copies of them with the adapter added take their place, a product
@@ -108,13 +108,13 @@ class Roles:
             try:
                 if model.dtype == torch.float32:
                     for layer in layers:
-                        layer.fold(name)
-                self._folded = True
+                        layer.merge(name)
+                self._merged = True
                 yield model
             finally:
-                self._folded = False
+                self._merged = False
                 for layer in layers:
-                    layer.folded = None
+                    layer.merged = None
 
     def save(self, name: str, folder: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json, the same bytes every time."""

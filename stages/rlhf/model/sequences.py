@@ -31,7 +31,7 @@ class Sequences:
         """Some of the rows, columns that hold only padding cut off."""
         sizes = self.sizes[rows]
         width, length = int(sizes.sum(-1).max()), int(sizes[:, 1].max())
-        at = places(rows, self.ids)
+        at = index_on(rows, self.ids)
         return Sequences(
             self.ids[at, :width],
             self.mask[at, :width],
@@ -47,10 +47,10 @@ class Sequences:
         counts = self.sizes[:, 1]
         rows = torch.arange(len(counts)).repeat_interleave(counts)
         steps = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-        return places(rows, self.ids), places(steps, self.ids)
+        return index_on(rows, self.ids), index_on(steps, self.ids)
 
 
-def places(rows: list[int] | Tensor, like: Tensor) -> Tensor:
+def index_on(rows: list[int] | Tensor, like: Tensor) -> Tensor:
     """Indices made on the CPU, where `like` lies; a GPU is not waited for."""
     return torch.as_tensor(rows).to(like.device, non_blocking=True)
 

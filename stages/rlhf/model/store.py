@@ -108,27 +108,27 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def save_card(folder: Path, kind: str, stands_on: dict[str, Path], **more: Any) -> None:
+def save_card(folder: Path, kind: str, parents: dict[str, Path], **more: Any) -> None:
     """Write model.json: what the model is, and the hashes of all it stands on."""
-    card = {"kind": kind, **_hashes(stands_on), **more}
+    card = {"kind": kind, **_hashes(parents), **more}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _hashes(stands_on: dict[str, Path]) -> dict[str, str]:
+def _hashes(parents: dict[str, Path]) -> dict[str, str]:
     return {
         "chat_template_sha256": template_hash(),
-        "tokenizer_sha256": tokenizer_hash(stands_on["base"]),
-        **{f"{name}_sha256": model_hash(path) for name, path in stands_on.items()},
+        "tokenizer_sha256": tokenizer_hash(parents["base"]),
+        **{f"{name}_sha256": model_hash(path) for name, path in parents.items()},
     }
 
 
-def check_card(folder: Path, stands_on: dict[str, Path]) -> dict[str, Any]:
+def check_card(folder: Path, parents: dict[str, Path]) -> dict[str, Any]:
     """Read model.json. Raises ValueError where template, backbone or tokenizer are others now."""
     file = folder / CARD
     if not file.is_file():
         raise ValueError(f"{file}: no such file; no trained model lies here")
     card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    for key, value in _hashes(stands_on).items():
+    for key, value in _hashes(parents).items():
         if card.get(key) != value:
             raise ValueError(f"{file}: {key} is {card.get(key)}, but {value} lies here now")
     return card

@@ -13,15 +13,15 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process's place among all."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def join(cls) -> Self:
-        """The team that torchrun's environment tells of, a GPU each where there are any."""
+    def init(cls) -> Self:
+        """The group that torchrun's environment describes, a GPU each where there are any."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -32,18 +32,18 @@ class Team:
             distributed.init_process_group(backend)
         return cls(distributed.get_rank(), size)
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """End the process group, once all are here."""
         if self.size > 1:
             distributed.barrier()
             distributed.destroy_process_group()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files."""
         return self.rank == 0
 
-    def share(self, rows: list[int]) -> list[int]:
+    def shard(self, rows: list[int]) -> list[int]:
         """This process's part of the rows."""
         return rows[self.rank :: self.size]
 
@@ -65,8 +65,8 @@ class Team:
         distributed.all_reduce(found)
         return bool(found.item())
 
-    def same(self, figures: dict[str, float]) -> dict[str, float]:
-        """The first process's figures, lest two processors' last digits part the team."""
+    def broadcast(self, figures: dict[str, float]) -> dict[str, float]:
+        """The main process's figures: last digits may differ from processor to processor."""
         if self.size == 1:
             return figures
         values = torch.tensor(list(figures.values()), dtype=torch.float64)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-class Faults(NamedTuple):
+class Violations(NamedTuple):
     """What costs an answer a constant penalty: (B,) bool each."""
 
-    unended: Tensor  # it did not end by itself
-    loops: Tensor  # a unit stands three times or more in a row
-    copies: Tensor  # it gives the question back
+    missing_eos: Tensor  # it did not end by itself
+    repetition: Tensor  # a unit stands three times or more in a row
+    copy: Tensor  # it gives the question back
 
 
 class Reward(NamedTuple):
@@ -21,33 +21,33 @@ class Reward(NamedTuple):
     uncertainty: Tensor  # taken off where the members disagree, clipped
     penalty: Tensor  # taken off for an answer that did not end, loops, or gives the question back
     total: Tensor  # score - uncertainty - penalty: what stands at the answer's last token
-    faults: Faults
+    violations: Violations
 
 
 class Penalties(NamedTuple):
     """What each fault costs, in standard deviations of the reward."""
 
-    unended: float
-    loops: float
-    copies: float
+    missing_eos: float
+    repetition: float
+    copy: float
 
 
 def final_reward(
     mean: Tensor,
     variance: Tensor,
     length_offsets: Tensor,
-    faults: Faults,
+    violations: Violations,
     score_clip: float,
     uncertainty_coef: float,
     penalties: Penalties,
 ) -> Reward:
-    """(B,) x 3, faults -> the reward's parts; the KL is taken off token by token elsewhere.
+    """(B,) x 3, violations -> the reward's parts; the KL is taken off token by token elsewhere.
 
     mean - uncertainty_coef * variance over the members: Coste et al. 2024, arXiv 2310.02743.
     """
     score = (mean - length_offsets).clamp(-score_clip, score_clip)
     uncertainty = (uncertainty_coef * variance).clamp(max=score_clip)
     penalty = torch.zeros_like(mean)
-    for fault, cost in zip(faults, penalties, strict=True):
+    for fault, cost in zip(violations, penalties, strict=True):
         penalty = penalty + cost * fault
-    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, faults)
+    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, violations)

@@ -20,12 +20,12 @@ from stages.rlhf.model.sequences import (
     Sequences,
     collate,
     hidden_states,
-    places,
+    index_on,
     response_logprobs,
 )
 from stages.rlhf.ppo.core import gae, token_rewards, whiten
-from stages.rlhf.ppo.process_group import Team
-from stages.rlhf.ppo.reward import Faults, Penalties, Reward, final_reward
+from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.ppo.reward import Penalties, Reward, Violations, final_reward
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runtime import Clock
 
@@ -56,7 +56,7 @@ class Rollout:
     def __getitem__(self, rows: list[int]) -> "Rollout":
         """Some of the rows, columns that hold only padding cut off."""
         sequences = self.sequences[rows]
-        length, at = sequences.response.shape[1], places(rows, self.returns)
+        length, at = sequences.response.shape[1], index_on(rows, self.returns)
         rest = (getattr(self, f.name)[at, :length] for f in fields(self)[1:])
         return Rollout(sequences, *rest)
 
@@ -107,25 +107,27 @@ def in_parts(
             part = function(sequences[rows])
         if graphs is not None and keeps:
             graphs.append(part)
-        whole[places(rows, whole), : part.shape[1]] = part.detach()
+        whole[index_on(rows, whole), : part.shape[1]] = part.detach()
     return whole
 
 
-def gather(team: Team, rows: list[int], answers: list[list[int]], shape: Any) -> list[list[int]]:
+def gather(
+    process_group: ProcessGroup, rows: list[int], answers: list[list[int]], shape: Any
+) -> list[list[int]]:
     """The answers of all processes; `answers` are this one's, to `rows` of `shape[0]`."""
     said = torch.zeros(shape, dtype=torch.long)
     counts = torch.zeros(shape[0], dtype=torch.long)
     for i, answer in zip(rows, answers, strict=True):
         said[i, : len(answer)] = torch.tensor(answer)
         counts[i] = len(answer)
-    team.sum([said, counts])
+    process_group.sum([said, counts])
     return [row[:n] for row, n in zip(said.tolist(), counts.tolist(), strict=True)]
 
 
-def faults_of(prompts: list[Prompt], answers: list[list[int]], codec: Codec) -> Faults:
+def violations_of(prompts: list[Prompt], answers: list[list[int]], codec: Codec) -> Violations:
     """(B,) bool each, on the CPU; a prompt has no reference that would excuse a copy."""
     texts = [codec.text(answer) for answer in answers]
-    return Faults(
+    return Violations(
         torch.tensor([answer[-1] != codec.eos_id for answer in answers]),
         torch.tensor([loops(text) for text in texts]),
         torch.tensor([copies(t, p.question, "") for t, p in zip(texts, prompts, strict=True)]),
@@ -143,7 +145,7 @@ def collect(
     ppo: PpoConfig,
     kl_coef: float,
     settings: PpoScale,
-    team: Team,
+    process_group: ProcessGroup,
     clock: Clock,
     graphs: Graphs,
 ) -> tuple[Rollout, Reward]:
@@ -154,14 +156,14 @@ def collect(
     kept, where it has `settings.kept_tokens` tokens or fewer.
     """
     ids = [prompt.ids for prompt in prompts]
-    shares = [team.share(rows) for rows in minibatches(list(range(len(ids))), settings)]
+    shares = [process_group.shard(rows) for rows in minibatches(list(range(len(ids))), settings)]
     own = [i for share in shares for i in share]
-    with roles.folded(POLICY) as policy:
+    with roles.merged_copy(POLICY) as policy:
         asked = [ids[i] for i in own]
         made = generate_all(
             policy, asked, codec, draws.shape[1], len(own), ppo.temperature, draws[own]
         )
-    answers = gather(team, own, made, draws.shape)
+    answers = gather(process_group, own, made, draws.shape)
     clock.lap("generate")
     sequences = collate(ids, answers, codec.pad_id, roles.model.device)
     parts = [
@@ -188,14 +190,14 @@ def collect(
     scores = reward_model.score([(ids[i], [answers[i]]) for i in own], codec)
     mean, variance = torch.zeros(2, len(ids)).unbind()
     mean[own], variance[own] = scores.mean, scores.variance
-    team.sum([mean, variance])
-    team.sum([old_logprobs, ref_logprobs, values])
+    process_group.sum([mean, variance])
+    process_group.sum([old_logprobs, ref_logprobs, values])
     device = values.device
     reward = final_reward(
         mean.to(device),
         variance.to(device),
         reward_model.length_offsets(answers).to(device),
-        Faults(*(fault.to(device) for fault in faults_of(prompts, answers, codec))),
+        Violations(*(fault.to(device) for fault in violations_of(prompts, answers, codec))),
         ppo.score_clip,
         ppo.uncertainty_coef,
         Penalties(ppo.missing_eos_penalty, ppo.repetition_penalty, ppo.copy_penalty),

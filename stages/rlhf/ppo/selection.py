@@ -81,7 +81,7 @@ def reference_metrics(answers: list[Answer], rows: list[SftRow]) -> dict[str, fl
     }
 
 
-class Chooser:
+class CheckpointSelector:
     """Says of each validation row whether it is the best so far; the first row is SFT itself."""
 
     def __init__(self, reference_length: float) -> None:

@@ -21,7 +21,7 @@ from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.ppo.core import masked_mean, next_kl_coef, policy_loss, value_loss
-from stages.rlhf.ppo.process_group import Team
+from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.reward import Reward
 from stages.rlhf.ppo.rollout import (
     Graphs,
@@ -35,10 +35,17 @@ from stages.rlhf.ppo.rollout import (
 )
 from stages.rlhf.reward.model import Member, RewardModel
 from stages.rlhf.runs import signals
-from stages.rlhf.runs.checkpoints import Shelf, State, above, below, load_moments, moments
+from stages.rlhf.runs.checkpoints import (
+    Checkpointer,
+    State,
+    add_prefix,
+    load_optimizer,
+    optimizer_tensors,
+    strip_prefix,
+)
 from stages.rlhf.runtime import Clock, derive_seed
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 MAX_BAD_STEPS = 3  # steps in a row whose gradient is not finite, before the run gives up
 
 Validate = Callable[[], dict[str, float]]
@@ -74,21 +81,26 @@ class PpoTrainer:
         max_new_tokens: int,
         seed: int,
         work: Path,
-        team: Team = ALONE,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         if not questions:
             raise ValueError("no prompts to train PPO on: ppo/train.jsonl is empty")
         step = settings.batch_size // settings.minibatches
-        if step < team.size:
+        if step < process_group.size:
             raise ValueError(
-                f"ppo.batch_size / ppo.minibatches ({step}) leaves some of {team.size} processes"
-                " without an answer; at least one each was expected"
+                f"ppo.batch_size / ppo.minibatches ({step}) leaves some of"
+                f" {process_group.size} processes without an answer; at least one each was expected"
             )
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
         self.prompts = [Prompt(question, codec.prompt_ids(question)) for question in questions]
         check_window(self.prompts, max_new_tokens, roles.model.config.max_position_embeddings)
         self.ppo, self.settings = ppo, settings
-        self.max_new_tokens, self.seed, self.work, self.team = max_new_tokens, seed, work, team
+        self.max_new_tokens, self.seed, self.work, self.process_group = (
+            max_new_tokens,
+            seed,
+            work,
+            process_group,
+        )
         roles.add(POLICY, like=roles.reference)
         roles.add(VALUE, like=reward_model.members[0].name)
         self.value_head = new_value_head(reward_model.members[0])
@@ -121,8 +133,8 @@ class PpoTrainer:
         """
         outcome, ppo = self.outcome, self.ppo
         first = 1 - ppo.value_warmup
-        shelf = Shelf(resume_in, self.team.leads)
-        update, stale, ended = self._resume(shelf, better) or (first - 1, 0, False)
+        checkpointer = Checkpointer(resume_in, self.process_group.is_main)
+        update, stale, ended = self._resume(checkpointer, better) or (first - 1, 0, False)
         if not outcome.validation:
             self._evaluate(0, validate, better)
         stream = self._prompt_stream()
@@ -151,9 +163,9 @@ class PpoTrainer:
                 ended = stale == ppo.patience or update == updates[-1]
                 if stale == ppo.patience:
                     outcome.stopped = f"no better update in ppo.patience ({stale}) evaluations"
-            asked = not ended and self.team.any(signals.asked())
+            asked = not ended and self.process_group.any(signals.stop_requested())
             state = partial(self._state, update, stale, ended)
-            shelf.offer(update + ppo.value_warmup, state, evaluates, asked)
+            checkpointer.maybe_save(update + ppo.value_warmup, state, evaluates, asked)
             self.clock.lap("checkpoint")
             if ended:
                 break
@@ -165,9 +177,9 @@ class PpoTrainer:
         tensors = dict(self.value_head.state_dict(prefix="head."))
         states = {role: self.roles.state(role) for role in (POLICY, VALUE)}
         for name, state in {**states, "best": self.outcome.best_state}.items():
-            tensors |= above(f"{name}.", state)
+            tensors |= add_prefix(f"{name}.", state)
         for name, optimizer in self._optimizers().items():
-            tensors |= above(f"adam.{name}.", moments(optimizer))
+            tensors |= add_prefix(f"adam.{name}.", optimizer_tensors(optimizer))
         plain = {
             "update": update,
             "outcome": {
@@ -184,24 +196,24 @@ class PpoTrainer:
         return tensors, plain
 
     def _resume(
-        self, shelf: Shelf, better: Callable[[dict[str, float]], bool]
+        self, checkpointer: Checkpointer, better: Callable[[dict[str, float]], bool]
     ) -> tuple[int, int, bool] | None:
         """Take everything from the newest checkpoint: its update, its `stale`, whether it ended."""
-        found = shelf.load()
+        found = checkpointer.load()
         if found is None:
             return None
         tensors, plain = found.tensors, found.plain
         for role in (POLICY, VALUE):
-            self.roles.load_state(role, below(f"{role}.", tensors))
-        self.value_head.load_state_dict(below("head.", tensors))
+            self.roles.load_state(role, strip_prefix(f"{role}.", tensors))
+        self.value_head.load_state_dict(strip_prefix("head.", tensors))
         for name, optimizer in self._optimizers().items():
-            load_moments(optimizer, below(f"adam.{name}.", tensors))
+            load_optimizer(optimizer, strip_prefix(f"adam.{name}.", tensors))
         for name, value in plain["outcome"].items():
             if isinstance(value, list):
                 getattr(self.outcome, name)[:] = value  # the validator holds one of these lists
             else:
                 setattr(self.outcome, name, value)
-        self.outcome.best_state = below("best.", tensors)
+        self.outcome.best_state = strip_prefix("best.", tensors)
         for row in self.outcome.validation:
             better(row)
         self.kl_coef, self._bad_in_a_row = plain["kl_coef"], plain["bad_in_a_row"]
@@ -211,7 +223,9 @@ class PpoTrainer:
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.policy_optimizer, "value": self.value_optimizer}
 
-    def keep_sft(self, validate: Validate, better: Callable[[dict[str, float]], bool]) -> Outcome:
+    def skip_training(
+        self, validate: Validate, better: Callable[[dict[str, float]], bool]
+    ) -> Outcome:
         """No update at all: SFT, as validation sees it, is the result."""
         self._evaluate(0, validate, better)
         return self.outcome
@@ -237,7 +251,7 @@ class PpoTrainer:
             self.ppo,
             self.kl_coef,
             self.settings,
-            self.team,
+            self.process_group,
             self.clock,
             self._graphs,
         )
@@ -246,7 +260,7 @@ class PpoTrainer:
         self, update: int, validate: Validate, better: Callable[[dict[str, float]], bool]
     ) -> bool:
         with self.roles.use(POLICY):
-            row = self.team.same(validate())
+            row = self.process_group.broadcast(validate())
         kl = self.outcome.updates[-1]["kl"] if self.outcome.updates else 0.0
         row = {"update": update, "sqrt_kl": max(kl, 0.0) ** 0.5, **row}
         self.outcome.validation.append(row)
@@ -295,13 +309,13 @@ class PpoTrainer:
         sequences = rollout.sequences
         sums = torch.zeros(5, device=rollout.returns.device)
         tokens = int(sequences.sizes[rows, 1].sum())
-        own = self.team.share(rows)
+        own = self.process_group.shard(rows)
         for i, part in enumerate(micro_batches(sequences, own, self.settings.micro_batch_tokens)):
             kept = {role: parts[i] for role, parts in (graphs or {}).items() if parts}
             sums += self._backward(rollout[part], tokens, train_policy, kept)
         learned = [*(self.policy_parameters if train_policy else []), *self.value_parameters]
-        self.team.sum([p.grad for p in learned if p.grad is not None])
-        self.team.sum([sums])
+        self.process_group.sum([p.grad for p in learned if p.grad is not None])
+        self.process_group.sum([sums])
         policy_norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.ppo.max_grad_norm)
         value_norm = nn.utils.clip_grad_norm_(self.value_parameters, self.ppo.max_grad_norm)
         finite = bool(torch.isfinite(policy_norm + value_norm + sums.sum()))
@@ -355,7 +369,7 @@ class PpoTrainer:
         part = rollout[rows]
         file = self.work / "bad_batch.json"
         batch = {"ids": part.sequences.ids.tolist(), "advantages": part.advantages.tolist()}
-        if self.team.leads:
+        if self.process_group.is_main:
             self.work.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(batch), encoding="utf-8")
         raise ValueError(
@@ -395,9 +409,9 @@ def describe(rollout: Rollout, reward: Reward, kl_coef: float) -> dict[str, floa
         "uncertainty": reward.uncertainty.mean().item(),
         "reward": (reward.total - kl_coef * kl).mean().item(),
         "penalty": reward.penalty.mean().item(),
-        "eos_rate": 1 - reward.faults.unended.float().mean().item(),
-        "repetition": reward.faults.loops.float().mean().item(),
-        "copy_rate": reward.faults.copies.float().mean().item(),
+        "eos_rate": 1 - reward.violations.missing_eos.float().mean().item(),
+        "repetition": reward.violations.repetition.float().mean().item(),
+        "copy_rate": reward.violations.copy.float().mean().item(),
         "kl": kl.mean().item(),
         "kl_coef": kl_coef,
         "length": mask.sum(-1).float().mean().item(),

@@ -135,7 +135,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportInputs:
     """All that the page tells of; every mapping is as its JSON file holds it."""
 
     metrics: Mapping[str, Mapping[str, Any]]  # of preprocess, rm, judge, ppo, evaluate
@@ -162,7 +162,7 @@ def settings(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def page(told: Told, plots: Path) -> str:
+def page(told: ReportInputs, plots: Path) -> str:
     """The HTML. Raises ValueError where a figure is missing."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),

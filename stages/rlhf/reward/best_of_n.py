@@ -14,8 +14,8 @@ from torch import Tensor
 from stages.rlhf.chat import Codec
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import draw_uniforms, generate_all
-from stages.rlhf.reward.model import Question, RewardModel
-from stages.rlhf.runs.checkpoints import NOWHERE, Shelf
+from stages.rlhf.reward.model import PromptWithResponses, RewardModel
+from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 
 GATE_OF = 4  # SFT's samples per question in the gate before PPO
 GATE = f"best_of_{GATE_OF}"  # its key in metrics/judge.json
@@ -30,18 +30,20 @@ def sample(
     batch_size: int,
     temperature: float,
     *seed: object,
-    shelf: Shelf = NOWHERE,
-) -> list[Question]:
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
+) -> list[PromptWithResponses]:
     """Q prompts -> each with n answers sampled from the model in its present role."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
     draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
     said = generate_all(
-        model, repeated, codec, max_new_tokens, batch_size, temperature, draws, shelf
+        model, repeated, codec, max_new_tokens, batch_size, temperature, draws, checkpointer
     )
     return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
 
-def liked(reward_model: RewardModel, sampled: Sequence[Question], codec: Codec) -> Tensor:
+def best_of_n_indices(
+    reward_model: RewardModel, sampled: Sequence[PromptWithResponses], codec: Codec
+) -> Tensor:
     """Q questions with n answers each -> (Q,) place of the one the reward model likes most."""
     return reward_model.corrected_scores(sampled, codec).view(len(sampled), -1).argmax(-1)
 
@@ -68,7 +70,7 @@ def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str,
     }
 
 
-def closed_gate(file: Path) -> str | None:
+def gate_failure(file: Path) -> str | None:
     """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
 
     Raises ValueError where the file holds no gate.

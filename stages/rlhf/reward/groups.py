@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from stages.rlhf.chat import Codec
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import LAST, MAX_ANSWERS, HardNegative
-from stages.rlhf.reward.losses import balance, better, places_between
+from stages.rlhf.reward.losses import balance, better, rank_gap
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -
         pairs[:, -1] &= known
     same = torch.tensor([[one == other for other in answers] for one in answers])
     best = row.ranks.index(min(row.ranks))
-    gaps = places_between(table, present)[0]
+    gaps = rank_gap(table, present)[0]
     return EncodedGroup(prompt, answers, pairs & ~same, gaps, best, row)
 
 

@@ -17,7 +17,7 @@ def better(ranks: Tensor, present: Tensor) -> Tensor:
     return (ranks[:, :, None] < ranks[:, None, :]) & both
 
 
-def places_between(ranks: Tensor, present: Tensor) -> Tensor:
+def rank_gap(ranks: Tensor, present: Tensor) -> Tensor:
     """(G, K) x 2 -> (G, K, K): places of answer j below answer i; tied answers share a place."""
     below = better(ranks, present)
     same = (ranks[:, :, None] == ranks[:, None, :]) & present[:, :, None] & present[:, None, :]

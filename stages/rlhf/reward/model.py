@@ -45,7 +45,7 @@ from stages.rlhf.runtime import derive_seed
 
 SCORING_TOKENS = 2048  # of a part that is scored at once
 TOKEN_HEADS = 4
-Question = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
+PromptWithResponses = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
 
 
 def member_name(index: int, kind: str = "reward") -> str:
@@ -162,7 +162,7 @@ class RewardModel:
         """Whether the heads read log-probabilities."""
         return self.members[0].head.fluency is not None
 
-    def parts(self, questions: Sequence[Question], tokens: int) -> list[list[int]]:
+    def parts(self, questions: Sequence[PromptWithResponses], tokens: int) -> list[list[int]]:
         """Places of questions that `features` reads at once, at most `tokens` tokens each.
 
         A question's answers share a row with its prompt where the model allows it and it pays;
@@ -183,7 +183,7 @@ class RewardModel:
         return found
 
     def features(
-        self, questions: Sequence[Question], codec: Codec, logprobs: bool = True
+        self, questions: Sequence[PromptWithResponses], codec: Codec, logprobs: bool = True
     ) -> Features:
         """What a head reads of these questions' answers under the role in use, in their order.
 
@@ -209,7 +209,9 @@ class RewardModel:
         states = response_states(hidden, rows) if self.hybrid else None
         return Features(last, said, states, rows.response_mask)
 
-    def forward(self, questions: Sequence[Question], codec: Codec, index: int = 0) -> Tensor:
+    def forward(
+        self, questions: Sequence[PromptWithResponses], codec: Codec, index: int = 0
+    ) -> Tensor:
         """(N,) raw scores of all answers by a member; call inside `roles.use` of its name."""
         scores: Tensor = self.members[index].head(self.features(questions, codec, self.hybrid))
         return scores
@@ -217,7 +219,7 @@ class RewardModel:
     @torch.no_grad()
     def raw_scores(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[PromptWithResponses],
         codec: Codec,
         members: Sequence[int] | None = None,
         tokens: int = SCORING_TOKENS,
@@ -243,7 +245,7 @@ class RewardModel:
             raise ValueError(f"{name}: score of answer {first} is {score}: {answer}")
         return scores
 
-    def score(self, questions: Sequence[Question], codec: Codec) -> Scores:
+    def score(self, questions: Sequence[PromptWithResponses], codec: Codec) -> Scores:
         """Scores (N,) of all answers, on the CPU. Raises ValueError where one is not finite."""
         return self.combine(self.raw_scores(questions, codec))
 
@@ -254,7 +256,7 @@ class RewardModel:
         scores = (raw - means) / sds
         return Scores(scores.mean(0), scores.var(0, correction=0))
 
-    def corrected_scores(self, questions: Sequence[Question], codec: Codec) -> Tensor:
+    def corrected_scores(self, questions: Sequence[PromptWithResponses], codec: Codec) -> Tensor:
         """(N,) mean scores less the length curve where it is applied: what PPO follows."""
         answers = [answer for _, given in questions for answer in given]
         return self.score(questions, codec).mean - self.length_offsets(answers)

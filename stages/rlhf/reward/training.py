@@ -36,7 +36,14 @@ from stages.rlhf.reward.losses import (
     plackett_luce,
 )
 from stages.rlhf.reward.model import RewardModel
-from stages.rlhf.runs.checkpoints import Shelf, State, above, below, load_moments, moments
+from stages.rlhf.runs.checkpoints import (
+    Checkpointer,
+    State,
+    add_prefix,
+    load_optimizer,
+    optimizer_tensors,
+    strip_prefix,
+)
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.schedule import cosine_schedule
 
@@ -84,26 +91,30 @@ class MemberTrainer:
 
     def member_state(self) -> dict[str, Tensor]:
         """What of the member is kept: its adapter and its head."""
-        head = above("head.", self.member.head.state_dict())
-        return {**above("adapter.", self.model.roles.state(self.member.name)), **head}
+        head = add_prefix("head.", self.member.head.state_dict())
+        return {**add_prefix("adapter.", self.model.roles.state(self.member.name)), **head}
 
     def load_member(self, state: Mapping[str, Tensor]) -> None:
         """Take adapter and head from there."""
-        self.model.roles.load_state(self.member.name, below("adapter.", state))
-        self.member.head.load_state_dict(below("head.", state))
+        self.model.roles.load_state(self.member.name, strip_prefix("adapter.", state))
+        self.member.head.load_state_dict(strip_prefix("head.", state))
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""
         length = self.length_head.state_dict() if self.length_head else {}
-        adam = above("adam.", moments(self.optimizer))
-        return {**above("member.", self.member_state()), **above("length.", length), **adam}
+        adam = add_prefix("adam.", optimizer_tensors(self.optimizer))
+        return {
+            **add_prefix("member.", self.member_state()),
+            **add_prefix("length.", length),
+            **adam,
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
-        self.load_member(below("member.", state))
+        self.load_member(strip_prefix("member.", state))
         if self.length_head:
-            self.length_head.load_state_dict(below("length.", state))
-        load_moments(self.optimizer, below("adam.", state))
+            self.length_head.load_state_dict(strip_prefix("length.", state))
+        load_optimizer(self.optimizer, strip_prefix("adam.", state))
 
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
         """Scores of all answers of these groups; call inside `roles.use`."""
@@ -228,19 +239,19 @@ def train(
     Groups without a pair (all tied) are counted and left out. Raises ValueError where there are no
     groups to train on or to choose by, or where a loss is not finite.
     """
-    taught = [group for group in groups if group.pairs.any()]
-    judging = [group for group in validation if group.pairs.any()]
-    for name, part in {"train": taught, "validation": judging}.items():
+    train_groups = [group for group in groups if group.pairs.any()]
+    val_groups = [group for group in validation if group.pairs.any()]
+    for name, part in {"train": train_groups, "validation": val_groups}.items():
         if not part:
             raise ValueError(
                 f"{kind}/{name} has no group of answers with different ranks; one was expected"
             )
-    told = len(taught)
+    told = len(train_groups)
     if rm.elements == "pairs":
-        taught = as_pairs(taught)
-        size = settings.batch_size * round(len(taught) / told)  # as many pairs a step
+        train_groups = as_pairs(train_groups)
+        size = settings.batch_size * round(len(train_groups) / told)  # as many pairs a step
         settings = settings.model_copy(update={"batch_size": size})
-    length_pairs = length_balance(taught) if rm.length_balance else (1.0, 1.0)
+    length_pairs = length_balance(train_groups) if rm.length_balance else (1.0, 1.0)
     figures: dict[str, Any] = {
         "groups": told,
         "groups_without_pairs": len(groups) - told,
@@ -250,16 +261,16 @@ def train(
     several = len(model.members) > 1
     for index, member in enumerate(model.members):
         own = (*seed, index)
-        counts = [1] * len(taught)
+        counts = [1] * len(train_groups)
         if several:
-            counts = bootstrap(len(taught), derive_seed(*own, "bootstrap"))
+            counts = bootstrap(len(train_groups), derive_seed(*own, "bootstrap"))
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(*own, "length_head"))
             trainer = MemberTrainer(model, index, rm, settings, codec, length_pairs)
         rng = random.Random(derive_seed(*own, "order"))
-        drawn = [(group, count) for group, count in zip(taught, counts, strict=True) if count]
-        shelf = Shelf(work / member.name if work else None)
-        figures[member.name] = _train_member(trainer, drawn, validation, rng, shelf)
+        drawn = [(group, count) for group, count in zip(train_groups, counts, strict=True) if count]
+        checkpointer = Checkpointer(work / member.name if work else None)
+        figures[member.name] = _train_member(trainer, drawn, validation, rng, checkpointer)
     return figures
 
 
@@ -268,7 +279,7 @@ def _train_member(
     drawn: Sequence[tuple[EncodedGroup, int]],
     validation: Sequence[EncodedGroup],
     rng: random.Random,
-    shelf: Shelf,
+    checkpointer: Checkpointer,
 ) -> dict[str, float]:
     model, member, settings = trainer.model, trainer.member, trainer.settings
     per_epoch = -(-len(drawn) // settings.batch_size)
@@ -280,12 +291,12 @@ def _train_member(
     done = 0  # epochs that validation has seen
 
     def state() -> State:
-        told = {"losses": torch.stack(losses), **above("kept.", kept)}
+        told = {"losses": torch.stack(losses), **add_prefix("kept.", kept)}
         return {**told, **trainer.state()}, {"best": best, "chosen": chosen, "done": done}
 
-    if found := shelf.load():
+    if found := checkpointer.load():
         best, chosen, done = (found.plain[key] for key in ("best", "chosen", "done"))
-        kept = below("kept.", found.tensors)
+        kept = strip_prefix("kept.", found.tensors)
         losses = list(found.tensors["losses"].to(trainer.device))
         trainer.load_state(found.tensors)
     progress = tqdm(total=steps, initial=len(losses), desc=member.name, mininterval=5)
@@ -300,7 +311,7 @@ def _train_member(
                 group["lr"] = settings.learning_rate * cosine_schedule(len(losses), steps, warmup)
             losses.append(trainer.step([g for g, _ in batch], [count for _, count in batch]))
             progress.update()
-            shelf.offer(len(losses) + done, state)
+            checkpointer.maybe_save(len(losses) + done, state)
         recent = torch.stack(losses[-per_epoch:])
         if not recent.isfinite().all():
             step = len(losses) - per_epoch + int((~recent.isfinite()).nonzero()[0]) + 1
@@ -312,7 +323,7 @@ def _train_member(
             best, chosen = accuracy, epoch + 1
             kept = {k: v.detach().clone() for k, v in trainer.member_state().items()}
         done = epoch + 1
-        shelf.offer(len(losses) + done, state)
+        checkpointer.maybe_save(len(losses) + done, state)
     progress.close()
     trainer.load_member(kept)
     member.head.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ from stages.rlhf import files
 from stages.rlhf.config.base import StageParams
 from stages.rlhf.records import write_metrics
 from stages.rlhf.runs import provenance, signals
-from stages.rlhf.runs.checkpoints import went_on_from
+from stages.rlhf.runs.checkpoints import resumed_from_steps
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.runtime import circumstances
 
@@ -49,7 +49,7 @@ def folder_of(origin: provenance.Origin) -> Path:
     return root() / origin.stage / origin.fingerprint[:16]
 
 
-def carry_out(
+def run_cached(
     stage: str,
     params: StageParams,
     inputs: Mapping[str, Path],
@@ -68,21 +68,21 @@ def carry_out(
     origin = provenance.origin(stage, params, inputs)
     folder = folder_of(origin)
     told = outs[-1].parent / "runs" / outs[-1].name
-    if "RANK" in os.environ:  # one of a team: the process that launched it does the rest
-        with signals.heard():
+    if "RANK" in os.environ:  # one of several: the process that launched it does the rest
+        with signals.catch_signals():
             do(folder)
         return
-    with signals.heard(), locked(folder):
+    with signals.catch_signals(), locked(folder):
         if restore(folder / DONE, outs):
             click.echo(f"{stage}: taken from {folder / DONE}", err=True)
-            write_metrics(told, circumstances(started, taken_again=True))
+            write_metrics(told, circumstances(started, restored_from_cache=True))
             return
         do(folder)
         origin.write(outs[0])
-        write_metrics(told, circumstances(started, went_on_from=went_on_from(folder)))
+        write_metrics(told, circumstances(started, resumed_from_steps=resumed_from_steps(folder)))
         keep(folder, outs)
         provenance.check_unchanged(origin, params, inputs)
-        if signals.asked():
+        if signals.stop_requested():
             raise Interrupted(f"when stage {stage} was done")
 
 
@@ -117,7 +117,7 @@ def _acquire(handle: int, folder: Path, wait: bool) -> None:
         except BlockingIOError:
             if not wait:
                 raise
-        if signals.asked():
+        if signals.stop_requested():
             raise Interrupted(f"while waiting for {folder}")
         if not told:
             click.echo(f"{folder}: another process does this very work; waiting", err=True)
@@ -142,7 +142,7 @@ def keep(folder: Path, outs: Sequence[Path]) -> None:
         draft.mkdir(parents=True)
         for place, out in enumerate(outs):
             _copy(out, draft / str(place))
-        files.seal(draft)
+        files.write_manifest(draft)
         shutil.rmtree(folder / DONE, ignore_errors=True)
         files.rename(draft, folder / DONE)
     except OSError as error:
@@ -161,7 +161,7 @@ def restore(done: Path, outs: Sequence[Path]) -> bool:
     """
     if not done.is_dir():
         return False
-    problem = files.damage(done)
+    problem = files.verify_manifest(done)
     if problem:
         click.echo(f"{done}: {problem}; the work is done again", err=True)
         return False

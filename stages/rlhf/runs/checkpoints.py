@@ -61,7 +61,7 @@ class Timer:
             self._wait = max(self._wait, (self._last - self._asked) / COST)
 
 
-class Shelf:
+class Checkpointer:
     """A loop's checkpoints: it offers its state at the end of every step, and this one saves.
 
     Without a folder it neither saves nor ends: what has no checkpoints is finished.
@@ -79,7 +79,7 @@ class Shelf:
             click.echo(f"{self.folder}: goes on from step {found.step}", err=True)
         return found
 
-    def offer(
+    def maybe_save(
         self,
         step: int,
         state: Callable[[], State],
@@ -88,11 +88,11 @@ class Shelf:
     ) -> None:
         """Save `state()` if it is time or `now`; if the process is asked to end, save and do.
 
-        A team agrees on `asked`; alone, it is interruption's. Raises Interrupted.
+        A process_group agrees on `asked`; alone, it is interruption's. Raises Interrupted.
         """
         if self.folder is None:
             return
-        asked = signals.asked() if asked is None else asked
+        asked = signals.stop_requested() if asked is None else asked
         if self.writes and (self._timer.due() or now or asked):
             save(self.folder, step, *state())
             note(self.folder, "saved", step)
@@ -101,22 +101,22 @@ class Shelf:
             raise Interrupted(f"after step {step} ({self.folder})")
 
 
-NOWHERE = Shelf(None)
+NO_CHECKPOINTS = Checkpointer(None)
 
 
 def note(folder: Path, what: str, step: int) -> None:
     """Add to log.jsonl beside the folder: a process went on `from` a step, or `saved` one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / LOG).open("a", encoding="utf-8") as log:
-        log.write(json.dumps({"shelf": folder.name, what: step, "pid": os.getpid()}) + "\n")
+        log.write(json.dumps({"checkpointer": folder.name, what: step, "pid": os.getpid()}) + "\n")
 
 
-def went_on_from(folder: Path) -> dict[str, list[int]]:
-    """By shelf of a work folder, the steps other than 0 at which processes went on."""
+def resumed_from_steps(folder: Path) -> dict[str, list[int]]:
+    """By checkpointer of a work folder, the steps other than 0 at which processes went on."""
     found: dict[str, list[int]] = {}
     for told in log_of(folder):
         if told.get("from", 0) > 0:
-            found.setdefault(told["shelf"], []).append(told["from"])
+            found.setdefault(told["checkpointer"], []).append(told["from"])
     return found
 
 
@@ -128,23 +128,23 @@ def log_of(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def below(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin so, without it."""
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
-def above(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_prefix(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with `prefix` before their names."""
     return {f"{prefix}{name}": tensor for name, tensor in found.items()}
 
 
-def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as named tensors."""
     states = optimizer.state_dict()["state"].items()
     return {f"{i}.{key}": value for i, state in states for key, value in state.items()}
 
 
-def load_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
     """Give an optimiser of the same parameters that state."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in found.items():
@@ -166,7 +166,7 @@ def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[st
         whole = {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
         save_file(whole, draft / "state.safetensors")
         (draft / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-        files.seal(draft)
+        files.write_manifest(draft)
         shutil.rmtree(place, ignore_errors=True)
         files.rename(draft, place)
         latest = folder / f"{LATEST}.tmp"
@@ -186,7 +186,7 @@ def load(folder: Path) -> Checkpoint | None:
     None where there is none.
     """
     for place in _newest_first(folder):
-        damage = files.damage(place)
+        damage = files.verify_manifest(place)
         if damage:
             click.echo(f"{place}: {damage}; the checkpoint before it is used", err=True)
             continue

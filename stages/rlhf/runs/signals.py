@@ -25,13 +25,13 @@ class _Bell:
     rung = False
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether this process was asked to end."""
     return _Bell.rung
 
 
 @contextmanager
-def heard() -> Iterator[None]:
+def catch_signals() -> Iterator[None]:
     """Within, the first signal is noted for `asked`; a second is KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield

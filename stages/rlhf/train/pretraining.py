@@ -15,7 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.rlhf.config.models import Architecture, Pretraining
 from stages.rlhf.precision import products
-from stages.rlhf.runs.checkpoints import NOWHERE, Shelf, State, above, below, load_moments, moments
+from stages.rlhf.runs.checkpoints import (
+    NO_CHECKPOINTS,
+    Checkpointer,
+    State,
+    add_prefix,
+    load_optimizer,
+    optimizer_tensors,
+    strip_prefix,
+)
 from stages.rlhf.train.schedule import cosine_schedule
 
 
@@ -61,9 +69,9 @@ def pretrain(
     settings: Pretraining,
     rng: random.Random,
     autocast: bool = False,
-    shelf: Shelf = NOWHERE,
+    checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[float]:
-    """Train in place with AdamW; the loss of every step. Goes on from what lies on the shelf.
+    """Train in place with AdamW; the loss of every step. Resumes from the last checkpoint.
 
     Raises ValueError where there is nothing to train on.
     """
@@ -79,14 +87,18 @@ def pretrain(
 
     def state() -> State:
         told = {"losses": torch.stack(losses)}
-        return {**told, **above("weight.", weights), **above("adam.", moments(optimizer))}, {}
+        return {
+            **told,
+            **add_prefix("weight.", weights),
+            **add_prefix("adam.", optimizer_tensors(optimizer)),
+        }, {}
 
-    if found := shelf.load():
+    if found := checkpointer.load():
         losses = list(found.tensors["losses"])
         with torch.no_grad():
-            for name, tensor in below("weight.", found.tensors).items():
+            for name, tensor in strip_prefix("weight.", found.tensors).items():
                 weights[name].copy_(tensor)
-        load_moments(optimizer, below("adam.", found.tensors))
+        load_optimizer(optimizer, strip_prefix("adam.", found.tensors))
         for _ in losses:
             next(stream)
     progress = tqdm(range(len(losses), settings.steps), desc="pretrain", mininterval=5)
@@ -105,6 +117,6 @@ def pretrain(
         losses.append(loss.detach())
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        shelf.offer(step + 1, state)
+        checkpointer.maybe_save(step + 1, state)
     model.eval().requires_grad_(False)
     return [float(loss) for loss in losses]

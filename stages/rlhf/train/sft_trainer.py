@@ -82,7 +82,7 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
     )
 
 
-class Sealing(TrainerCallback):
+class ManifestCallback(TrainerCallback):
     """Seals what Trainer saves, has it save when it is time, ends it when asked; shows progress."""
 
     def __init__(self, timer: Timer) -> None:
@@ -111,19 +111,19 @@ class Sealing(TrainerCallback):
         """
         self.progress.update()
         if state.global_step % (state.max_steps // args.num_train_epochs):
-            control.should_save |= self.timer.due() or signals.asked()
+            control.should_save |= self.timer.due() or signals.stop_requested()
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Give the new checkpoint its manifest; end where the process is asked to."""
         folder = Path(args.output_dir)
-        files.seal(folder / f"checkpoint-{state.global_step}")
+        files.write_manifest(folder / f"checkpoint-{state.global_step}")
         note(folder, "saved", state.global_step)
         self.timer.saved()
-        if signals.asked():
+        if signals.stop_requested():
             raise Interrupted(f"after step {state.global_step} ({args.output_dir})")
 
 
-class SealedTrainer(SFTTrainer):
+class ManifestTrainer(SFTTrainer):
     """TRL's, which says in a sentence where a checkpoint cannot be written."""
 
     def _save_checkpoint(self, *given: Any, **named: Any) -> None:
@@ -139,11 +139,11 @@ def newest(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     while found:
         place = found.pop()
-        problem = files.damage(place)
+        problem = files.verify_manifest(place)
         if problem is None:
             told = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
             best = told["best_model_checkpoint"]
-            problem = best and files.damage(Path(best))
+            problem = best and files.verify_manifest(Path(best))
         if problem is None:
             return place
         click.echo(f"{place}: {problem}; the checkpoint before it is used", err=True)
@@ -158,13 +158,13 @@ def fit(
 
     Checkpoints lie in `folder`; where some lie there already, it goes on from the newest.
     """
-    trainer = SealedTrainer(
+    trainer = ManifestTrainer(
         model=model,
         args=trainer_config(params, folder, phase),
         train_dataset=encoded(phase.rows, codec),
         eval_dataset=held,
         processing_class=codec.tokenizer,
-        callbacks=[Sealing(Timer())],
+        callbacks=[ManifestCallback(Timer())],
     )
     trainer.remove_callback(PrinterCallback)  # a line for every step
     last = newest(folder)
