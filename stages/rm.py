@@ -1,8 +1,8 @@
 """Stage `rm`: the reward model, trained on groups of ranked answers.
 
-python -m stages.rm --base data/base --sft data/sft --rows data/preprocess/rm
-    --prompts data/preprocess/sft/validation.jsonl --out data/rm --metrics metrics/rm.json
-    --plots plots/rm
+python -m stages.rm --code data/check/rm.json --base data/base --sft data/sft
+    --rows data/preprocess/rm --prompts data/preprocess/sft/validation.jsonl --out data/rm
+    --metrics metrics/rm.json --plots plots/rm
 """
 
 import shutil
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
@@ -20,7 +21,14 @@ from stages.rlhf.measure.ranking import full_report
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
-from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
+from stages.rlhf.records import (
+    RmRow,
+    SftRow,
+    details_file,
+    read_rows,
+    runtime_file,
+    write_stage_metrics,
+)
 from stages.rlhf.report.reward_figures import draw_all
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups
@@ -28,9 +36,19 @@ from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_trainin
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
+
+HEADLINE = (
+    "accuracy",
+    "length_only_accuracy",
+    "accuracy_length_matched",
+    "ece",
+    "length_correlation_given_rank",
+    "by_kind.*.accuracy",
+)
 
 
 class Trained(NamedTuple):
@@ -153,24 +171,13 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     }
 
 
-def folder_option(name: str) -> Any:
-    """A required path option."""
-    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
-
-
 @click.command(help=__doc__)
-@folder_option("base")
-@folder_option("sft")
-@folder_option("rows")
-@folder_option("prompts")
-@folder_option("out")
-@folder_option("metrics")
-@folder_option("plots")
-def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
+@path_options("code", "base", "sft", "rows", "prompts", "out", "metrics", "plots")
+def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the reward model."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(RmParams)
         runtime.start(params.threads, params.seed, "rm")
 
@@ -180,12 +187,11 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             model.save(out)
             save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
-            write_metrics(metrics, figures)
+            write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 
-        run_cached("rm", params, paths, [out, plots, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, plots, metrics, details_file(metrics), seconds]
+        run_cached(Stage("rm", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.closure import ROOT
+from tests.conftest import ROOT
 from tests.report.test_plots import CHARTS, FIGURES
 
 SMALL = {

@@ -14,7 +14,7 @@ import vl_convert
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tests.closure import ROOT
+from tests.conftest import ROOT
 from tests.report.plots_page import PAGE, VEGA_LITE, page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

@@ -142,7 +142,7 @@ def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
     for step in (1, 2):  # the update of warm-up, and the first of the policy
         with monkeypatch.context() as patched:
             patched.setattr(signals, "asked", lambda: True)
-            with pytest.raises(Interrupted, match=f"after step {step} .*goes on from there"):
+            with pytest.raises(Interrupted, match=f"after step {step} .*resumes from there"):
                 resumed_ppo.run(tmp_path / "cut")
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
     assert differing(whole, again) == []

@@ -169,7 +169,7 @@ def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
         patched.setattr(signals, "asked", lambda: True)
-        with pytest.raises(Interrupted, match=r"interrupted after step [12] .*goes on from there"):
+        with pytest.raises(Interrupted, match=r"interrupted after step [12] .*resumes from there"):
             run(tmp_path / "cut")
     assert same(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) in (1, 2)

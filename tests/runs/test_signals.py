@@ -67,7 +67,7 @@ def test_a_signal_saves_the_step_and_the_next_run_goes_on(
     assert f"{number.name}: this step is finished and saved" in said
     lines = said.strip().splitlines()
     assert lines[-1].startswith("Error: interrupted after step ")
-    assert lines[-1].endswith("the same command goes on from there")
+    assert lines[-1].endswith("the same command resumes from there")
     assert not (cut / "metrics" / "base.json").exists()
     with start(cut) as process:
         _, said = process.communicate(timeout=120)

@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.rlhf import files, tensors
 from stages.rlhf.runs import signals
+from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
 
 LATEST, LOG, PREFIX = "LATEST", "log.jsonl", "step-"
@@ -76,7 +76,7 @@ class Checkpointer:
         if self.folder and self.writes:
             note(self.folder, "from", found.step if found else 0)
         if found:
-            click.echo(f"{self.folder}: goes on from step {found.step}", err=True)
+            notice(f"{self.folder}: goes on from step {found.step}")
         return found
 
     def maybe_save(
@@ -188,7 +188,7 @@ def load(folder: Path) -> Checkpoint | None:
     for place in _newest_first(folder):
         damage = files.verify_manifest(place)
         if damage:
-            click.echo(f"{place}: {damage}; the checkpoint before it is used", err=True)
+            notice(f"{place}: {damage}; the checkpoint before it is used")
             continue
         plain = json.loads((place / "state.json").read_text(encoding="utf-8"))
         return Checkpoint(_step(place), tensors.read(place / "state.safetensors"), plain)
