@@ -16,9 +16,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import RmParams
-from stages.rlhf.measure.ranked_groups import accuracy
 from stages.rlhf.measure.ranking import full_report
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
 from stages.rlhf.records import (
@@ -32,8 +30,9 @@ from stages.rlhf.records import (
 from stages.rlhf.report.reward_figures import draw_all
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups
-from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_training, held_out
+from stages.rlhf.reward.hard_negatives import Fits, counts, for_training
 from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
@@ -52,72 +51,26 @@ HEADLINE = (
 
 
 class Trained(NamedTuple):
-    """A reward model before it has a scale, the groups it was chosen by, and what training told."""
+    """A reward model without a scale yet, the groups that chose its epochs, training's figures."""
 
     model: RewardModel
     validation: list[EncodedGroup]
     figures: dict[str, Any]
 
 
-def measure_scale(
-    model: RewardModel, questions: list[str], codec: Codec, params: RmParams
-) -> list[tuple[float, float]]:
-    """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
-    if len(questions) < 2:
-        raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
-    base_model, roles = params.base_model, model.roles
-    prompts = [codec.prompt_ids(question) for question in questions]
-    draws = draw_uniforms(len(prompts), base_model.max_answer_tokens, params.seed, "rm", "scale")
-    with roles.use(roles.reference) as policy:
-        answers = generate_all(
-            policy,
-            prompts,
-            codec,
-            base_model.max_answer_tokens,
-            base_model.generate.batch_size,
-            params.ppo.temperature,
-            draws,
-        )
-    raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
-    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
-
-
-def hard_negative_accuracy(
-    model: RewardModel, rows: list[RmRow], codec: Codec, fits: Fits, *seed: object
-) -> dict[str, Any]:
-    """Per kind: share of best answers that score above what was made of them; null where none."""
-
-    def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
-        return list(model.score(read, codec).mean.tolist())
-
-    best = scores([(row, row.answers[best_of(row)]) for row in rows])
-    originals = {row.id: score for row, score in zip(rows, best, strict=True)}
-    found: dict[str, Any] = {}
-    for kind, twins in held_out(rows, fits, *seed).items():
-        if not twins:
-            found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
-            continue
-        worse = scores([(row, twin.text) for row, twin in twins])
-        found[kind] = accuracy(
-            originals[row.id] - score for (row, _), score in zip(twins, worse, strict=True)
-        )
-    return found
-
-
 def trained(
     params: RmParams, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
 ) -> Trained:
-    """The members, trained on the training rows and chosen by validation's."""
+    """The members, trained on the training rows, their epochs chosen on validation."""
     base_model, seed = params.base_model, (params.seed, "rm")
     window = roles.model.config.max_position_embeddings
-    told = read_rows(rows / "train.jsonl", RmRow)
-    extras = for_training(told, params.rm.hard_negatives, fits, *seed, "hard_negatives")
+    train_rows = read_rows(rows / "train.jsonl", RmRow)
+    extras = for_training(train_rows, params.rm.hard_negatives, fits, *seed, "hard_negatives")
     validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
     model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
     figures = train(
         model,
-        encode_groups(told, codec, window, extras),
+        encode_groups(train_rows, codec, window, extras),
         validation,
         params.rm,
         base_model.rm,
