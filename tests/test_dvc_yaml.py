@@ -69,3 +69,11 @@ def test_details_are_outs_and_no_metrics() -> None:
 
 def test_it_is_short() -> None:
     assert len((ROOT / "dvc.yaml").read_text("utf-8").splitlines()) <= 400
+
+
+def test_an_experiment_with_the_reward_model_leaves_the_judge_alone() -> None:
+    judge = STAGES["judge"]
+    reads = {*judge["deps"], *judge["params"]}
+    assert not {name for name in reads if "rm" in name.split(".")[0].split("/") or "sft" in name}
+    assert {"data/rm", "data/judge"} <= set(STAGES["gate"]["deps"])
+    assert "metrics/gate.json" in STAGES["ppo"]["deps"]
