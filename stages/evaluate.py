@@ -25,10 +25,10 @@ from stages.rlhf.config.report import EvaluateParams
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
-from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
-from stages.rlhf.records import SftRow, read_rows, write_jsonl, write_metrics
+from stages.rlhf.records import Response, SftRow, read_rows, write_jsonl, write_metrics
 from stages.rlhf.report import comparison, comparison_figures, html, structure
 from stages.rlhf.reward.best_of_n import best_of_n_indices, gate_failure, sample
 from stages.rlhf.reward.model import load_reward_model
@@ -46,7 +46,7 @@ UPSTREAM_PLOTS = ("eda", "rm", "ppo/validation.csv")  # what it shows of their p
 class Asked(NamedTuple):
     """What every model says to the questions, and what reward model and judge say of it."""
 
-    answers: dict[str, list[Answer]]
+    answers: dict[str, list[Response]]
     scores: dict[str, list[float]]
     judged: dict[str, list[float]]
     temperature: float  # of the judge
@@ -111,7 +111,7 @@ def asked(
         scores[name] = reward_model.corrected_scores(read, codec).tolist()
         judged[name] = judge.score(read, codec).mean.tolist()
     clock.lap("score")
-    answers = {name: [answer_of(one, codec) for one in ids] for name, ids in said.items()}
+    answers = {name: [to_response(one, codec) for one in ids] for name, ids in said.items()}
     return Asked(
         answers,
         scores,

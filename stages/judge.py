@@ -22,8 +22,13 @@ from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokeni
 from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
 from stages.rlhf.reward.best_of_n import GATE, GATE_OF, best_of_n_indices, gate, sample
 from stages.rlhf.reward.calibrate import calibrate
-from stages.rlhf.reward.groups import EncodedGroup, encode_groups, questions_of
-from stages.rlhf.reward.model import RewardModel, load_reward_model, new_reward_model
+from stages.rlhf.reward.groups import EncodedGroup, encode_groups, prompts_with_responses
+from stages.rlhf.reward.model import (
+    RewardModel,
+    load_reward_model,
+    mean_and_sd,
+    new_reward_model,
+)
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
@@ -64,8 +69,8 @@ def trained(
         kind="judge",
         work=work,
     )
-    raw = model.raw_scores(questions_of(validation), codec)[0]
-    model.members[0].mean, model.members[0].sd = raw.mean().item(), max(raw.std().item(), 1e-6)
+    raw = model.raw_scores(prompts_with_responses(validation), codec)[0]
+    model.members[0].mean, model.members[0].sd = mean_and_sd(raw)
     model.calibration = calibrate(
         scored(model, validation, codec), None, derive_seed(*seed, "halves")
     )

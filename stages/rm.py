@@ -24,8 +24,8 @@ from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
 from stages.rlhf.report.reward_figures import draw_all
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups
-from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_training, held_out
-from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.reward.hard_negatives import Fits, counts, for_training, held_out
+from stages.rlhf.reward.model import RewardModel, mean_and_sd, new_reward_model
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runtime import derive_seed
@@ -61,7 +61,7 @@ def measure_scale(
             draws,
         )
     raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
-    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
+    return [mean_and_sd(scores) for scores in raw]
 
 
 def hard_negative_accuracy(
@@ -70,10 +70,10 @@ def hard_negative_accuracy(
     """Per kind: share of best answers that score above what was made of them; null where none."""
 
     def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
+        read = [(codec.prompt_ids(r.question), [codec.response_ids(text)]) for r, text in pairs]
         return list(model.score(read, codec).mean.tolist())
 
-    best = scores([(row, row.answers[best_of(row)]) for row in rows])
+    best = scores([(row, row.answers[row.best]) for row in rows])
     originals = {row.id: score for row, score in zip(rows, best, strict=True)}
     found: dict[str, Any] = {}
     for kind, twins in held_out(rows, fits, *seed).items():
@@ -117,7 +117,7 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     codec = Codec(load_tokenizer(paths["base"]))
 
     def fits(answer: str) -> bool:
-        return len(codec.answer_ids(answer)) <= base_model.max_answer_tokens
+        return len(codec.response_ids(answer)) <= base_model.max_answer_tokens
 
     model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
     questions = [row.question for row in read_rows(paths["prompts"], SftRow)]

@@ -73,13 +73,13 @@ def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
     assert gate_failure(write_gate(tmp_path, passed=True, **figures)) is None
     reason = gate_failure(write_gate(tmp_path, passed=False, **figures))
     assert reason is not None
-    assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
+    assert "gains +0.050 sd [-0.100, +0.200] over SFT" in reason
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"gate": {"best_of_4": {"passed": true}}}', "[1]"])
 def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "judge.json").write_text(text)
-    with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
+    with pytest.raises(ValueError, match=r"judge.json: expected gate.best_of_4 of stage judge"):
         gate_failure(tmp_path / "judge.json")
-    with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
+    with pytest.raises(ValueError, match=r"none.json: expected gate.best_of_4 of stage judge"):
         gate_failure(tmp_path / "none.json")
