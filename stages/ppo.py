@@ -28,7 +28,7 @@ from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokeni
 from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.selection import CheckpointSelector, Validator
 from stages.rlhf.ppo.trainer import SINGLE_PROCESS, Outcome, PpoTrainer
-from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
+from stages.rlhf.records import PromptRow, SftRow, read_rows, write_csv, write_metrics
 from stages.rlhf.reward.best_of_n import gate_failure
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import signals
@@ -130,7 +130,7 @@ def write_curves(outcome: Outcome, validator: Validator, plots: Path) -> None:
         "samples": pd.DataFrame(validator.table(evaluations)),
     }
     for name, table in tables.items():
-        table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        write_csv(plots / f"{name}.csv", table)
 
 
 def speed(params: PpoParams, trainer: PpoTrainer) -> dict[str, float]:
