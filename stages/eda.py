@@ -16,7 +16,7 @@ import pandas as pd
 from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf.config.base import load
 from stages.rlhf.config.measure import EdaParams
-from stages.rlhf.records import PromptRow, RmRow, write_stage_metrics
+from stages.rlhf.records import PromptRow, RmRow, write_csv, write_stage_metrics
 from stages.rlhf.report import figures, tables
 from stages.rlhf.runs.provenance import Stage, recorded
 
@@ -40,7 +40,7 @@ def draw_share(items: pd.DataFrame, out: Path) -> None:
     figures.bars(axes, labels, {"비중": items["train_share"].to_numpy() * 100}, "{:.1f} %")
     axes.set_ylabel("학습 항목의 비중 (%)")
     figures.save(figure, out / "1_share.png")
-    write_csv(items, out / "1_share.csv")
+    write_csv(out / "1_share.csv", items)
 
 
 def draw_lengths(train: Train, out: Path) -> dict[str, dict[str, Any]]:
@@ -58,7 +58,7 @@ def draw_lengths(train: Train, out: Path) -> dict[str, dict[str, Any]]:
         axes.set_ylabel("글자 수 (상자 P25-P75, 수염 P5-P95, ◇ 평균)")
         figures.save(figure, out / f"{name}.png")
         table = pd.DataFrame.from_dict(present, orient="index").rename_axis("part").reset_index()
-        write_csv(table, out / f"{name}.csv")
+        write_csv(out / f"{name}.csv", table)
         found[name[2:]] = {
             part: values
             if values["count"]
@@ -87,7 +87,7 @@ def draw_sft(rows: list[PromptRow], out: Path) -> None:
         frames.append(table.assign(side=side))
     panels[0].set_ylabel("비중 (%)")
     figures.save(figure, out / "4_sft_lengths.png")
-    write_csv(pd.concat(frames), out / "4_sft_lengths.csv")
+    write_csv(out / "4_sft_lengths.csv", pd.concat(frames))
 
 
 def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
@@ -103,9 +103,9 @@ def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
         figures.bars(axes, ranks, {label: table[column].to_numpy()}, form)
         axes.set_ylabel(label)
         figures.save(figure, out / f"{name}.png")
-    write_csv(table[["rank", "answers", "share"]], out / "5_rank.csv")
+    write_csv(out / "5_rank.csv", table[["rank", "answers", "share"]])
     lengths = ["rank", "answers", "mean_length", "median_length", "p95_length"]
-    write_csv(table[lengths], out / "6_rank_length.csv")
+    write_csv(out / "6_rank_length.csv", table[lengths])
     return table
 
 
@@ -119,7 +119,7 @@ def draw_labels(train: Train, field: str, top: int, out: Path) -> dict[str, Any]
     figures.horizontal_bars(axes, list(table[field]), series)
     axes.set_xlabel("질문의 비중 (%)")
     figures.save(figure, out / f"7_{field}.png")
-    write_csv(table, out / f"7_{field}.csv")
+    write_csv(out / f"7_{field}.csv", table)
     return tables.shares_of(table, field, list(train))
 
 
@@ -135,11 +135,6 @@ def rank_metrics(rows: list[RmRow], table: pd.DataFrame) -> dict[str, Any]:
         "longest": table["rank"].iloc[int(table["mean_length"].argmax())],
         "tied_groups": tables.tied_share(rows),
     }
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """A table beside its figure: six significant digits, LF."""
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from stages.rlhf.records import (
     details_file,
     read_rows,
     runtime_file,
+    write_csv,
     write_stage_metrics,
 )
 from stages.rlhf.reward.gate import gate_failure
@@ -149,7 +150,7 @@ def write_curves(outcome: Outcome, validator: Validator, plots: Path) -> None:
         "samples": pd.DataFrame(validator.table(evaluations)),
     }
     for name, table in tables.items():
-        table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        write_csv(plots / f"{name}.csv", table)
 
 
 def speed(params: PpoParams, trainer: PpoTrainer) -> dict[str, float]:

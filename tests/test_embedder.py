@@ -194,7 +194,7 @@ def test_hub_without_cache_is_one_sentence(
 ) -> None:
     result = run_stage(monkeypatch, tmp_path, hub="some/ruler")
     assert result.exit_code == 1
-    assert "some/ruler (revision latest) is not in the hub's cache" in result.output
+    assert "some/ruler (revision latest) is not in the hub cache" in result.output
     assert len(result.output.strip().splitlines()) == 1
 
 
@@ -209,9 +209,9 @@ def test_hub_without_safetensors(
 
 
 def test_nothing_there(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(ValueError, match="no embedder lies there"):
+    with pytest.raises(ValueError, match="no embedder here"):
         embedder.load(tmp_path)
     shutil.copytree(saved, tmp_path / "copy")
     (tmp_path / "copy" / "modules.json").unlink()
-    with pytest.raises(ValueError, match="no embedder lies there"):
+    with pytest.raises(ValueError, match="no embedder here"):
         embedder.load(tmp_path / "copy")

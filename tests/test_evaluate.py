@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.rlhf.model.generation import Answer
-from stages.rlhf.records import SftRow, write_metrics
+from stages.rlhf.records import Response, SftRow, write_metrics
 from stages.rlhf.report import comparison, comparison_figures
 
 KEYS = {
@@ -61,7 +60,7 @@ def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> compari
     """Answers whose embeddings are the references' with `mix` of a foreign direction."""
     vectors = REFERENCES[: len(rows)].copy()
     vectors[:, 5] = mix
-    answers = [Answer(text, len(text), ended=text != "") for text in texts]
+    answers = [Response(text, len(text), ended=text != "") for text in texts]
     scores = [float(i) for i in range(len(rows))]
     judged = [mix * i for i in range(len(rows))]
     return comparison.measure(answers, scores, judged, rows, vectors, REFERENCES[: len(rows)])
@@ -146,7 +145,7 @@ def test_no_answer_commits() -> None:
 def test_numbers_must_agree() -> None:
     with pytest.raises(ValueError, match=r"differ in number: \[1, 4, 4, 4, 4, 4\]"):
         comparison.measure(
-            [Answer("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
+            [Response("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import answer_questions
+from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft
 from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.report import comparison
@@ -164,7 +164,7 @@ def test_a_rival_is_its_own_sft_model_measured_on_the_test_rows(
     roles = load_sft(base, sft, "float32", LORA)
     codec = Codec(tiny_tokenizer())
     with roles.use(roles.reference) as model:
-        expected = answer_questions(model, codec, QUESTIONS, 8, 64)
+        expected = greedy_responses(model, codec, QUESTIONS, 8, 64)
     rows = [row.model_copy(update={"answer": "아"}) for row in ASKED]
     rows[2] = rows[2].model_copy(update={"answer": expected[2].text})
     found = rivals.sft_values(tmp_path, None, rows)

@@ -201,6 +201,6 @@ def test_twins_have_their_tokenizers_rules(name: str) -> None:
     assert prompt.count(tokenizer.bos_token_id) == 1
     assert prompt[0] == tokenizer.bos_token_id
     answer = "경주는 경상북도에 있습니다. 龍"
-    ids = codec.answer_ids(answer)
+    ids = codec.response_ids(answer)
     assert codec.text(ids) == answer, "a character that the vocabulary lacks is lost"
     assert ids.count(codec.eos_id) == 1

@@ -517,7 +517,7 @@ def test_needed_split_that_is_empty(
     write_source(tmp_path / "source", rows)
     result = run(tmp_path, monkeypatch)
     assert result.exit_code == 1
-    assert f"no row is left for {part} {split}" in result.output
+    assert f"no rows left for {part} {split}" in result.output
     assert knob in result.output
 
 

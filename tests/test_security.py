@@ -131,7 +131,9 @@ def test_an_adapter_beside_a_base_model_is_refused(tmp_path: Path, mark: Path) -
     plant(folder, mark, ("adapter_model.bin",))
     config = {"peft_type": "LORA", "base_model_name_or_path": str(other), "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"adapter_config\.json: an adapter, .* whole model"):
+    with pytest.raises(
+        ValueError, match=r"adapter_config\.json: an adapter; expected a full model"
+    ):
         load_causal_lm(folder, "float32")
 
 
@@ -161,7 +163,7 @@ def test_an_index_that_names_something_else_is_not_followed(
     torch.save(Trap(mark), base / name)
     index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"safetensors( beside it was)? expected"):
+    with pytest.raises(ValueError, match=r"expected (a \*\.)?safetensors"):
         load_causal_lm(base, "float32")
 
 
@@ -363,7 +365,7 @@ def test_the_token_is_neither_said_nor_written(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, options.split())
     assert result.exit_code == 1
-    assert "org/secret (revision latest) is not in the hub's cache" in result.output
+    assert "org/secret (revision latest) is not in the hub cache" in result.output
     assert any(TOKEN in token for token in Refusing.tokens), "it was never used"
     said = capfd.readouterr()
     for text in (result.output, repr(result.exception), said.out, said.err, caplog.text):

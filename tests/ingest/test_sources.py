@@ -234,12 +234,12 @@ def test_missing_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"SFTlabel\.json: not JSON, or cut short, behind row 0"),
-        (b"<html>nothing here</html>", r"SFTlabel\.json: not JSON, or cut short, behind row 0"),
+        (b"", r"SFTlabel\.json: not JSON, or truncated, after row 0"),
+        (b"<html>nothing here</html>", r"SFTlabel\.json: not JSON, or truncated, after row 0"),
         ("수도는?".encode("cp949"), r"SFTlabel\.json: not JSON"),
-        (document([SFT, SFT])[:-30], r"SFTlabel\.json: not JSON, or cut short, behind row 1"),
-        (document([SFT, SFT])[:-1], r"SFTlabel\.json: not JSON, or cut short, behind row 2, b"),
-        (document([SFT]) + b"{", r"SFTlabel\.json: not JSON, or cut short, behind row 1"),
+        (document([SFT, SFT])[:-30], r"SFTlabel\.json: not JSON, or truncated, after row 1"),
+        (document([SFT, SFT])[:-1], r"SFTlabel\.json: not JSON, or truncated, after row 2, b"),
+        (document([SFT]) + b"{", r"SFTlabel\.json: not JSON, or truncated, after row 1"),
         (b'{"dataset_info": {}, "rows": []}', r'no data_info; \{"data_info": \[rows\]\} was'),
         (b"[1, 2]", r"SFTlabel\.json: no data_info"),
         (b'{"data_info": {"a": 1}}', r"data_info is a map, not an array"),
@@ -255,7 +255,7 @@ def test_error_names_a_byte_near_the_damage(tmp_path: Path) -> None:
     rows = document([SFT] * 5000)
     place = rows.index(b"}", 200_000)
     broken = rows[:place] + b"}}" + rows[place:]
-    with pytest.raises(ValueError, match=r"behind row \d+, before byte (\d+)") as caught:
+    with pytest.raises(ValueError, match=r"after row \d+, before byte (\d+)") as caught:
         read(aihub(tmp_path, sft=broken), "sft")
     byte = int(str(caught.value).split("before byte ")[1].split(":")[0])
     assert 200_000 <= byte <= 220_000
@@ -291,7 +291,7 @@ def test_zip_with_a_damaged_entry(tmp_path: Path) -> None:
     content[60:70] = b"\xff" * 10
     aihub(tmp_path)
     (tmp_path / "TL.zip").write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"TL\.zip!SFTlabel\.json: (cannot be read|not JSON)"):
+    with pytest.raises(ValueError, match=r"TL\.zip!SFTlabel\.json: (unreadable|not JSON)"):
         read(tmp_path, "sft")
 
 
@@ -299,7 +299,7 @@ def test_link_to_a_file_that_is_gone(tmp_path: Path) -> None:
     path = aihub(tmp_path)
     (path / "SFTlabel.json").unlink()
     (path / "SFTlabel.json").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"SFTlabel\.json: cannot be read"):
+    with pytest.raises(ValueError, match=r"SFTlabel\.json: unreadable"):
         read(path, "sft")
 
 
@@ -374,8 +374,8 @@ def test_jsonl(tmp_path: Path) -> None:
         (b"\n \n", r"sft\.jsonl: no rows"),
         (b"question,answer\nq,a\n", r"sft\.jsonl, line 1: not JSON"),
         (b"[]", r"sft\.jsonl: no rows; the array is empty"),
-        (b'{"question": "q"}\n{"question": "q', r"sft\.jsonl, line 2: cut short"),
-        (b'[{"question": "q"}, {"que', r"sft\.jsonl: not JSON, or cut short, behind row 1"),
+        (b'{"question": "q"}\n{"question": "q', r"sft\.jsonl, line 2: truncated"),
+        (b'[{"question": "q"}, {"que', r"sft\.jsonl: not JSON, or truncated, after row 1"),
     ],
 )
 def test_jsonl_that_is_none(tmp_path: Path, content: bytes, said: str) -> None:

@@ -117,7 +117,7 @@ def test_units() -> None:
     np.testing.assert_allclose(
         first.scores, np.array(groups[0].scores) - curve.at(groups[0].tokens)
     )
-    with pytest.raises(ValueError, match="tokens were asked for"):
+    with pytest.raises(ValueError, match="tokens requested"):
         fit_length_curve([Group([1.0, 2.0], [1.0, 2.0], [3, 4])], "tokens")
 
 
@@ -158,8 +158,8 @@ def test_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"lengths": [1.0, 1.0]}, r"lengths \(1.0, 1.0\) do not rise"),
-        ({"lengths": [2.0, 1.0]}, "lengths .* do not rise"),
+        ({"lengths": [1.0, 1.0]}, r"lengths \(1.0, 1.0\) are not strictly ascending"),
+        ({"lengths": [2.0, 1.0]}, "lengths .* are not strictly ascending"),
         ({"lengths": [1.0]}, "1 lengths and 2 offsets"),
         ({"lengths": [], "offsets": []}, "0 lengths and 0 offsets"),
         ({"offsets": [0.0, float("nan")]}, "offsets .* not all finite"),
@@ -177,7 +177,7 @@ def test_a_broken_curve_is_refused(change: dict[str, Any], words: str) -> None:
 
 def test_bad_scores_name_the_question() -> None:
     good = Group([1.0, 2.0], [1.0, 2.0], [3, 4])
-    with pytest.raises(ValueError, match="question 1: scores hold nan"):
+    with pytest.raises(ValueError, match="question 1: scores contain nan"):
         fit_length_curve([good, replace(good, scores=[1.0, float("nan")])])
     with pytest.raises(ValueError, match="no groups"):
         fit_length_curve([])

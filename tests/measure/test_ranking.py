@@ -359,9 +359,12 @@ def test_full_report_holds_every_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scores": [1.0, float("nan")]}, "question 1: scores hold nan, not a finite number"),
-        ({"scores": [float("inf"), 1.0]}, "question 1: scores hold inf"),
-        ({"ranks": [1.0, float("nan")]}, "question 1: ranks hold nan"),
+        (
+            {"scores": [1.0, float("nan")]},
+            "question 1: scores contain nan, not a finite",
+        ),
+        ({"scores": [float("inf"), 1.0]}, "question 1: scores contain inf"),
+        ({"ranks": [1.0, float("nan")]}, "question 1: ranks contain nan"),
         ({"ranks": [1.0]}, "question 1 has 2 scores and 1 ranks"),
         ({"tokens": [1, 2, 3]}, "question 1 has 2 scores and 3 tokens"),
         ({"scores": [], "ranks": [], "lengths": []}, "question 1 has no answers"),

@@ -139,7 +139,7 @@ def test_bfloat16_is_never_merged(tmp_path: Path) -> None:
 def test_no_role_is_taken_inside_a_merged_one(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "lora")
     roles.add(POLICY)
-    inside = pytest.raises(AssertionError, match="policy was asked for inside")
+    inside = pytest.raises(AssertionError, match="policy requested")
     with roles.merged_copy("sft"), inside, roles.use(POLICY):
         pass
     with roles.use(POLICY):

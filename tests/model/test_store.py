@@ -104,9 +104,9 @@ def test_a_foreign_state_is_refused() -> None:
     roles.add("a")
     state = roles.state("a")
     missing = dict(list(state.items())[1:])
-    with pytest.raises(ValueError, match="adapter a: 1 tensors do not fit, such as"):
+    with pytest.raises(ValueError, match="adapter a: 1 tensors do not match"):
         roles.load_state("a", missing)
-    with pytest.raises(ValueError, match="adapter a: 1 tensors do not fit, such as other"):
+    with pytest.raises(ValueError, match=r"adapter a: 1 tensors .* other"):
         roles.load_state("a", {**state, "other": torch.zeros(1)})
 
 
@@ -140,7 +140,7 @@ def test_an_adapter_of_another_shape_or_scale_is_refused(
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file; an adapter was expected"):
+    with pytest.raises(ValueError, match="no such file; expected an adapter"):
         some_roles().load("a", tmp_path)
 
 
@@ -186,18 +186,18 @@ def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert card["method"] == "lora"
     assert card["base_sha256"] == model_hash(base)
     other = save_base(tmp_path / "other", seed=5)
-    with pytest.raises(ValueError, match=r"model.json: base_sha256 is \w+, but \w+ lies here now"):
+    with pytest.raises(ValueError, match=r"model.json: base_sha256 is \w+, but now \w+"):
         load_sft(other, sft, "float32", LORA)
     (base / "run.json").write_text("{}")  # of the run, not of the model
     check_card(sft, {"base": base})
     with (base / "tokenizer_config.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(ValueError, match=r"tokenizer_sha256 is \w+, but \w+ lies here now"):
+    with pytest.raises(ValueError, match=r"tokenizer_sha256 is \w+, but now \w+"):
         check_card(sft, {"base": base})
     monkeypatch.setattr(store, "template_hash", lambda: "another")
-    with pytest.raises(ValueError, match=r"chat_template_sha256 is \w+, but another lies here"):
+    with pytest.raises(ValueError, match=r"chat_template_sha256 is \w+, but now another"):
         check_card(sft, {"base": base})
-    with pytest.raises(ValueError, match="no trained model lies here"):
+    with pytest.raises(ValueError, match="no trained model here"):
         check_card(tmp_path, {})
 
 
@@ -207,7 +207,7 @@ def test_a_reward_model_of_another_sft_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rm").mkdir()
     save_card(tmp_path / "rm", "reward", {"base": base, "sft": sft})
     check_card(tmp_path / "rm", {"base": base, "sft": sft})
-    with pytest.raises(ValueError, match=r"rm/model.json: sft_sha256 is \w+, but \w+ lies here"):
+    with pytest.raises(ValueError, match=r"rm/model.json: sft_sha256 is \w+, but now \w+"):
         check_card(tmp_path / "rm", {"base": base, "sft": other})
 
 
@@ -225,7 +225,7 @@ def test_every_file_of_a_model_counts_in_its_hash(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"neither config.json nor pointer.json; no model lies"):
+    with pytest.raises(ValueError, match=r"neither config.json nor pointer.json; no model here"):
         weights_folder(tmp_path)
 
 
@@ -345,7 +345,7 @@ def test_gemma2_keeps_its_soft_capped_attention(
 def test_no_role_is_taken_inside_the_bare_backbone(tmp_path: Path) -> None:
     roles = sft_roles(tmp_path, "full")
     roles.add("policy")
-    inside = pytest.raises(AssertionError, match="role policy was asked for inside")
+    inside = pytest.raises(AssertionError, match="role policy requested")
     with roles.use(None), inside, roles.use("policy"):
         pass
     with roles.use("policy") as model:  # and the bare one is left behind

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
         problem.startswith("sft needs ") and "models.llama32-1b.sft.micro_batch_size" in problem
         for problem in problems
     )
-    assert all("there are 12.0" in problem for problem in problems)
+    assert all("12.0 are available" in problem for problem in problems)
 
 
 def test_the_command_says_what_a_run_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

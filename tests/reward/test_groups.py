@@ -39,7 +39,7 @@ def test_a_negative_made_of_the_best_is_compared_with_it_and_its_equals_alone() 
 
 def test_a_negative_is_encoded_with_the_group_and_never_the_best() -> None:
     group = encode_groups([row("나", "가")], CODEC, 256, [HardNegative("empty", 0, "")])[0]
-    assert group.answers == [CODEC.answer_ids("나"), CODEC.answer_ids("가"), [CODEC.eos_id]]
+    assert group.answers == [CODEC.response_ids("나"), CODEC.response_ids("가"), [CODEC.eos_id]]
     assert group.best == 0
 
 
@@ -51,7 +51,7 @@ def test_identical_and_tied_answers_make_no_pair() -> None:
 
 @pytest.mark.parametrize("count", [1, 10])
 def test_groups_of_one_and_of_ten_are_refused(count: int) -> None:
-    message = f"row q-7: {count} answers with {count} ranks; 2 to 9 answers"
+    message = f"row q-7: {count} answers with {count} ranks; expected 2 to 9 answers"
     with pytest.raises(ValueError, match=message):
         encode_groups([row(*(str(i) for i in range(count)))], CODEC, 256)
     with pytest.raises(ValueError, match="row q-7: 2 answers with 3 ranks"):
@@ -61,7 +61,7 @@ def test_groups_of_one_and_of_ten_are_refused(count: int) -> None:
 
 def test_an_answer_beyond_the_models_window_is_refused() -> None:
     own = row("네", "아주 긴 답입니다. " * 5)
-    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.answer_ids(own.answers[1]))
+    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.response_ids(own.answers[1]))
     assert len(encode_groups([own], CODEC, tokens)) == 1
     message = rf"row q-7: .* have {tokens} tokens, .* max_position_embeddings \({tokens - 1}\)"
     with pytest.raises(ValueError, match=message):

@@ -67,7 +67,7 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
     assert found["empty"] is None
     above = 0.0
     for row in rows:
-        said = [codec.answer_ids(text) for text in (row.answers[0], row.question)]
+        said = [codec.response_ids(text) for text in (row.answers[0], row.question)]
         best, echo = model.score([(codec.prompt_ids(row.question), said)], codec).mean.tolist()
         above += best > echo
     assert found["echo"] == above / len(rows)

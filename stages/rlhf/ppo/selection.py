@@ -8,9 +8,9 @@ from statistics import fmean
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.measure.text import chrf, copies, exact, length, loops
-from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.records import SftRow
+from stages.rlhf.records import Response, SftRow
 from stages.rlhf.reward.model import RewardModel
 
 EOS_SLACK = 0.005  # how far an update's EOS rate may fall below SFT's
@@ -44,7 +44,7 @@ class Validator:
     def __call__(self) -> dict[str, float]:
         """The metrics of the model in its present role."""
         ids = generate_all(self.roles.model, self.prompts, self.codec, *self.limits)
-        answers = [answer_of(one, self.codec) for one in ids]
+        answers = [to_response(one, self.codec) for one in ids]
         self.said.append([" ".join(answers[i].text.split()) for i in self._shown()])
         read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
         return {
@@ -68,7 +68,7 @@ class Validator:
         return found
 
 
-def reference_metrics(answers: list[Answer], rows: list[SftRow]) -> dict[str, float]:
+def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
     """Means over answers of what their texts tell beside the references'."""
     pairs = list(zip((answer.text for answer in answers), rows, strict=True))
     return {

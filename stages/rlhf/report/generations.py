@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.measure import EvaluateParams
-from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
+from stages.rlhf.records import Response
 from stages.rlhf.report import structure
 from stages.rlhf.reward.best_of_n import best_of_n_indices, sample
 from stages.rlhf.reward.model import load_reward_model
@@ -18,7 +19,7 @@ from stages.rlhf.runs.checkpoints import Checkpointer
 class Generations(NamedTuple):
     """By model (base, sft, ppo, best_of_n): a response per question, and its scores."""
 
-    responses: dict[str, list[Answer]]
+    responses: dict[str, list[Response]]
     scores: dict[str, list[float]]
     judge_scores: dict[str, list[float]]
     temperature: float  # of the judge's calibration
@@ -80,7 +81,7 @@ def generate(
         judge_scores[name] = judge.score(pairs, codec).mean.tolist()
     lap("score")
     return Generations(
-        {name: [answer_of(one, codec) for one in ids] for name, ids in responses.items()},
+        {name: [to_response(one, codec) for one in ids] for name, ids in responses.items()},
         scores,
         judge_scores,
         judge.calibration.temperature,
