@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stages.rlhf.chat import TEMPLATE_TOKENS, Codec, prepare_tokenizer, template, template_hash
-from tests.model_fixtures import QUESTIONS, SENTENCES, bpe, llama3_tokenizer, tiny_tokenizer
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, bpe, llama3_tokenizer, tiny_tokenizer
 
 
 def llama2_tokenizer() -> Any:

@@ -13,8 +13,8 @@ from stages.eda import main
 from stages.rlhf.files import RUN
 from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
 from stages.rlhf.report import tables
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = [
     "1_share",
     "2_question_length",

@@ -19,10 +19,10 @@ from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
-from tests.conftest import write_params
-from tests.model_fixtures import LORA, QUESTIONS, SENTENCES, save_base, save_sft, tiny_tokenizer
+from tests.conftest import ROOT, write_params
+from tests.model_fixtures import LORA, save_base, save_sft
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
 KINDS = [rivals.KINDS[i % 3] for i in range(len(QUESTIONS))]
 ASKED = [
     SftRow(id=str(i), question=question, answer=SENTENCES[i % 4], must_contain="입니다", kind=kind)

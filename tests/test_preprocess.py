@@ -16,6 +16,7 @@ from stages.rlhf.ingest.pipeline import TEMPLATE_PIECES
 from stages.rlhf.korean import question_key
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_jsonl
 from tests.conftest import write_params
+from tests.source_fixtures import noun
 
 SPLITS = ("train", "validation", "test")
 ROW_FILES = {f"{part}/{split}.jsonl" for part in ("sft", "rm", "ppo") for split in SPLITS}
@@ -25,11 +26,6 @@ FILES = {  # beside run.json
     *("corpus.jsonl", "tokenizer.json", "rejects.jsonl"),
 }
 Rows = dict[str, list[dict[str, Any]]]
-
-
-def noun(number: int) -> str:
-    draw = random.Random(number)
-    return "".join(chr(0xAC00 + draw.randrange(2000)) for _ in range(4))
 
 
 LONG_WORD = "".join(noun(5000 + n) for n in range(40))

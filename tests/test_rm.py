@@ -11,26 +11,17 @@ from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from tests.conftest import write_params
-from tests.model_fixtures import (
-    QUESTIONS,
-    SENTENCES,
-    random_reward_model,
-    sft_roles,
-    shipped,
-    tiny_tokenizer,
-)
+from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-
-def micro(**changed: Any) -> Any:
-    entry = shipped().models["micro"].model_copy(update={"max_answer_tokens": 8})
-    return shipped().model_copy(update={"model": "micro", "models": {"micro": entry}, **changed})
+MICRO = micro_params(max_answer_tokens=8)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: str) -> None:
     roles, codec = sft_roles(tmp_path, method), Codec(tiny_tokenizer())
     model = random_reward_model(roles)
-    scales = rm.measure_scale(model, QUESTIONS, codec, micro())
+    scales = rm.measure_scale(model, QUESTIONS, codec, MICRO)
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, shipped().seed, "rm", "scale")
     with roles.use(roles.reference) as sft:  # not the reward model's own adapters
@@ -54,7 +45,7 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
 def test_one_question_has_no_sd(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"))
     with pytest.raises(ValueError, match=r"1 validation prompts: the reward's sd needs 2 or more"):
-        rm.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), micro())
+        rm.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
 
 
 def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:

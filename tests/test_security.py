@@ -31,17 +31,10 @@ from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import checkpoints
 from stages.rlhf.train import sft_trainer
 from tests.conftest import ROOT, write_params
-from tests.ingest.test_sources import NAMES, SFT, aihub, document, read, zipped
-from tests.model.test_store import pointed
-from tests.model_fixtures import (
-    LORA,
-    random_reward_model,
-    save_base,
-    save_sft,
-    sft_roles,
-    tiny_tokenizer,
-)
-from tests.test_sft import ROWS, STRANGERS, micro
+from tests.model_fixtures import LORA, pointed, random_reward_model, save_base, save_sft, sft_roles
+from tests.sft_fixtures import ROWS, STRANGERS, micro
+from tests.source_fixtures import NAMES, SFT, aihub, document, read, zipped
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 PICKLES = ("pytorch_model.bin", "model.pt", "adapter_model.bin", "training_args.bin", "state.pkl")
 

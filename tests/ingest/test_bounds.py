@@ -23,7 +23,7 @@ from stages.rlhf.ingest.sources.streams import DEPTH, ROW_BYTES
 from stages.rlhf.ingest.tokenizer import train_tokenizer
 from stages.rlhf.korean import clean, question_key, sentence_ends
 from tests.conftest import ROOT
-from tests.ingest.test_sources import NAMES, RM, SFT, aihub, document, jsonl, read, write, zipped
+from tests.source_fixtures import NAMES, RM, SFT, aihub, document, jsonl, read, write, zipped
 
 GIB = 1 << 30
 READ = """

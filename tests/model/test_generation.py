@@ -16,14 +16,8 @@ from stages.rlhf.model.generation import (
     pick,
 )
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
-from tests.model_fixtures import (
-    QUESTIONS,
-    ids_codec,
-    random_ids,
-    tiny_gemma2,
-    tiny_llama,
-    tiny_tokenizer,
-)
+from tests.model_fixtures import ids_codec, random_ids, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 VOCAB, PAD, EOS, NEW = 40, 0, 2, 12
 

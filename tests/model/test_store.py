@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,11 +26,12 @@ from stages.rlhf.model.store import (
     save_card,
     weights_folder,
 )
+from tests.conftest import ROOT
 from tests.model_fixtures import (
     LORA,
-    QUESTIONS,
-    ROOT,
     fake_hub,
+    offline,
+    pointed,
     save_base,
     save_sft,
     sft_roles,
@@ -39,6 +39,7 @@ from tests.model_fixtures import (
     tiny_gemma2,
     tiny_llama,
 )
+from tests.tokenizer_fixtures import QUESTIONS
 
 VOCAB = 40
 IDS = torch.tensor([[5, 9, 11, 7, 30, 2], [8, 8, 4, 3, 12, 39]])
@@ -230,21 +231,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 # ---- the hub, offline
-
-
-def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-
-
-def pointed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any = None
-) -> tuple[Path, Path]:
-    """The cached snapshot of a fake hub model, and a folder with a pointer to it."""
-    snapshot = fake_hub(tmp_path / "cache", "org/name", model)
-    offline(monkeypatch, tmp_path / "cache")
-    write_pointer(tmp_path / "base", "org/name", None)
-    return snapshot, tmp_path / "base"
 
 
 def test_a_pointer_leads_to_the_cached_model(

@@ -11,8 +11,7 @@ import torch
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.plan import plan
 from stages.rlhf.plan.footprint import GIB, Shape, Work, memory, operations, trained
-from tests.closure import ROOT
-from tests.conftest import write_params
+from tests.conftest import ROOT, write_params
 from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
 
 LLAMA32 = {  # config.json of meta-llama/Llama-3.2-1B

@@ -10,7 +10,8 @@ import torch
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.best_of_n import gate, gate_failure, sample
-from tests.model_fixtures import QUESTIONS, sft_roles, tiny_tokenizer
+from tests.model_fixtures import sft_roles
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 
 def test_answers_differ_by_their_place_and_not_by_their_batch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.groups import as_pairs, batch_groups, encode_groups, length_balance
 from stages.rlhf.reward.hard_negatives import HardNegative
-from tests.model_fixtures import tiny_tokenizer
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
 

@@ -27,16 +27,14 @@ from stages.rlhf.reward.model import (
 )
 from tests.model_fixtures import (
     LORA,
-    QUESTIONS,
-    SENTENCES,
     ids_codec,
     random_ids,
     random_reward_model,
     save_sft,
     sft_roles,
     shake,
-    tiny_tokenizer,
 )
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
 PROMPTS, ANSWERS = random_ids(7, 2, 9, 300, 0), random_ids(7, 1, 6, 300, 1)
 READ = [(prompt, [answer]) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]

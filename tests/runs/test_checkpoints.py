@@ -1,6 +1,5 @@
 """A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from stages.rlhf import files
 from stages.rlhf.runs import checkpoints, signals
 from stages.rlhf.runs.signals import Interrupted
-from tests.model_fixtures import ROOT
+from tests.conftest import ROOT, Killed, full_disk
 from tests.ppo import resumed_ppo
 
 
@@ -55,10 +54,6 @@ def test_a_damaged_one_is_named_and_passed_over(
     assert f"{tmp_path / 'step-6'}: " in capsys.readouterr().err
 
 
-class Killed(BaseException):
-    """Stands for a signal that no code can catch."""
-
-
 def moments() -> list[tuple[Any, str, int]]:
     """What a save calls, and at which call of it the kill comes."""
     return [
@@ -96,11 +91,8 @@ def test_a_full_disk_is_named_and_the_one_before_stays(
 ) -> None:
     save(tmp_path, 3)
 
-    def full(*given: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
+        patched.setattr(checkpoints, "save_file", full_disk)
         with pytest.raises(ValueError, match=r"step-6.tmp: no checkpoint .* No space left"):
             save(tmp_path, 6)
     assert loaded(tmp_path) == 3

@@ -1,6 +1,5 @@
 """Base, SFT, reward members and answers go on after a kill, and come to the same bits."""
 
-import errno
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -24,18 +23,15 @@ from stages.rlhf.runs.checkpoints import SECONDS, Checkpointer
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
 from stages.rlhf.train.pretraining import new_llama, pretrain
-from tests.model_fixtures import QUESTIONS, save_base, tiny_llama, tiny_tokenizer
-from tests.reward.test_training import GROUPS, knobs, reward_model, settings
-from tests.test_sft import GROUPS as RANKED
-from tests.test_sft import ROWS, STRANGERS, micro, rank1
-from tests.train.test_pretraining import ARCHITECTURE, IDS
+from tests.conftest import Killed, full_disk
+from tests.model_fixtures import ARCHITECTURE, IDS, save_base, tiny_llama
+from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
+from tests.sft_fixtures import GROUPS as RANKED
+from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
 Result = dict[str, Any]
-
-
-class Killed(BaseException):
-    """What ends the process: nothing may be written after it."""
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +219,7 @@ def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
     def full(*given: Any, **named: Any) -> None:
         saves.append(0)
         if len(saves) > 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full_disk()
         inner(*given, **named)
 
     with monkeypatch.context() as patched:

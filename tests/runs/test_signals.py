@@ -14,7 +14,7 @@ from stages.rlhf.ingest.tokenizer import train_tokenizer
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.runs import checkpoints
 from tests.conftest import ROOT, write_params
-from tests.model_fixtures import SENTENCES
+from tests.tokenizer_fixtures import SENTENCES
 
 STEPS, VOCABULARY = 300, 380
 

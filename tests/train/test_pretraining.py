@@ -6,12 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.rlhf.config.models import Architecture, Pretraining
+from stages.rlhf.config.models import Pretraining
 from stages.rlhf.train.pretraining import batches, new_llama, pad, pretrain
-from tests.model_fixtures import random_ids
-
-ARCHITECTURE = Architecture(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1, heads=2)
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+from tests.model_fixtures import ARCHITECTURE, IDS, random_ids
 
 
 def test_pad_by_hand() -> None:
