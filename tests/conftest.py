@@ -62,7 +62,7 @@ def naming(*facts: object) -> str:
 
     Numbers stand alone: 1 is not found in 10 or 0.1. All else is found anywhere.
     """
-    alone = r"(?<![\d.])%s(?!\.?\d)"
+    alone = r"(?<![\w./-])%s(?![\w/-]|\.\d)"  # not of a path like pytest-1/a1
     found = (
         alone % re.escape(str(f)) if isinstance(f, int | float) else re.escape(str(f))
         for f in facts

@@ -10,7 +10,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
-from tests.conftest import write_params
+from tests.conftest import naming, write_params
 from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
@@ -44,7 +44,7 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
 
 def test_one_question_has_no_sd(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"))
-    with pytest.raises(ValueError, match=r"1 validation prompts: the reward's sd needs 2 or more"):
+    with pytest.raises(ValueError, match=naming(1, 2)):
         rm.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
 
 
@@ -67,23 +67,24 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "facts"),
     [
-        ({"rm.margin": 0.1}, r"rm: margin \(0.1\) is of pairs, and loss plackett_luce has none"),
-        ({"rm.label_smoothing": 0.1}, r"label_smoothing \(0.1\) is of pairs"),
-        ({"rm.label_smoothing": 0.5, "rm.loss": "bradley_terry"}, "label_smoothing = 0.5: .* 0.5"),
-        ({"rm.members": 0}, "rm.members = 0: .* equal to 1"),
-        ({"rm.members": 1}, r"ppo.uncertainty_coef \(0.1\) weighs the variance .* 1 member"),
-        ({"rm.hard_negatives": 1.5}, "rm.hard_negatives = 1.5: .* equal to 1"),
-        ({"rm.odin_coef": -0.1}, "rm.odin_coef = -0.1: .* equal to 0"),
-        ({"ppo.uncertainty_coef": -1}, "ppo.uncertainty_coef = -1: .* equal to 0"),
+        ({"rm.margin": 0.1}, ["margin", 0.1, "plackett_luce", "bradley_terry"]),
+        ({"rm.label_smoothing": 0.1}, ["label_smoothing", 0.1, "plackett_luce"]),
+        ({"rm.label_smoothing": 0.5, "rm.loss": "bradley_terry"}, ["rm.label_smoothing", 0.5]),
+        ({"rm.members": 0}, ["rm.members", 0, 1]),
+        ({"rm.members": 1}, ["ppo.uncertainty_coef", 0.1, "rm.members", 1]),
+        ({"rm.hard_negatives": 1.5}, ["rm.hard_negatives", 1.5, 1]),
+        ({"rm.odin_coef": -0.1}, ["rm.odin_coef", -0.1, 0]),
+        ({"ppo.uncertainty_coef": -1}, ["ppo.uncertainty_coef", -1, 0]),
     ],
 )
 def test_knobs_out_of_bounds_or_without_effect_are_refused(
-    tmp_path: Path, changed: dict[str, Any], message: str
+    tmp_path: Path, changed: dict[str, Any], facts: list[object]
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_params(write_params(tmp_path, **changed))
+    params = write_params(tmp_path, **changed)
+    with pytest.raises(ValueError, match=naming(params, *facts)):
+        load_params(params)
 
 
 def test_knobs_of_pairs_go_with_their_loss(tmp_path: Path) -> None:

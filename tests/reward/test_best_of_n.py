@@ -10,6 +10,7 @@ import torch
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.best_of_n import gate, gate_failure, sample
+from tests.conftest import naming
 from tests.model_fixtures import sft_roles
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
@@ -59,7 +60,7 @@ def test_chance_does_not_open_the_gate_and_a_signal_does() -> None:
 
 
 def test_one_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 validation prompts: the gate needs 2 or more"):
+    with pytest.raises(ValueError, match=naming(1, 2)):
         gate(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), 10, 0)
 
 
@@ -74,13 +75,13 @@ def test_the_gate_is_read_from_the_judges_metrics(tmp_path: Path) -> None:
     assert gate_failure(write_gate(tmp_path, passed=True, **figures)) is None
     reason = gate_failure(write_gate(tmp_path, passed=False, **figures))
     assert reason is not None
-    assert "worth +0.050 sd [-0.100, +0.200] beside SFT" in reason
+    assert "+0.050 sd [-0.100, +0.200]" in reason
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"gate": {"best_of_4": {"passed": true}}}', "[1]"])
 def test_a_file_without_a_gate_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "judge.json").write_text(text)
-    with pytest.raises(ValueError, match=r"judge.json: gate.best_of_4 of stage judge was expected"):
+    with pytest.raises(ValueError, match=naming(tmp_path / "judge.json", "gate.best_of_4")):
         gate_failure(tmp_path / "judge.json")
-    with pytest.raises(ValueError, match=r"none.json: gate.best_of_4 of stage judge was expected"):
+    with pytest.raises(ValueError, match=naming(tmp_path / "none.json", "gate.best_of_4")):
         gate_failure(tmp_path / "none.json")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from stages.rlhf.runs.checkpoints import SECONDS, Checkpointer
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
 from stages.rlhf.train.pretraining import new_llama, pretrain
-from tests.conftest import Killed, full_disk
+from tests.conftest import Killed, full_disk, naming
 from tests.model_fixtures import ARCHITECTURE, IDS, save_base, tiny_llama
 from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
 from tests.sft_fixtures import GROUPS as RANKED
@@ -165,7 +166,7 @@ def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
         patched.setattr(signals, "asked", lambda: True)
-        with pytest.raises(Interrupted, match=r"interrupted after step [12] .*goes on from there"):
+        with pytest.raises(Interrupted, match=r"step [12]\b"):
             run(tmp_path / "cut")
     assert same(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) in (1, 2)
@@ -203,8 +204,8 @@ def test_sft_passes_over_what_is_damaged(
         file.write(b"not what it was")
     assert same(whole, run(tmp_path / "cut")) == []
     told = capsys.readouterr().err
-    assert "checkpoint-4: damaged" in told  # not sealed yet
-    assert "checkpoint-3: optimizer.pt is not what manifest.json says" in told
+    assert re.search(naming("checkpoint-4"), told)  # has no manifest yet
+    assert re.search(naming("checkpoint-3", "optimizer.pt", "manifest.json"), told)
     assert started_from(tmp_path / "cut") == [0, 2]
 
 
@@ -224,7 +225,7 @@ def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
-        with pytest.raises(ValueError, match=r"phase0: no checkpoint could be written: .*No space"):
+        with pytest.raises(ValueError, match=naming("phase0", "No space left")):
             run(tmp_path / "cut")
     assert same(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) > 0
