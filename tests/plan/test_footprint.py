@@ -1,4 +1,4 @@
-"""The plan's arithmetic: against torch's own counts, and against measured peaks of two twins."""
+"""The plan's arithmetic: against torch's own counts, and against peaks that were measured."""
 
 import json
 import subprocess
@@ -142,15 +142,17 @@ def measured(hidden: int, tokens: int, kept: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [256, 512])
-@pytest.mark.parametrize(("tokens", "kept"), [(4096, 0), (1024, 2**20)])
-def test_activations_are_what_is_measured(hidden: int, tokens: int, kept: int) -> None:
+@pytest.mark.parametrize(("hidden", "tokens", "kept"), [(384, 4096, 0), (768, 1024, 2**20)])
+def test_activations_of_widths_held_out_of_the_fit_are_what_is_measured(
+    hidden: int, tokens: int, kept: int
+) -> None:
+    """The constants were fitted at widths 256 and 512; one lies between them and one beyond."""
     shape = Shape(hidden, 512, 4, hidden // 32, hidden // 32, 32, 2000, tied=True)
     found = measured(hidden, tokens, kept)
     expected = tokens * shape.worked(4)
     expected += 2 * min(kept, int(found["tokens"])) * shape.kept(4)
     expected += trained(2 * shape.lora(16)) + 64 * 80 * shape.cache(4)
-    assert found["mib"] == pytest.approx(expected / 2**20, rel=0.35)
+    assert found["mib"] == pytest.approx(expected / 2**20, rel=0.25)
 
 
 def test_speed_of_a_product_is_a_speed() -> None:
