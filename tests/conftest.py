@@ -1,6 +1,7 @@
 """Helpers that several tests share."""
 
 import errno
+import json
 import re
 import shutil
 import subprocess
@@ -84,6 +85,13 @@ def write_params(folder: Path, **overrides: Any) -> Path:
     with target.open("w", encoding="utf-8") as out:
         yaml.dump(params, out)
     return target
+
+
+def staged_json(path: str) -> dict[str, Any]:
+    """A JSON file of the repository as git would commit it now."""
+    shown = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, check=True, capture_output=True)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def copy_repository(folder: Path, without: tuple[str, ...] = (), **params: Any) -> Path:

@@ -4,6 +4,7 @@ Different here: weights are drawn wide and EOS is made likely, so that answers e
 steps and a wrong position, mask or adapter shows in the second digit, not in the eighth.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -196,6 +197,17 @@ class Recorder(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:
         self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The keys under which two results, of tensors and plain values, are not bitwise the same."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return torch.equal(a, b)
+        return type(a) is type(b) and bool(a == b)
+
+    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
 
 
 @cache

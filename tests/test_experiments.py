@@ -1,7 +1,5 @@
 """The tables of experiments: their columns are metrics, their params load, rivals are paired."""
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
-from tests.conftest import ROOT, naming, write_params
+from tests.conftest import ROOT, naming, staged_json, write_params
 from tests.model_fixtures import LORA, save_base, save_sft
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
@@ -45,8 +43,7 @@ def committed_run() -> dict[str, Any]:
     """The default run as a row of exp_show."""
     row: dict[str, Any] = {}
     for file in (experiments.EVALUATE, experiments.PPO, experiments.RM, experiments.JUDGE):
-        shown = subprocess.run(["git", "show", f"HEAD:{file}"], cwd=ROOT, capture_output=True)
-        row |= {f"{file}:{key}": value for key, value in flat(json.loads(shown.stdout)).items()}
+        row |= {f"{file}:{key}": value for key, value in flat(staged_json(file)).items()}
     return row
 
 

@@ -367,14 +367,8 @@ def test_the_token_is_neither_said_nor_written(
 
 
 def test_no_source_file_trusts_code_or_pickles() -> None:
-    banned = (
-        "trust_remote_code=True",
-        "torch.load(",
-        "pickle.load",
-        "import joblib",
-    )
-    banned += ("weights_only=False", "extractall(", "yaml.load(", "eval(", "exec(", "os.system(")
+    """What ruff has no rule for; pickle, eval, exec, yaml.load and shells are its S rules'."""
     for file in (ROOT / "stages").rglob("*.py"):
-        text = file.read_text(encoding="utf-8").replace(".eval(", ".").replace("_eval(", "")
-        for word in banned:
+        text = file.read_text(encoding="utf-8")
+        for word in ("trust_remote_code=True", "torch.load(", "weights_only=False"):
             assert word not in text, f"{file}: {word}"

@@ -251,23 +251,44 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 # ---- texts
 
 
+def growth(work: Callable[[Any], Any], given: Callable[[int], Any], size: int) -> float:
+    """How much longer `work` computes on a thing of 16 times the size: 16 times, if in line.
+
+    The shortest of several tries: other processes only ever add to one.
+    """
+
+    def seconds(thing: Any, tries: int) -> float:
+        def once() -> float:
+            began = time.process_time()
+            work(thing)
+            return time.process_time() - began
+
+        return min(once() for _ in range(tries))
+
+    return seconds(given(16 * size), 2) / seconds(given(size), 10)
+
+
+NO_SQUARE = 64  # of 16 and 16^2, the mean by factors
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("work", [clean, question_key, sentence_ends])
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("가" + " " * 200_000 + "나", id="blanks"),
-        pytest.param(" \n" * 100_000 + "나", id="breaks"),
-        pytest.param("." * 200_000 + "나", id="marks"),
-        pytest.param("다" * 200_000, id="endings"),
-        pytest.param("다" + ")" * 200_000 + "나", id="closers"),
-        pytest.param("<" * 50_000 + "</s>" + "/s>" * 50_000, id="tokens"),
-        pytest.param("<|" * 100_000, id="openings"),
+        pytest.param(lambda n: "가" + " " * 4 * n + "나", id="blanks"),
+        pytest.param(lambda n: " \n" * 2 * n + "나", id="breaks"),
+        pytest.param(lambda n: "." * 4 * n + "나", id="marks"),
+        pytest.param(lambda n: "다" * 4 * n, id="endings"),
+        pytest.param(lambda n: "다" + ")" * 4 * n + "나", id="closers"),
+        pytest.param(lambda n: "<" * n + "</s>" + "/s>" * n, id="tokens"),
+        pytest.param(lambda n: "<|" * 2 * n, id="openings"),
     ],
 )
-def test_long_texts_take_no_square_of_time(work: Callable[[str], Any], text: str) -> None:
-    began = time.process_time()
-    work(text)
-    assert time.process_time() - began < 2
+def test_long_texts_take_no_square_of_time(
+    work: Callable[[str], Any], text: Callable[[int], str]
+) -> None:
+    assert growth(work, text, 3_000) < NO_SQUARE
 
 
 def test_tokens_within_tokens_never_come_back() -> None:
@@ -280,10 +301,13 @@ def test_tokens_within_tokens_never_come_back() -> None:
 
 
 def test_a_group_of_many_answers_takes_no_square_of_time() -> None:
-    group = tuple(Answer(str(n), n) for n in range(1, 20_001))
-    began = time.process_time()
-    assert settle(group, [None] * len(group)) == (group, [])
-    assert time.process_time() - began < 1
+    def group(count: int) -> tuple[Answer, ...]:
+        return tuple(Answer(str(n), n) for n in range(1, count + 1))
+
+    def settled(given: tuple[Answer, ...]) -> None:
+        assert settle(given, [None] * len(given)) == (given, [])
+
+    assert growth(settled, group, 1_000) < NO_SQUARE
 
 
 def test_long_questions_are_compared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,9 +327,7 @@ def test_long_questions_are_compared_a_few_at_a_time(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.timeout(60)
 def test_a_tokenizer_is_trained_in_spite_of_an_endless_word() -> None:
-    """BPE would take minutes over it."""
+    """BPE would take minutes over it; pytest ends this test before."""
     texts = ["a" * 100_000, "가다. " * 100, "ab" * 50_000 + " 나라"]
-    began = time.process_time()
     trained = train_tokenizer(texts, 262, ())
-    assert time.process_time() - began < 2
     assert trained.decode(trained.encode("나라 aaa").ids) == "나라 aaa"

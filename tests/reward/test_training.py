@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
         train(model, GROUPS, GROUPS, knobs(), one, CODEC, "seed")
 
 
-# ---- proof 14
+# ---- answers that exploit a reward
 
 
 def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Pat
         assert found < median, f"{name}: {found:.2f}, SFT {median:.2f}"
 
 
-# ---- proof 13: planted length bias
+# ---- a planted length bias
 
 
 class Planted(RewardModel):

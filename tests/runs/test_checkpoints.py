@@ -1,10 +1,13 @@
 """A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from stages.rlhf import files
 from stages.rlhf.runs import checkpoints, signals
 from stages.rlhf.runs.signals import Interrupted
 from tests.conftest import ROOT, Killed, full_disk, naming
+from tests.model_fixtures import differing
 from tests.ppo import resumed_ppo
 
 
@@ -54,12 +58,32 @@ def test_a_damaged_one_is_named_and_passed_over(
     assert f"{tmp_path / 'step-6'}: " in capsys.readouterr().err
 
 
-def moments() -> list[tuple[Any, str, int]]:
-    """What a save calls, and at which call of it the kill comes."""
+WATCHED: tuple[tuple[Any, str], ...] = (
+    (checkpoints, "save_file"),
+    (files, "sync"),
+    (Path, "write_text"),
+    (Path, "rename"),
+    (shutil, "rmtree"),
+)
+
+
+def moments() -> list[Any]:
+    """Every call by which a save writes, moves or removes, as counted in one that nobody kills."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, inner: Any) -> Any:
+        return lambda *given, **named: calls.update([name]) or inner(*given, **named)
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        save(Path(folder), 3)
+        for owner, name in WATCHED:
+            patch.setattr(owner, name, counted(name, getattr(owner, name)))
+        save(Path(folder), 6)
+    assert set(calls) == {name for _, name in WATCHED}, "a save does not call what is watched"
     return [
-        (checkpoints, "save_file", 1),
-        *((files, "sync", n) for n in range(1, 8)),
-        *((Path, "rename", n) for n in (1, 2)),
+        pytest.param(owner, name, call, id=f"{name} {call}")
+        for owner, name in WATCHED
+        for call in range(1, calls[name] + 1)
     ]
 
 
@@ -98,14 +122,7 @@ def test_a_full_disk_is_named_and_the_one_before_stays(
     assert loaded(tmp_path) == 3
 
 
-# ---- 9. PPO goes on
-
-
-def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    def same(a: Any, b: Any) -> bool:
-        return a.equal(b) if isinstance(a, torch.Tensor) else a == b
-
-    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
+# ---- PPO goes on
 
 
 @pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
@@ -133,7 +150,7 @@ def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
     whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
     for step in (1, 2):  # the update of warm-up, and the first of the policy
         with monkeypatch.context() as patched:
-            patched.setattr(signals, "asked", lambda: True)
+            patched.setattr(signals, "stop_requested", lambda: True)
             with pytest.raises(Interrupted, match=naming(f"step {step}", tmp_path / "cut")):
                 resumed_ppo.run(tmp_path / "cut")
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))

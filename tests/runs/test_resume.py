@@ -25,7 +25,7 @@ from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
 from stages.rlhf.train.pretraining import new_llama, pretrain
 from tests.conftest import Killed, full_disk, naming
-from tests.model_fixtures import ARCHITECTURE, IDS, save_base, tiny_llama
+from tests.model_fixtures import ARCHITECTURE, IDS, differing, save_base, tiny_llama
 from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
 from tests.sft_fixtures import GROUPS as RANKED
 from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
@@ -125,15 +125,6 @@ RUNS: dict[str, tuple[Callable[[Path], Result], list[int]]] = {
 }
 
 
-def same(one: Result, two: Result) -> list[str]:
-    """The keys under which two results differ."""
-
-    def equal(a: Any, b: Any) -> bool:
-        return bool(torch.equal(a, b)) if isinstance(a, torch.Tensor) else a == b
-
-    return [key for key in one.keys() | two.keys() if not equal(one.get(key), two.get(key))]
-
-
 def started_from(folder: Path) -> list[int]:
     """Every step that a loop began at, of all shelves below the folder, in order."""
     logs = sorted(folder.rglob(checkpoints.LOG))
@@ -152,7 +143,7 @@ def test_after_a_kill_it_comes_to_the_same_bits(
     whole = run(tmp_path / "whole")
     with killed_at(monkeypatch, save):
         run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
+    assert differing(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) > 0
     assert max(started_from(tmp_path / "whole")) == 0
 
@@ -165,10 +156,10 @@ def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
     whole = run(tmp_path / "whole")
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
-        patched.setattr(signals, "asked", lambda: True)
+        patched.setattr(signals, "stop_requested", lambda: True)
         with pytest.raises(Interrupted, match=r"step [12]\b"):
             run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
+    assert differing(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) in (1, 2)
 
 
@@ -202,7 +193,7 @@ def test_sft_passes_over_what_is_damaged(
     ]
     with (kept / "checkpoint-3" / "optimizer.pt").open("r+b") as file:
         file.write(b"not what it was")
-    assert same(whole, run(tmp_path / "cut")) == []
+    assert differing(whole, run(tmp_path / "cut")) == []
     told = capsys.readouterr().err
     assert re.search(naming("checkpoint-4"), told)  # has no manifest yet
     assert re.search(naming("checkpoint-3", "optimizer.pt", "manifest.json"), told)
@@ -227,5 +218,5 @@ def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
         patched.setattr(torch, "save", full)
         with pytest.raises(ValueError, match=naming("phase0", "No space left")):
             run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
+    assert differing(whole, run(tmp_path / "cut")) == []
     assert max(started_from(tmp_path / "cut")) > 0

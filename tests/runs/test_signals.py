@@ -61,7 +61,6 @@ def test_a_signal_saves_the_step_and_the_next_run_goes_on(
         while not log(cut):
             assert time.monotonic() < end
             time.sleep(0.05)
-        time.sleep(0.3)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
