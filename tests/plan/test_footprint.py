@@ -1,8 +1,10 @@
 """The plan's arithmetic: against torch's own counts, and against peaks that were measured."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,26 +111,22 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
     assert all("there are 12.0" in problem for problem in problems)
 
 
-def test_the_command_says_what_a_run_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tmp_path, model="micro")
-    command = [sys.executable, "-m", "stages.rlhf.plan.plan"]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert lost.returncode == 1
-    assert "metrics/preprocess.json" in lost.stderr
+def test_the_command_says_what_a_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path, model="micro", threads=torch.get_num_threads())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plan"])
+    with pytest.raises(SystemExit, match=naming("metrics/preprocess.json")):
+        plan.main()
     (tmp_path / "metrics").mkdir()
-    metrics = (ROOT / "metrics" / "preprocess.json").read_text("utf-8")
-    (tmp_path / "metrics" / "preprocess.json").write_text(metrics, "utf-8")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()[2:7]} == {
-        *("sft", "rm", "judge", "ppo", "evaluate")
-    }
-    tight = subprocess.run(
-        [*command, "--memory", "0.1"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert tight.returncode == 1
-    assert "ppo needs" in tight.stderr
+    shutil.copy(ROOT / "metrics" / "preprocess.json", tmp_path / "metrics")
+    plan.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:7]] == ["sft", "rm", "judge", "ppo", "evaluate"]
+    monkeypatch.setattr(sys, "argv", ["plan", "--memory", "0.1"])
+    with pytest.raises(SystemExit, match="ppo"):
+        plan.main()
 
 
 def measured(hidden: int, tokens: int, kept: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Reward training: what a group counts, whatever micro-batch it lies in, and what a member is."""
 
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -419,6 +420,7 @@ def planted_groups(count: int, answers: int, bias: float, matched: bool, seed: i
     return groups
 
 
+@cache
 def planted_report(answers: int, **changed: Any) -> dict[str, float]:
     """Accuracy on length-matched pairs and correlation with length given the true rank."""
     torch.manual_seed(0)

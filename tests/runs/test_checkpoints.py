@@ -125,35 +125,41 @@ def test_a_full_disk_is_named_and_the_one_before_stays(
 # ---- PPO goes on
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to if nothing ends it."""
+    return resumed_ppo.everything(resumed_ppo.run(tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
-def test_six_updates_are_three_a_kill_and_three(tmp_path: Path, killed_at: int) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
-    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(tmp_path / "cut"), str(killed_at)]
+def test_six_updates_are_three_a_kill_and_three(
+    tmp_path: Path, whole: dict[str, Any], killed_at: int
+) -> None:
+    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(tmp_path), str(killed_at)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    kept = tmp_path / "cut" / "kept" / "step-4"  # after one update of warm-up
+    kept = tmp_path / "kept" / "step-4"  # after one update of warm-up
     assert kept.is_dir() == (killed_at == 5)
-    trainer = resumed_ppo.run(tmp_path / "cut", killed_at=2 if killed_at == 5 else None)
+    trainer = resumed_ppo.run(tmp_path, killed_at=2 if killed_at == 5 else None)
     assert differing(whole, resumed_ppo.everything(trainer)) == []
     assert [row["update"] for row in trainer.outcome.updates] == list(range(7))
 
 
-def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path))
+def test_a_run_that_ended_is_not_run_again(tmp_path: Path, whole: dict[str, Any]) -> None:
+    resumed_ppo.run(tmp_path)
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path, killed_at=1))
     assert differing(whole, again) == []
 
 
 def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
     for step in (1, 2):  # the update of warm-up, and the first of the policy
         with monkeypatch.context() as patched:
             patched.setattr(signals, "stop_requested", lambda: True)
-            with pytest.raises(Interrupted, match=naming(f"step {step}", tmp_path / "cut")):
-                resumed_ppo.run(tmp_path / "cut")
-    again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
+            with pytest.raises(Interrupted, match=naming(f"step {step}", tmp_path)):
+                resumed_ppo.run(tmp_path)
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path))
     assert differing(whole, again) == []
 
 

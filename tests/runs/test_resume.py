@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,32 +136,47 @@ def started_from(folder: Path) -> list[int]:
 CASES = [(name, save) for name, (_, saves) in RUNS.items() for save in saves]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """What each run comes to if nothing ends it."""
+
+    @cache
+    def made(name: str) -> Result:
+        folder = tmp_path_factory.mktemp("whole")
+        found = RUNS[name][0](folder)
+        assert max(started_from(folder)) == 0
+        return found
+
+    return made
+
+
 @pytest.mark.parametrize(("name", "save"), CASES)
 def test_after_a_kill_it_comes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, save: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    name: str,
+    save: int,
 ) -> None:
     run = RUNS[name][0]
-    whole = run(tmp_path / "whole")
     with killed_at(monkeypatch, save):
-        run(tmp_path / "cut")
-    assert differing(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) > 0
-    assert max(started_from(tmp_path / "whole")) == 0
+        run(tmp_path)
+    assert differing(whole(name), run(tmp_path)) == []
+    assert max(started_from(tmp_path)) > 0
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result], name: str
 ) -> None:
-    run = RUNS[name][0]
-    whole = run(tmp_path / "whole")
+    run, expected = RUNS[name][0], whole(name)
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
         patched.setattr(signals, "stop_requested", lambda: True)
         with pytest.raises(Interrupted, match=r"step [12]\b"):
-            run(tmp_path / "cut")
-    assert differing(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) in (1, 2)
+            run(tmp_path)
+    assert differing(expected, run(tmp_path)) == []
+    assert max(started_from(tmp_path)) in (1, 2)
 
 
 def test_answers_that_were_kept_are_not_made_again(
@@ -181,30 +197,32 @@ def test_answers_that_were_kept_are_not_made_again(
 
 
 def test_sft_passes_over_what_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tuned("lora", both=False)
-    whole = run(tmp_path / "whole")
+    run = RUNS["sft lora"][0]
     with killed_at(monkeypatch, 4):
-        run(tmp_path / "cut")
-    kept = tmp_path / "cut" / "work" / "phase0"
+        run(tmp_path)
+    kept = tmp_path / "work" / "phase0"
     assert sorted(p.name for p in kept.glob("checkpoint-*")) == [
         f"checkpoint-{i}" for i in (2, 3, 4)
     ]
     with (kept / "checkpoint-3" / "optimizer.pt").open("r+b") as file:
         file.write(b"not what it was")
-    assert differing(whole, run(tmp_path / "cut")) == []
+    assert differing(whole("sft lora"), run(tmp_path)) == []
     told = capsys.readouterr().err
     assert re.search(naming("checkpoint-4"), told)  # has no manifest yet
     assert re.search(naming("checkpoint-3", "optimizer.pt", "manifest.json"), told)
-    assert started_from(tmp_path / "cut") == [0, 2]
+    assert started_from(tmp_path) == [0, 2]
 
 
 def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result]
 ) -> None:
-    run = tuned("lora", both=False)
-    whole = run(tmp_path / "whole")
+    run = RUNS["sft lora"][0]
+    expected = whole("sft lora")
     saves: list[int] = []
     inner = torch.save
 
@@ -217,6 +235,6 @@ def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
         with pytest.raises(ValueError, match=naming("phase0", "No space left")):
-            run(tmp_path / "cut")
-    assert differing(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) > 0
+            run(tmp_path)
+    assert differing(expected, run(tmp_path)) == []
+    assert max(started_from(tmp_path)) > 0
