@@ -1,7 +1,5 @@
 """The tables of experiments: their columns are metrics, their params load, rivals are paired."""
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
-from tests.conftest import write_params
-from tests.model_fixtures import LORA, QUESTIONS, SENTENCES, save_base, save_sft, tiny_tokenizer
+from tests.conftest import ROOT, naming, staged_json, write_params
+from tests.model_fixtures import LORA, save_base, save_sft
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
 KINDS = [rivals.KINDS[i % 3] for i in range(len(QUESTIONS))]
 ASKED = [
     SftRow(id=str(i), question=question, answer=SENTENCES[i % 4], must_contain="입니다", kind=kind)
@@ -45,8 +43,7 @@ def committed_run() -> dict[str, Any]:
     """The default run as a row of exp_show."""
     row: dict[str, Any] = {}
     for file in (experiments.EVALUATE, experiments.PPO, experiments.RM, experiments.JUDGE):
-        shown = subprocess.run(["git", "show", f"HEAD:{file}"], cwd=ROOT, capture_output=True)
-        row |= {f"{file}:{key}": value for key, value in flat(json.loads(shown.stdout)).items()}
+        row |= {f"{file}:{key}": value for key, value in flat(staged_json(file)).items()}
     return row
 
 
@@ -84,7 +81,7 @@ def test_rivals_are_read_beside_the_seeds_of_the_pipeline(monkeypatch: pytest.Mo
         {row: f"rev of {row}" for row in table.rows},
         {0: "default", 1: "seeds-seed-1", 2: "seeds-seed-2"},
     )
-    with pytest.raises(ValueError, match="seeds-seed-2: no such experiment"):
+    with pytest.raises(ValueError, match=naming("seeds-seed-2")):
         table.read(found, {name: done[name] for name in ("default", "seeds-seed-1")})
 
 
@@ -148,7 +145,7 @@ def test_answers_of_ppo_are_found_by_question(tmp_path: Path) -> None:
     assert found["exact"].tolist() == [float(row.id == "3") for row in ASKED]
     assert set(found["cosine"]) == {0.1}
     write_jsonl(tmp_path / "samples.jsonl", said[:-1])
-    with pytest.raises(ValueError, match="1 of 8 questions lack, such as 0"):
+    with pytest.raises(ValueError, match=naming("samples.jsonl", 1, 8, 0)):
         rivals.ppo_values(tmp_path / "samples.jsonl", ASKED)
 
 
@@ -181,7 +178,7 @@ def test_a_rival_with_other_shared_rows_is_refused(tmp_path: Path, path: str) ->
             write_jsonl(tmp_path / run / file, ASKED)
     rivals.check_shared(tmp_path / "rival", tmp_path / "default")
     write_jsonl(tmp_path / "rival" / path, ASKED[1:])
-    with pytest.raises(ValueError, match=f"rival: {path} has sha256"):
+    with pytest.raises(ValueError, match=naming("rival", path)):
         rivals.check_shared(tmp_path / "rival", tmp_path / "default")
 
 

@@ -20,16 +20,13 @@ from stages.rlhf.model.store import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
 from stages.rlhf.report import html
 from tests.conftest import write_params
-from tests.model_fixtures import (
+from tests.model_fixtures import fake_hub, shipped, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import (
     QUESTIONS,
     SENTENCES,
-    fake_hub,
     gemma_tokenizer,
     llama2_tokenizer,
     llama3_tokenizer,
-    shipped,
-    tiny_gemma2,
-    tiny_llama,
 )
 
 TWIN = {

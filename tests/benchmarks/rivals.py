@@ -28,8 +28,8 @@ from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft, load_tokenizer
 from stages.rlhf.records import Response, SftRow, read_jsonl, read_rows
 from stages.rlhf.report import comparison
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 ALL = "all"  # beside the kinds
 KINDS = ("unseen_wording", "never_asked", "unseen_ending")
 ANSWERS = ("cosine", *TEXT_METRICS)

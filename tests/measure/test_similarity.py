@@ -16,6 +16,7 @@ from stages.rlhf.measure import similarity
 from stages.rlhf.model import embedder
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.report import comparison
+from tests.conftest import naming
 
 GENERATOR = np.random.default_rng(0)
 A = GENERATOR.normal(size=(20, 7)).astype(np.float32)
@@ -133,5 +134,5 @@ def test_zero_and_constant_vectors_are_finite() -> None:
 
 
 def test_shapes_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"\(20, 7\), \(19, 7\)"):
+    with pytest.raises(ValueError, match=naming((20, 7), (19, 7))):
         similarity.cosine(A, B[1:])

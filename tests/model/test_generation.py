@@ -16,14 +16,9 @@ from stages.rlhf.model.generation import (
     pick,
 )
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
-from tests.model_fixtures import (
-    QUESTIONS,
-    ids_codec,
-    random_ids,
-    tiny_gemma2,
-    tiny_llama,
-    tiny_tokenizer,
-)
+from tests.conftest import naming
+from tests.model_fixtures import ids_codec, random_ids, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 VOCAB, PAD, EOS, NEW = 40, 0, 2, 12
 
@@ -147,9 +142,9 @@ def test_uniforms_come_from_their_own_seed_alone() -> None:
 
 def test_sampling_without_uniforms_is_refused() -> None:
     model = tiny_llama(VOCAB)
-    with pytest.raises(ValueError, match=r"temperature is 1.0, uniforms: none"):
+    with pytest.raises(ValueError, match=naming("temperature", 1.0, "uniforms")):
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 1.0)
-    with pytest.raises(ValueError, match=r"temperature is 0.0, uniforms: given"):
+    with pytest.raises(ValueError, match=naming("temperature", 0.0, "uniforms")):
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 0.0, torch.rand(1, NEW))
 
 

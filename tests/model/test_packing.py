@@ -24,6 +24,7 @@ from stages.rlhf.model.packing import (
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs, response_states
 from stages.rlhf.precision import SDPA_FLOAT32
+from tests.conftest import naming
 from tests.model_fixtures import LORA, random_ids, shake, tiny_gemma2, tiny_llama
 
 VOCAB, PAD = 40, 0
@@ -200,9 +201,9 @@ def test_logprobs_of_some_answers() -> None:
 @pytest.mark.parametrize(
     ("prompts", "answers", "message"),
     [
-        ([[5], []], [[[2]], [[2]]], r"prompt 1 has 0 tokens; expected >= 1"),
-        ([[5], [6]], [[[2]], [[2], []]], r"response 1 of prompt 1 has 0 tokens; expected >= 1"),
-        ([[5], [6]], [[[2]], []], r"prompt 1 has 0 responses; expected >= 1"),
+        ([[5], []], [[[2]], [[2]]], naming("prompt 1", 0, "token")),
+        ([[5], [6]], [[[2]], [[2], [3], []]], naming("prompt 1", 2, 0, "token")),
+        ([[5], [6]], [[[2]], []], naming("prompt 1", 0)),
     ],
 )
 def test_what_is_empty_is_refused(prompts: Any, answers: Any, message: str) -> None:

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import vl_convert
 from PIL import Image
-from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
-from tests.report.plots_page import PAGE, VEGA_LITE, page
+from tests.conftest import ROOT, copy_repository
+from tests.report.plots_page import CHARTS, FIGURES, PAGE, VEGA_LITE, page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-CHARTS = [p for p in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] if isinstance(p, dict)]
-FIGURES = [p for p in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] if isinstance(p, str)]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=15000"]
@@ -105,14 +102,12 @@ def test_a_curve_of_each_model_has_a_dash_of_its_own_and_in_the_legend() -> None
 
 @pytest.fixture(scope="module")
 def commits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose last commit has other curves than the one before it."""
-    clone = tmp_path_factory.mktemp("plots") / "clone"
-    run("git", "clone", "-q", str(ROOT), str(clone), where=ROOT)
+    """A repository whose last commit has other curves than the one before it."""
+    clone = copy_repository(tmp_path_factory.mktemp("plots"))
     for file in {file for chart in CHARTS for plot in chart.values() for file in plot["y"]}:
         lines = (clone / file).read_text(encoding="utf-8").splitlines()
         (clone / file).write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    run("git", *author, "commit", "-qam", "Change every curve", where=clone)
+    run("git", "commit", "-qam", "Change every curve", where=clone)
     return clone
 
 

@@ -12,6 +12,7 @@ from stages.rlhf.measure.length_bias import correct
 from stages.rlhf.measure.length_curve import LengthCurve
 from stages.rlhf.measure.ranked_groups import Group, margins_of
 from stages.rlhf.report.reward_figures import MAX_POINTS, draw_all, length_table, rank_table
+from tests.conftest import naming
 
 NAMES = ("9_score_length", "10_rank_correlation", "11_margins", "12_margins_corrected")
 CURVE = LengthCurve((10.0, 50.0), (-0.5, 0.5))
@@ -143,5 +144,5 @@ def test_odd_groups_are_drawn(
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no groups to draw"):
+    with pytest.raises(ValueError, match=naming("groups")):
         draw_all([], CURVE, 1.0, tmp_path)

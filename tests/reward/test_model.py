@@ -25,18 +25,17 @@ from stages.rlhf.reward.model import (
     member_name,
     new_reward_model,
 )
+from tests.conftest import naming
 from tests.model_fixtures import (
     LORA,
-    QUESTIONS,
-    SENTENCES,
     ids_codec,
     random_ids,
     random_reward_model,
     save_sft,
     sft_roles,
     shake,
-    tiny_tokenizer,
 )
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
 PROMPTS, ANSWERS = random_ids(7, 2, 9, 300, 0), random_ids(7, 1, 6, 300, 1)
 READ = [(prompt, [answer]) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
@@ -167,7 +166,7 @@ def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"), "scalar")
     with torch.no_grad():
         model.members[1].head.value.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"reward1: score of response 0 is nan: \[\d+"):
+    with pytest.raises(ValueError, match=naming("reward1", 0, "nan", READ[0][1][0])):
         model.score(READ, ids_codec())
 
 
@@ -343,7 +342,8 @@ def test_a_reward_model_of_another_backbone_is_refused(tmp_path: Path) -> None:
     random_reward_model(sft_roles(tmp_path, "full")).save(rm)
     save_card(rm, "reward", {"base": base, "sft": sft})
     other = save_sft(base, tmp_path / "other", "lora")
-    with pytest.raises(ValueError, match=r"model.json: sft_sha256 is \w{64}, but now \w{64}"):
+    facts = rm / "model.json", "sft_sha256", model_hash(sft), model_hash(other)
+    with pytest.raises(ValueError, match=naming(*facts)):
         check_card(rm, {"base": base, "sft": other})
 
 

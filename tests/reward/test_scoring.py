@@ -1,34 +1,25 @@
 """The scale of the reward, and its accuracy on hard negatives."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward import scoring
-from tests.model_fixtures import (
-    QUESTIONS,
-    SENTENCES,
-    random_reward_model,
-    sft_roles,
-    shipped,
-    tiny_tokenizer,
-)
+from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
+from tests.conftest import naming
+from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-
-def micro(**changed: Any) -> Any:
-    entry = shipped().models["micro"].model_copy(update={"max_answer_tokens": 8})
-    return shipped().model_copy(update={"model": "micro", "models": {"micro": entry}, **changed})
+MICRO = micro_params(max_answer_tokens=8)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: str) -> None:
     roles, codec = sft_roles(tmp_path, method), Codec(tiny_tokenizer())
     model = random_reward_model(roles)
-    scales = scoring.measure_scale(model, QUESTIONS, codec, micro())
+    scales = measure_scale(model, QUESTIONS, codec, MICRO)
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, shipped().seed, "rm", "scale")
     with roles.use(roles.reference) as sft:  # not the reward model's own adapters
@@ -51,8 +42,8 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
 
 def test_one_question_has_no_sd(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"))
-    with pytest.raises(ValueError, match=r"1 validation prompts: the reward's sd needs 2 or more"):
-        scoring.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), micro())
+    with pytest.raises(ValueError, match=naming(1, 2)):
+        measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
 
 
 def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
@@ -62,7 +53,7 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
         RmRow(id=str(i), question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
         for i, q in enumerate(QUESTIONS)
     ]
-    found = scoring.hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
+    found = hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
     assert set(found) == {"loop", "echo", "cut", "other", "filler", "empty", "empty_reason"}
     assert found["empty"] is None
     above = 0.0

@@ -1,6 +1,7 @@
 """Reward training: what a group counts, whatever micro-batch it lies in, and what a member is."""
 
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,67 +25,19 @@ from stages.rlhf.reward.groups import (
 )
 from stages.rlhf.reward.hard_negatives import for_training
 from stages.rlhf.reward.losses import better, bradley_terry, plackett_luce
-from stages.rlhf.reward.model import Features, Head, Member, RewardModel, new_reward_model
+from stages.rlhf.reward.model import Features, Head, Member, RewardModel
 from stages.rlhf.reward.training import MemberTrainer, bootstrap, scored, train
-from tests.model_fixtures import QUESTIONS, sft_roles, shake, shipped, tiny_tokenizer
+from tests.conftest import naming
+from tests.model_fixtures import Recorder
+from tests.reward_fixtures import CODEC, GROUPS, knobs, reward_model, settings
+from tests.tokenizer_fixtures import QUESTIONS
 
-CODEC = Codec(tiny_tokenizer())
-ANSWERS = ["1947m입니다.", "모릅니다.", "한라산은 제주도에 있습니다.", "네", "1950m"]
-RANKS = [
-    (1.0, 2.0, 3.0, 4.0, 5.0),
-    (2.0, 1.0),  # fewer answers
-    (1.0, 1.0, 2.0, 2.0, 2.0),  # ties
-    (3.0, 3.0, 3.0),  # nothing but ties
-    (5.0, 4.0, 3.0, 2.0, 1.0),
-    (2.0, 1.0, 1.0, 3.0),
-]
-ROWS = [
-    RmRow(id=str(i), question=QUESTIONS[i], answers=tuple(ANSWERS[: len(ranks)]), ranks=ranks)
-    for i, ranks in enumerate(RANKS)
-]
-GROUPS = encode_groups(ROWS, CODEC, window=256)
 LOSSES = {"bradley_terry": bradley_terry, "plackett_luce": plackett_luce}
-PLAIN = {
-    "head": "hybrid",
-    "elements": "groups",
-    "loss": "plackett_luce",
-    "lm_coef": 0.3,
-    "members": 1,
-    "margin": 0.0,
-    "label_smoothing": 0.0,
-    "odin_coef": 0.0,
-    "length_balance": False,
-    "hard_negatives": 0.0,
-}
-
-
-def knobs(**changed: Any) -> RmConfig:
-    return RmConfig.model_validate({**shipped().rm.model_dump(), **PLAIN, **changed})
-
-
-def settings(**changed: Any) -> RewardScale:
-    fixed = {"epochs": 2, "batch_size": 6, "micro_batch_tokens": 9999, "learning_rate": 1e-2}
-    return RewardScale(**{**fixed, **changed})
-
-
-def reward_model(folder: Path, head: str = "hybrid", members: int = 1) -> RewardModel:
-    roles = sft_roles(folder, "full")
-    model = new_reward_model(roles, head, members, "tests")
-    for i in range(members):
-        shake(roles, f"reward{i}", seed=5 + i, size=0.1)
-    return model
 
 
 def one_trainer(model: RewardModel, rm: RmConfig, now: RewardScale | None = None) -> MemberTrainer:
     torch.manual_seed(1)  # the length head's start
     return MemberTrainer(model, 0, rm, now or settings(), CODEC)
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients of a step, and takes none."""
-
-    def step(self, closure: Any = None) -> None:
-        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -336,7 +289,7 @@ def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> None:
     groups = [GROUPS, GROUPS]
     groups[part] = []
-    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
+    with pytest.raises(ValueError, match=naming(name)):
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
@@ -344,7 +297,7 @@ def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> No
 def test_only_tied_groups_are_nothing_to_train_on(tmp_path: Path, part: int, name: str) -> None:
     groups = [GROUPS, GROUPS]
     groups[part] = GROUPS[3:4]
-    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
+    with pytest.raises(ValueError, match=naming(name)):
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
@@ -353,11 +306,11 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with torch.no_grad():
         model.members[0].head.value.weight[0, 0] = torch.nan
     one = settings(epochs=1, batch_size=2, micro_batch_tokens=9999)
-    with pytest.raises(ValueError, match="reward0: the loss of step 1 of 3 is not finite"):
+    with pytest.raises(ValueError, match=naming("reward0", 1, 3)):
         train(model, GROUPS, GROUPS, knobs(), one, CODEC, "seed")
 
 
-# ---- proof 14
+# ---- answers that exploit a reward
 
 
 def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Path) -> None:
@@ -400,7 +353,7 @@ def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Pat
         assert found < median, f"{name}: {found:.2f}, SFT {median:.2f}"
 
 
-# ---- proof 13: planted length bias
+# ---- a planted length bias
 
 
 class Planted(RewardModel):
@@ -472,6 +425,7 @@ def planted_groups(count: int, answers: int, bias: float, matched: bool, seed: i
     return groups
 
 
+@cache
 def planted_report(answers: int, **changed: Any) -> dict[str, float]:
     """Accuracy on length-matched pairs and correlation with length given the true rank."""
     torch.manual_seed(0)
