@@ -37,8 +37,8 @@ from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
-from stages.rlhf.ppo.process_group import ProcessGroup
-from stages.rlhf.ppo.trainer import SINGLE_PROCESS, PpoTrainer
+from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 
@@ -329,13 +329,12 @@ def ppo_knobs(**changed: Any) -> PpoConfig:
 
 
 def ppo_settings(**changed: Any) -> PpoScale:
-    """16 answers, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
+    """16 responses, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
     fixed = {
         "updates": 2,
         "batch_size": 16,
         "minibatches": 2,
         "micro_batch_tokens": 60,
-        "kept_tokens": 0,
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
     }

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, model_validator
 
 from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
 from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.models import ModelEntry
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig
@@ -41,6 +42,7 @@ class Params(Section):
     rm: RmConfig
     judge: JudgeConfig
     ppo: PpoConfig
+    limits: Limits
     evaluate: EvaluateConfig
     models: dict[str, Model]
 

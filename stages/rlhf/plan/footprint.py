@@ -15,9 +15,8 @@ from stages.rlhf.model.logprobs import TILES
 from stages.rlhf.reward.model import SCORING_TOKENS
 
 GIB = 2**30
-# Numbers per token and layer, in widths: what autograd keeps, and the peak of both passes together,
+# Numbers per token and layer, in widths, at the peak of a forward and a backward pass together,
 # gradients and temporaries on top. Fitted to measured peaks of a CPU process.
-KEPT = {"hidden": 7, "keys": 4, "intermediate": 4}
 WORKED = {"hidden": 20, "keys": 4, "intermediate": 4}
 WORKED_BESIDES = 2500  # what grows with no width: masks, statistics, low-rank products
 LOGITS_COPIES = 3  # of [B, T, V] in SFT's loss: logits, their float32 form, their gradient
@@ -105,18 +104,12 @@ class Shape:
         """Numbers of one adapter."""
         return self.layers * sum(r * (i + o) for i, o in self.linears)
 
-    def kept(self, size: float) -> float:
-        """Bytes that a token's forward pass keeps for the backward, at `size` bytes a number."""
-        return size * self.layers * self._widths(KEPT)
-
     def worked(self, size: float) -> float:
         """Bytes per token at the peak of a forward and a backward pass."""
-        return size * self.layers * (self._widths(WORKED) + WORKED_BESIDES)
-
-    def _widths(self, times: Mapping[str, int]) -> float:
         keys = self.kv_heads * self.head_dim
         widths = {"hidden": self.hidden, "keys": keys, "intermediate": self.intermediate}
-        return sum(n * widths[name] for name, n in times.items())
+        numbers = sum(times * widths[name] for name, times in WORKED.items())
+        return size * self.layers * (numbers + WORKED_BESIDES)
 
     def cache(self, size: float) -> float:
         """Bytes of a token's keys and values."""
@@ -193,13 +186,11 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
             "decoding": decoding(model.generate.batch_size),
         }
     ppo = model.ppo
-    minibatch = ppo.batch_size // ppo.minibatches * row
-    keeps = 2 * min(ppo.kept_tokens, minibatch)
     found["ppo"] = {
         "weights": weights * (2 if whole else 1),  # SFT's, and the base model's for the judge
         "adapters": 4.0 * adapter * (3 + params.rm.members + sft_adapters),
         "training": trained(2 * adapter),
-        "activations": max(ppo.micro_batch_tokens, row) * worked + keeps * shape.kept(size),
+        "activations": max(ppo.micro_batch_tokens, row) * worked,
         "tile": tile,
         "decoding": decoding(ppo.batch_size),
     }
