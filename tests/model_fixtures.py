@@ -38,7 +38,10 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.ppo.rollout import Rollout
+from stages.rlhf.ppo.selection import Decide, Kept
 from stages.rlhf.ppo.trainer import PpoTrainer
+from stages.rlhf.ppo.validation import Validation
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 
@@ -356,6 +359,7 @@ def ppo_trainer(
     max_new_tokens: int = 8,
     head: str = "hybrid",
     process_group: ProcessGroup = SINGLE_PROCESS,
+    seed: int = 0,
 ) -> PpoTrainer:
     """A PPO trainer with all its roles, the same bits at each call; it works below `folder`."""
     reward_model = deepcopy(_scored_roles(method, dtype, head))
@@ -369,7 +373,26 @@ def ppo_trainer(
         ppo or ppo_knobs(),
         settings or ppo_settings(),
         max_new_tokens,
-        seed=0,
+        seed=seed,
         work=folder / "work",
         process_group=process_group,
     )
+
+
+def sampled(trainer: PpoTrainer, update: int = 1) -> Rollout:
+    """A rollout of 16 responses, two to each question."""
+    return trainer.rollout(update, [trainer.prompts[i % len(trainer.prompts)] for i in range(16)])
+
+
+def no_validation() -> Validation:
+    """Greedy answers that nobody looks at."""
+    return Validation({"chrf": 0.0}, [])
+
+
+def keep(*updates: int) -> Decide:
+    """Each of these updates is better than all before it."""
+
+    def decide(rows: list[dict[str, float]]) -> Kept:
+        return Kept(max(int(row["update"]) for row in rows if row["update"] in updates), "a test")
+
+    return decide
