@@ -93,6 +93,7 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
     gates = comparison.gates(
         blocks,
         fmean(length(row.answer) for row in rows),
+        params.limits,
         gate_failure(paths["gate"]) is None,
         params.data.source == "sample",
     )

@@ -14,7 +14,7 @@ from stages.rlhf.model.sequences import (
     response_logprobs,
     response_states,
 )
-from stages.rlhf.ppo.rollout import token_values
+from stages.rlhf.ppo.actor_critic import token_values
 from stages.rlhf.reward.model import Features
 from tests.conftest import naming
 from tests.model_fixtures import PpoTrainer, ppo_trainer, random_ids, tiny_llama

@@ -11,7 +11,7 @@ from stages.rlhf.measure.length_curve import LengthCurve
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.sequences import collate, hidden_states
 from stages.rlhf.model.store import check_card, load_sft, model_hash, save_card
-from stages.rlhf.ppo.trainer import new_value_head
+from stages.rlhf.ppo.actor_critic import new_value_head
 from stages.rlhf.reward import model
 from stages.rlhf.reward.model import (
     TOKEN_HEADS,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, StageParams, View
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
 
 
@@ -59,5 +60,6 @@ class EvaluateParams(StageParams):
 
     data: DataSource
     evaluate: EvaluateConfig
+    limits: Limits
     ppo: SamplingTemperature
     base_model: ModelEntry

@@ -13,9 +13,8 @@ from stages.rlhf.config.whole import Model, Params
 from stages.rlhf.sizes import LOGITS_TILE, SCORING_TOKENS
 
 GIB = 2**30
-# Values per token and layer, in multiples of the widths: what autograd stores (KEPT), and the peak
-# of forward and backward (WORKED), temporaries included. Fitted to peaks of a CPU process.
-KEPT = {"hidden": 7, "keys": 4, "intermediate": 4}
+# Values per token and layer, in multiples of the widths, at the peak of a forward and a backward
+# pass, temporaries included. Fitted to peaks of a CPU process.
 WORKED = {"hidden": 20, "keys": 4, "intermediate": 4}
 WORKED_BESIDES = 2500  # independent of the widths: masks, statistics, low-rank products
 LOGITS_COPIES = 3  # of [B, T, V] in SFT's loss: logits, their float32 form, their gradient
@@ -103,18 +102,12 @@ class Shape:
         """Parameters of one adapter."""
         return self.layers * sum(r * (i + o) for i, o in self.linears)
 
-    def kept(self, size: float) -> float:
-        """Bytes per token that the forward pass stores for the backward; `size` bytes per value."""
-        return size * self.layers * self._widths(KEPT)
-
     def worked(self, size: float) -> float:
         """Bytes per token at the peak of a forward and a backward pass."""
-        return size * self.layers * (self._widths(WORKED) + WORKED_BESIDES)
-
-    def _widths(self, times: Mapping[str, int]) -> float:
         keys = self.kv_heads * self.head_dim
         widths = {"hidden": self.hidden, "keys": keys, "intermediate": self.intermediate}
-        return sum(n * widths[name] for name, n in times.items())
+        numbers = sum(times * widths[name] for name, times in WORKED.items())
+        return size * self.layers * (numbers + WORKED_BESIDES)
 
     def cache(self, size: float) -> float:
         """Bytes of a token in the KV cache."""
@@ -191,13 +184,11 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
             "decoding": decoding(model.generate.batch_size),
         }
     ppo = model.ppo
-    minibatch = ppo.batch_size // ppo.minibatches * row
-    keeps = 2 * min(ppo.kept_tokens, minibatch)
     found["ppo"] = {
         "weights": weights * (2 if whole else 1),  # SFT, and the base model for the judge
         "adapters": 4.0 * adapter * (3 + params.rm.members + sft_adapters),
         "training": trained(2 * adapter),
-        "activations": max(ppo.micro_batch_tokens, row) * worked + keeps * shape.kept(size),
+        "activations": max(ppo.micro_batch_tokens, row) * worked,
         "tile": tile,
         "decoding": decoding(ppo.batch_size),
     }

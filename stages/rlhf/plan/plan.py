@@ -25,7 +25,7 @@ REDUCED_BY = {
     "weights": "dtype: bfloat16, or another `model`",
     "adapters": "models.{model}.lora.r, rm.members",
     "training": "models.{model}.lora.r, or sft.method: lora",
-    "activations": "models.{model}.{stage}.{micro}, or kept_tokens",
+    "activations": "models.{model}.{stage}.{micro}",
     "logits": "models.{model}.sft.micro_batch_size",
     "tile": "nothing: it is small",
     "decoding": "models.{model}.{batch}, max_answer_tokens",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.measure import similarity
 from stages.rlhf.measure.style import STYLE_METRICS, distinct, style_values
 from stages.rlhf.measure.text import fold, text_values
@@ -20,8 +21,6 @@ from stages.rlhf.records import Response, SftRow
 
 T = TypeVar("T")
 
-SLACK = 0.005  # by which PPO's repetition and copy rate may exceed SFT's
-LENGTH_BAND = 0.15  # allowed relative deviation of PPO's mean length from the references'
 EOS_RATE = 0.99  # required of PPO's responses in the sample world
 
 REASONS = {
@@ -181,7 +180,11 @@ def compared(
 
 
 def gates(
-    found: Mapping[str, Any], reference_length: float, rm_ok: bool, known_world: bool
+    found: Mapping[str, Any],
+    reference_length: float,
+    limits: Limits,
+    rm_ok: bool,
+    known_world: bool,
 ) -> dict[str, bool]:
     """`report` -> whether PPO's gain is credible; a failed gate is a value, not an error.
 
@@ -193,9 +196,11 @@ def gates(
     ends = ppo["eos_rate"] >= EOS_RATE or (not known_world and ppo["eos_rate"] >= sft["eos_rate"])
     return {
         "ppo_beats_sft": all(low is not None and low > 0 for low in lows),
-        "no_repetition": all(ppo[k] <= sft[k] + SLACK for k in ("repetition", "copy_rate")),
+        "no_repetition": all(
+            ppo[k] <= sft[k] + limits.repetition_slack for k in ("repetition", "copy_rate")
+        ),
         "ends": bool(ends),
-        "length_in_band": abs(ppo["length"] / reference_length - 1) <= LENGTH_BAND,
+        "length_in_band": abs(ppo["length"] / reference_length - 1) <= limits.length_band,
         "rm_ok": rm_ok,
     }
 
