@@ -393,7 +393,7 @@ def help_table(language: str) -> str:
         ),
         "ko": (
             ["처음 보는 표현", "물은 적 없는 사실", "처음 보는 어미", "판정 모델이 SFT보다 선호"],
-            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT 뒤 1위 답변으로 SFT"},
+            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT 뒤 최고 순위 답변으로 SFT"},
         ),
     }[language]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]

@@ -140,7 +140,7 @@ def lost_names(page: str, text: str) -> Iterator[str]:
         path, _, name = code.partition(":")
         if not re.fullmatch(OURS, path) or path.startswith(("metrics/details/", "metrics/runtime")):
             continue
-        if path.split("/")[-1] == "x.py" or path.endswith("/x/"):  # any stage
+        if re.search(r"/(test_)?x(/|\.\w+)$", path):  # of any stage x
             continue
         file = next((f / path for f in folders if (f / path).exists()), None)
         if file is None or (name and name not in names_in(file)):
