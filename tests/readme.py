@@ -215,8 +215,8 @@ def pooled_line(rows: list[dict[str, str]]) -> str:
         mean(rows, f"{pair}.{key}") for key in ("chrf_win_rate_decided", "judge_agreement")
     )
     return (
-        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f} % of SFT's inexact answers on"
-        f" unseen wordings ({least} to {most} %). `contains` moves by {contains} points, repetition"
+        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f}% of SFT's inexact answers on"
+        f" unseen wordings ({least} to {most}%). `contains` moves by {contains} points, repetition"
         f" by {points(rows, 'all.repetition')}, copying by {points(rows, 'all.copy_rate')}. The"
         f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions;"
         f" chrF does on {nearer:.3f} of those that it decides, and the judge says the same on"
@@ -385,7 +385,7 @@ def help_table(language: str) -> str:
     taught = [row for row in table("seeds") if row["row"] in seeds]
     pair = metrics("evaluate")["ppo_vs_sft"]
     ends = (pair[f"win_rate_decided{end}"] for end in ("", "_ci_low", "_ci_high"))
-    wins = "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * share for share in ends))
+    wins = "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * share for share in ends))
     titles, names = {
         "en": (
             ["unseen wording", "never-asked fact", "unseen ending", "judge prefers it to SFT"],
@@ -393,7 +393,7 @@ def help_table(language: str) -> str:
         ),
         "ko": (
             ["처음 보는 표현", "물은 적 없는 사실", "처음 보는 어미", "판정 모델이 SFT보다 선호"],
-            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT 뒤 최고 순위 답변으로 SFT"},
+            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT + 최고 순위 답변"},
         ),
     }[language]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
@@ -401,15 +401,15 @@ def help_table(language: str) -> str:
         rows = [found["rank-1 answers"]] if model == "rank1" else taught
         prefix = "" if model == "rank1" else f"{model}."
         shares = [100 * mean(rows, f"{prefix}{kind}.exact") for kind in KINDS]
-        cells = [*(f"{share:.1f} %" for share in shares), wins if model == "ppo" else "–"]
+        cells = [*(f"{share:.1f}%" for share in shares), wins if model == "ppo" else "–"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = {
         "en": "Share of answers equal to the reference, to the letter; mean of {} seeds. The judge,"
         " a second reward model, compares the two answers where they differ: {} of {} test"
-        " questions, default run, 95 % interval.",
+        " questions, default run, 95% interval.",
         "ko": "참조 답변과 글자까지 똑같은 답의 비율이며 시드 {}개의 평균입니다. 판정 모델은 따로"
         " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 기본 실행의 시험 질문"
-        " {}개(전체 {}개), 95 % 신뢰구간입니다.",
+        " {}개(전체 {}개), 95% 신뢰구간입니다.",
     }
     asked = metrics("evaluate")["questions"]
     note = notes[language].format(len(taught), asked - pair["ties"], asked)

@@ -332,7 +332,7 @@ def test_seeds_are_shown_and_pooled(made: Path) -> None:
     assert len(lines) == 2 + 5 * 3 + 2
     line = lines[-1]
     # SFT leaves .2 inexact; PPO .1 with four seeds and .3 with the fifth: .14 on average
-    assert "removes 30 % of SFT's inexact answers on unseen wordings (-50 to 50 %)" in line
+    assert "removes 30% of SFT's inexact answers on unseen wordings (-50 to 50%)" in line
     assert "+0.0 (unseen wordings), +2.0 (never-asked facts), +0.0 (unseen endings)" in line
     # 3 x 30 decided at .6, none, and 10 at 1
     assert "prefers PPO on 0.640 of 100 decided questions; chrF does on 0.500" in line
