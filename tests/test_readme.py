@@ -204,7 +204,7 @@ def check_koqa(words: list[str]) -> None:
     module, name = project["scripts"]["koqa"].split(":")
     command = getattr(import_module(module), name)
     context = click.Context(command)
-    if isinstance(command, click.Group):
+    if isinstance(command, click.Group) and not words[0].startswith("-"):
         command = command.get_command(context, words[0])
         words = words[1:]
     assert command is not None, f"koqa {words}: no such command"
