@@ -133,7 +133,9 @@ def test_a_browser_draws_every_chart_offline(
     head, _, end = html.rpartition("</body>")  # Vega holds that word too
     (tmp_path / "measured.html").write_text(head + BEYOND + end, encoding="utf-8")
     measured = (tmp_path / "measured.html").as_uri()
-    dom = run(BROWSER, *FLAGS, "--dump-dom", f"--window-size={WIDTH},2000", measured, where=tmp_path)
+    dom = run(
+        BROWSER, *FLAGS, "--dump-dom", f"--window-size={WIDTH},2000", measured, where=tmp_path
+    )
     revisions = max(1, len(words) - 1)
     ((cut, widest),) = re.findall(r"<title>(\d+ of \d+) images cut off, widest (\d+)", dom)
     assert cut == f"0 of {len(FIGURES) * revisions}"
