@@ -44,8 +44,8 @@ RETIRED = {  # pattern of whole words -> what to write
     r"Team": "ProcessGroup",
     r"Faults": "Violations",
     r"Chooser": "CheckpointSelector",
-    r"prompts_with_responses": "prompts_with_responses",
-    r"answer_ids|to_response": "response_ids, to_response",
+    r"questions_of": "prompts_with_responses",
+    r"answer_ids|answer_of": "response_ids, to_response",
 }
 
 

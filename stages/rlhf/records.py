@@ -130,12 +130,12 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def details_file(metrics: Path) -> Path:
-    """metrics/details/<stage>.json beside metrics/<stage>.json: every number, intervals too."""
+    """metrics/details/<stage>.json for metrics/<stage>.json: every number, intervals too."""
     return metrics.parent / "details" / metrics.name
 
 
 def runtime_file(metrics: Path) -> Path:
-    """metrics/runtime/<stage>.json beside metrics/<stage>.json: times and memory, never hashed."""
+    """metrics/runtime/<stage>.json for metrics/<stage>.json: times and memory, never hashed."""
     return metrics.parent / "runtime" / metrics.name
 
 

@@ -48,7 +48,7 @@ def gate(judge_scores: Tensor, indices: Tensor, resamples: int, seed: int) -> di
 
     `sft` is the mean over all n responses, the expected score of a single one; `best_of_<n>` that
     of the chosen ones. Passed if the interval of their difference, a paired bootstrap over the Q
-    prompts, lies above 0. Raises ValueError with fewer than two prompts.
+    prompts, is above 0. Raises ValueError with fewer than two prompts.
     """
     prompts, n = judge_scores.shape
     if prompts < 2:
