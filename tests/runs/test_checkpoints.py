@@ -141,7 +141,7 @@ def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
     whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
     for step in (1, 2):  # the update of warm-up, and the first of the policy
         with monkeypatch.context() as patched:
-            patched.setattr(signals, "asked", lambda: True)
+            patched.setattr(signals, "stop_requested", lambda: True)
             with pytest.raises(Interrupted, match=f"after step {step} .*goes on from there"):
                 resumed_ppo.run(tmp_path / "cut")
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
