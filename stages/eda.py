@@ -1,4 +1,7 @@
-"""Figures of the data, each with the table behind it: seed figures 1 to 7.
+"""Stage `eda`: figures 1-7 of the original study, each with the table behind it.
+
+python -m stages.eda --code data/check/eda.json --rows data/preprocess --plots plots/eda
+    --metrics metrics/eda.json
 
 Shares and distributions are those of the training splits; 1_share.csv counts the others too.
 """
@@ -10,15 +13,24 @@ from typing import Any, cast
 import click
 import pandas as pd
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf.config.base import load
-from stages.rlhf.config.report import EdaParams
-from stages.rlhf.records import PromptRow, RmRow, write_metrics
+from stages.rlhf.config.measure import EdaParams
+from stages.rlhf.records import PromptRow, RmRow, write_csv, write_stage_metrics
 from stages.rlhf.report import figures, tables
-from stages.rlhf.runs.provenance import recorded
+from stages.rlhf.runs.provenance import Stage, recorded
 
 NAMES = {"sft": "SFT", "rm": "RM", "ppo": "PPO"}
 FIELDS = {"category": "분야", "question_type": "질문 유형"}
 Train = dict[str, list[PromptRow]]
+
+HEADLINE = (
+    "question_length.sft.mean",
+    "answer_length.sft.mean",
+    "answer_length.rm.mean",
+    "rank.longest",
+    "rank.tied_groups",
+)
 
 
 def draw_share(items: pd.DataFrame, out: Path) -> None:
@@ -28,7 +40,7 @@ def draw_share(items: pd.DataFrame, out: Path) -> None:
     figures.bars(axes, labels, {"비중": items["train_share"].to_numpy() * 100}, "{:.1f} %")
     axes.set_ylabel("학습 항목의 비중 (%)")
     figures.save(figure, out / "1_share.png")
-    write_csv(items, out / "1_share.csv")
+    write_csv(out / "1_share.csv", items)
 
 
 def draw_lengths(train: Train, out: Path) -> dict[str, dict[str, Any]]:
@@ -46,7 +58,7 @@ def draw_lengths(train: Train, out: Path) -> dict[str, dict[str, Any]]:
         axes.set_ylabel("글자 수 (상자 P25-P75, 수염 P5-P95, ◇ 평균)")
         figures.save(figure, out / f"{name}.png")
         table = pd.DataFrame.from_dict(present, orient="index").rename_axis("part").reset_index()
-        write_csv(table, out / f"{name}.csv")
+        write_csv(out / f"{name}.csv", table)
         found[name[2:]] = {
             part: values
             if values["count"]
@@ -75,7 +87,7 @@ def draw_sft(rows: list[PromptRow], out: Path) -> None:
         frames.append(table.assign(side=side))
     panels[0].set_ylabel("비중 (%)")
     figures.save(figure, out / "4_sft_lengths.png")
-    write_csv(pd.concat(frames), out / "4_sft_lengths.csv")
+    write_csv(out / "4_sft_lengths.csv", pd.concat(frames))
 
 
 def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
@@ -91,9 +103,9 @@ def draw_ranks(rows: list[RmRow], out: Path) -> pd.DataFrame:
         figures.bars(axes, ranks, {label: table[column].to_numpy()}, form)
         axes.set_ylabel(label)
         figures.save(figure, out / f"{name}.png")
-    write_csv(table[["rank", "answers", "share"]], out / "5_rank.csv")
+    write_csv(out / "5_rank.csv", table[["rank", "answers", "share"]])
     lengths = ["rank", "answers", "mean_length", "median_length", "p95_length"]
-    write_csv(table[lengths], out / "6_rank_length.csv")
+    write_csv(out / "6_rank_length.csv", table[lengths])
     return table
 
 
@@ -107,7 +119,7 @@ def draw_labels(train: Train, field: str, top: int, out: Path) -> dict[str, Any]
     figures.horizontal_bars(axes, list(table[field]), series)
     axes.set_xlabel("질문의 비중 (%)")
     figures.save(figure, out / f"7_{field}.png")
-    write_csv(table, out / f"7_{field}.csv")
+    write_csv(out / f"7_{field}.csv", table)
     return tables.shares_of(table, field, list(train))
 
 
@@ -123,11 +135,6 @@ def rank_metrics(rows: list[RmRow], table: pd.DataFrame) -> dict[str, Any]:
         "longest": table["rank"].iloc[int(table["mean_length"].argmax())],
         "tied_groups": tables.tied_share(rows),
     }
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """A table beside its figure: six significant digits, LF."""
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
@@ -151,17 +158,14 @@ def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--rows", type=click.Path(path_type=Path), required=True)
-@click.option("--plots", type=click.Path(path_type=Path), required=True)
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(rows: Path, plots: Path, metrics: Path) -> None:
+@path_options("code", "rows", "plots", "metrics")
+def main(code: Path, rows: Path, plots: Path, metrics: Path) -> None:
     """Read the rows, draw, count."""
-    try:
+    with one_sentence_errors():
         params = load(EdaParams)
-        with recorded("eda", params, {"rows": rows}, plots):
-            write_metrics(metrics, draw(rows, plots, params.eda.top_categories))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        with recorded(Stage("eda", params, code, {"rows": rows}), plots):
+            found = draw(rows, plots, params.eda.top_categories)
+            write_stage_metrics(metrics, found, HEADLINE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stage `ppo`: the policy, taught by the reward model, kept near SFT.
+"""Stage `ppo`: optimize the policy against the reward model, close to SFT.
 
-python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge data/judge
-    --gate metrics/judge.json --prompts data/preprocess/ppo/train.jsonl
+python -m stages.ppo --code data/check/ppo.json --base data/base --sft data/sft --rm data/rm
+    --judge data/judge --gate metrics/gate.json --prompts data/preprocess/ppo/train.jsonl
     --validation data/preprocess/sft/validation.jsonl
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
@@ -11,11 +11,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import click
 import pandas as pd
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
@@ -29,12 +29,31 @@ from stages.rlhf.ppo.selection import decide
 from stages.rlhf.ppo.state import Progress
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validator
-from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward.best_of_n import gate_failure
+from stages.rlhf.records import (
+    PromptRow,
+    SftRow,
+    details_file,
+    read_rows,
+    runtime_file,
+    write_csv,
+    write_stage_metrics,
+)
+from stages.rlhf.reward.gate import gate_failure
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.provenance import Stage
 
 Paths = dict[str, Path]
+
+HEADLINE = (
+    "kl",
+    "reward",
+    "eos_rate",
+    "best_update",
+    "skipped",
+    "validation.best.chrf",
+    "validation.best.exact",
+)
 
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
 
@@ -42,7 +61,7 @@ UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where th
 def trained(
     params: PpoParams, paths: Paths, work: Path, process_group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[PpoTrainer, Validator]:
-    """Load all roles on one backbone and train, or go on where a run was cut off."""
+    """Load all roles on one backbone and train, or resume a run that was cut off."""
     base_model, ppo = params.base_model, params.ppo
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
     check_card(paths["judge"], {"base": paths["base"]})
@@ -93,30 +112,17 @@ def write_curves(progress: Progress, validator: Validator, plots: Path) -> None:
         "samples": pd.DataFrame(validator.table(evaluations, progress.shown)),
     }
     for name, table in tables.items():
-        table.to_csv(plots / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-
-
-def folder_option(name: str) -> Any:
-    """A required path option."""
-    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
+        write_csv(plots / f"{name}.csv", table)
 
 
 @click.command(help=__doc__)
-@folder_option("base")
-@folder_option("sft")
-@folder_option("rm")
-@folder_option("judge")
-@folder_option("gate")
-@folder_option("prompts")
-@folder_option("validation")
-@folder_option("out")
-@folder_option("metrics")
-@folder_option("plots")
-def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
+@path_options("code", "base", "sft", "rm", "judge", "gate", "prompts", "validation")
+@path_options("out", "metrics", "plots")
+def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the policy with PPO."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(PpoParams)
 
         def make(work: Path) -> None:
@@ -132,16 +138,15 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             progress = trainer.progress
             save(trainer, out, paths)
             write_curves(progress, validator, plots)
-            write_metrics(metrics, stats.summary(progress))
+            write_stage_metrics(metrics, stats.summary(progress), HEADLINE)
             clock.seconds.update(trainer.clock.seconds)
             samples = params.base_model.ppo.batch_size * len(progress.updates)
             clock.write(seconds, **stats.speed(samples, clock.seconds))
             if progress.kept.update == 0:
                 click.echo(f"ppo: SFT's weights are the result: {progress.kept.reason}")
 
-        run_cached("ppo", params, paths, [out, plots, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, plots, metrics, details_file(metrics), seconds]
+        run_cached(Stage("ppo", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """Helpers that several tests share."""
 
+import errno
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,49 @@ SMALL = {  # params with which the whole pipeline takes a minute
     "ppo.require_gate": False,
     "rm.resamples": 50,
     "judge.resamples": 50,
+    "gate.resamples": 50,
     "evaluate.resamples": 50,
 }
+
+
+class Killed(BaseException):
+    """Stands for a signal that no code can catch: nothing may be written after it."""
+
+
+def full_disk(*given: Any, **named: Any) -> None:
+    """Stands for whatever writes a file, when there is no room for one."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
 def _work_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test goes on with the checkpoints of another, or of the repository."""
     monkeypatch.setenv("KOQA_WORK", str(tmp_path / ".work"))
+
+
+@pytest.fixture(scope="session")
+def micro_chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set[str]]]:
+    """A folder in which every stage has run once with SMALL, and the params that each has read.
+
+    Read only: the tests of a session share it. What a test changes it copies first.
+    """
+    from tests.chain import run_chain  # here, so that no other test waits for ten stages' imports
+
+    folder = tmp_path_factory.mktemp("chain")
+    return folder, run_chain(folder)
+
+
+def naming(*facts: object) -> str:
+    """A regex for `match=`: an error names all of these, in any order and in any words.
+
+    Numbers stand alone: 1 is not found in 10 or 0.1. All else is found anywhere.
+    """
+    alone = r"(?<![\w./-])%s(?![\w/-]|\.\d)"  # not of a path like pytest-1/a1
+    found = (
+        alone % re.escape(str(f)) if isinstance(f, int | float) else re.escape(str(f))
+        for f in facts
+    )
+    return "(?s)^" + "".join(f"(?=.*{fact})" for fact in found)
 
 
 def write_params(folder: Path, **overrides: Any) -> Path:
@@ -46,3 +86,35 @@ def write_params(folder: Path, **overrides: Any) -> Path:
     with target.open("w", encoding="utf-8") as out:
         yaml.dump(params, out)
     return target
+
+
+def staged_json(path: str) -> dict[str, Any]:
+    """A JSON file of the repository as git would commit it now."""
+    shown = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, check=True, capture_output=True)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+def copy_repository(folder: Path, without: tuple[str, ...] = (), **params: Any) -> Path:
+    """A git repository of one commit: this working tree, uncommitted edits and new files too.
+
+    `without`: beginnings of paths that are left out; `params` are written into its params.yaml.
+    """
+
+    def git(*words: str, where: Path = folder) -> str:
+        done = subprocess.run(["git", *words], cwd=where, check=True, stdout=subprocess.PIPE)
+        return done.stdout.decode()
+
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", where=ROOT)
+    for name in listed.strip("\0").split("\0"):
+        if (ROOT / name).is_file() and not name.startswith(without):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    if params:
+        write_params(folder, **params)
+    git("init", "-q", "-b", "main")
+    git("config", "user.name", "a")
+    git("config", "user.email", "a@example.org")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    return folder

@@ -4,7 +4,7 @@ Different here: weights are drawn wide and EOS is made likely, so that answers e
 steps and a wrong position, mask or adapter shows in the second digit, not in the eighth.
 """
 
-import json
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -12,29 +12,21 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from huggingface_hub import constants
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
-from stages.rlhf.chat import Codec, prepare_tokenizer
-from stages.rlhf.config.models import Lora
+from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import Architecture, Lora
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.hub import write_pointer
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup
@@ -44,124 +36,15 @@ from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validation
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward.model import RewardModel, new_reward_model
+from tests.conftest import ROOT
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 torch.use_deterministic_algorithms(True)  # as runtime.start does; bitwise claims rest on it
 
-ROOT = Path(__file__).parents[1]
 LORA = Lora(r=4, alpha=8)
-SENTENCES = [
-    "한라산의 높이는 1947m입니다.",
-    "서울은 대한민국의 수도입니다.",
-    "질문: 경주는 어느 도에 있나요?\n답변:\n경주는 경상북도에 있습니다.",
-    "세종대왕은 훈민정음을 만들었습니다.",
-]
-QUESTIONS = [
-    "한라산의 높이는?",
-    "서울은 어느 나라의 수도인가요?",
-    "경주는 어느 도에 있나요?",
-    "훈민정음은 누가 만들었나요?",
-    "제주도는?",
-    "부산은 어떤 도시인지 자세히 설명해 주세요.",
-    "독도는 어디에 있나요?",
-    "김치는?",
-]
-
-
-@cache
-def bpe(*special: str) -> Tokenizer:
-    """A byte-level BPE of some 320 tokens; `special` have the first ids."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=[AddedToken(token, special=True) for token in special],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    return tokenizer
-
-
-def tiny_tokenizer() -> Any:
-    """As stage base makes it: <pad>, <bos>, <eos>."""
-    made = Tokenizer.from_str(bpe("<pad>", "<bos>", "<eos>").to_str())
-    return prepare_tokenizer(
-        PreTrainedTokenizerFast(
-            tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-        )
-    )
-
-
-LLAMA3_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>")
-
-
-def llama3_tokenizer() -> Any:
-    """A twin of Llama-3's: BOS put in by the post-processor, no padding token named."""
-    made = Tokenizer.from_str(bpe(*LLAMA3_SPECIAL).to_str())
-    made.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        bos_token="<|begin_of_text|>",
-        eos_token="<|end_of_text|>",
-        clean_up_tokenization_spaces=True,
-    )
-
-
-BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
-
-
-@cache
-def sentencepiece(prefix: bool, *special: str) -> Tokenizer:
-    """A BPE as SentencePiece's become in tokenizers: blanks are ▁, unknown characters are bytes.
-
-    `prefix`: a blank is put before the text, as Llama-2 does and Gemma does not.
-    """
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    before = [normalizers.Prepend("▁")] if prefix else []
-    after = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *after]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=[*special, *BYTES], show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    plain = json.loads(tokenizer.to_str())
-    plain["added_tokens"] = [t for t in plain["added_tokens"] if t["content"] not in BYTES]
-    made = Tokenizer.from_str(json.dumps(plain))
-    bos = "<s>" if "<s>" in special else "<bos>"
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, special.index(bos))]
-    )
-    return made
-
-
-def llama2_tokenizer() -> Any:
-    """A twin of Llama-2's: SentencePiece with a blank before the text, no padding token."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(sentencepiece(True, "<unk>", "<s>", "</s>").to_str()),
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-
-
-def gemma_tokenizer() -> Any:
-    """A twin of Gemma's: SentencePiece without a blank before the text."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(
-            sentencepiece(False, "<pad>", "<eos>", "<bos>", "<unk>").to_str()
-        ),
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-    )
+ARCHITECTURE = Architecture(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1, heads=2)
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tiny_llama(
@@ -258,6 +141,21 @@ def fake_hub(cache: Path, name: str, model: Any = None, tokenizer: Any = None) -
     return snapshot
 
 
+def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+def pointed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any = None
+) -> tuple[Path, Path]:
+    """The cached snapshot of a fake hub model, and a folder with a pointer to it."""
+    snapshot = fake_hub(tmp_path / "cache", "org/name", model)
+    offline(monkeypatch, tmp_path / "cache")
+    write_pointer(tmp_path / "base", "org/name", None)
+    return snapshot, tmp_path / "base"
+
+
 def save_sft(base: Path, folder: Path, method: str, dtype: torch.dtype = torch.float32) -> Path:
     """A folder like data/sft: another backbone, or an adapter on `base`."""
     if method == "full":
@@ -297,10 +195,34 @@ def next_to_no_scores(model: RewardModel) -> None:
         member.mean, member.sd = 0.0, 1e6
 
 
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients of a step, and takes none."""
+
+    def step(self, closure: Any = None) -> None:
+        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The keys under which two results, of tensors and plain values, are not bitwise the same."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return torch.equal(a, b)
+        return type(a) is type(b) and bool(a == b)
+
+    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
+
+
 @cache
 def shipped() -> Params:
     """The repository's params.yaml, read once."""
     return load_params(ROOT / "params.yaml")
+
+
+def micro_params(**entry: Any) -> Params:
+    """The repository's params with model micro alone, its entry in `models` changed."""
+    changed = shipped().models["micro"].model_copy(update=entry)
+    return shipped().model_copy(update={"model": "micro", "models": {"micro": changed}})
 
 
 def ppo_knobs(**changed: Any) -> PpoConfig:

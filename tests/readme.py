@@ -3,11 +3,11 @@
 import csv
 import json
 import re
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 COLUMNS = {
     "cosine": "{:.3f}",
     "chrf": "{:.1f}",

@@ -13,18 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.closure import ROOT
-from tests.report.test_plots import CHARTS, FIGURES
+from tests.conftest import SMALL, copy_repository
+from tests.report.plots_page import CHARTS, FIGURES
 
-SMALL = {
-    "model": "micro",
-    "threads": 1,
-    "sample.demonstrations": 160,
-    "sample.groups": 80,
-    "sample.judge_groups": 20,
-    "sample.prompts": 120,
-    "sample.documents": 500,
-}
 GRID = "eda.top_categories=2,4"  # the first stages alone are quick enough to be run for this
 DEADLINE = 240  # seconds
 pytestmark = pytest.mark.slow
@@ -47,11 +38,8 @@ def dvc(clone: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of what is committed, in which the queue has run empty."""
-    folder = tmp_path_factory.mktemp("queue") / "clone"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    for key, name in (("user.name", "a"), ("user.email", "a@example.org")):
-        subprocess.run(["git", "config", key, name], cwd=folder, check=True)
+    """A copy of the repository in which the queue has run empty."""
+    folder = copy_repository(tmp_path_factory.mktemp("queue"))
     settings = [word for key, value in SMALL.items() for word in ("-S", f"{key}={value}")]
     dvc(folder, "exp", "run", "--queue", *settings, "-S", GRID, "eda")
     dvc(folder, "queue", "start")

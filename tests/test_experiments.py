@@ -1,7 +1,5 @@
 """The tables of experiments: their columns are metrics, their params load, rivals are paired."""
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,16 @@ import pytest
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import answer_questions
+from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft
 from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
-from tests.conftest import write_params
-from tests.model_fixtures import LORA, QUESTIONS, SENTENCES, save_base, save_sft, tiny_tokenizer
+from tests.conftest import ROOT, naming, staged_json, write_params
+from tests.model_fixtures import LORA, save_base, save_sft
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
 KINDS = [rivals.KINDS[i % 3] for i in range(len(QUESTIONS))]
 ASKED = [
     SftRow(id=str(i), question=question, answer=SENTENCES[i % 4], must_contain="입니다", kind=kind)
@@ -45,8 +43,7 @@ def committed_run() -> dict[str, Any]:
     """The default run as a row of exp_show."""
     row: dict[str, Any] = {}
     for file in (experiments.EVALUATE, experiments.PPO, experiments.RM, experiments.JUDGE):
-        shown = subprocess.run(["git", "show", f"HEAD:{file}"], cwd=ROOT, capture_output=True)
-        row |= {f"{file}:{key}": value for key, value in flat(json.loads(shown.stdout)).items()}
+        row |= {f"{file}:{key}": value for key, value in flat(staged_json(file)).items()}
     return row
 
 
@@ -84,7 +81,7 @@ def test_rivals_are_read_beside_the_seeds_of_the_pipeline(monkeypatch: pytest.Mo
         {row: f"rev of {row}" for row in table.rows},
         {0: "default", 1: "seeds-seed-1", 2: "seeds-seed-2"},
     )
-    with pytest.raises(ValueError, match="seeds-seed-2: no such experiment"):
+    with pytest.raises(ValueError, match=naming("seeds-seed-2")):
         table.read(found, {name: done[name] for name in ("default", "seeds-seed-1")})
 
 
@@ -148,7 +145,7 @@ def test_answers_of_ppo_are_found_by_question(tmp_path: Path) -> None:
     assert found["exact"].tolist() == [float(row.id == "3") for row in ASKED]
     assert set(found["cosine"]) == {0.1}
     write_jsonl(tmp_path / "samples.jsonl", said[:-1])
-    with pytest.raises(ValueError, match="1 of 8 questions lack, such as 0"):
+    with pytest.raises(ValueError, match=naming("samples.jsonl", 1, 8, 0)):
         rivals.ppo_values(tmp_path / "samples.jsonl", ASKED)
 
 
@@ -164,7 +161,7 @@ def test_a_rival_is_its_own_sft_model_measured_on_the_test_rows(
     roles = load_sft(base, sft, "float32", LORA)
     codec = Codec(tiny_tokenizer())
     with roles.use(roles.reference) as model:
-        expected = answer_questions(model, codec, QUESTIONS, 8, 64)
+        expected = greedy_responses(model, codec, QUESTIONS, 8, 64)
     rows = [row.model_copy(update={"answer": "아"}) for row in ASKED]
     rows[2] = rows[2].model_copy(update={"answer": expected[2].text})
     found = rivals.sft_values(tmp_path, None, rows)
@@ -181,7 +178,7 @@ def test_a_rival_with_other_shared_rows_is_refused(tmp_path: Path, path: str) ->
             write_jsonl(tmp_path / run / file, ASKED)
     rivals.check_shared(tmp_path / "rival", tmp_path / "default")
     write_jsonl(tmp_path / "rival" / path, ASKED[1:])
-    with pytest.raises(ValueError, match=f"rival: {path} has sha256"):
+    with pytest.raises(ValueError, match=naming("rival", path)):
         rivals.check_shared(tmp_path / "rival", tmp_path / "default")
 
 

@@ -20,16 +20,13 @@ from stages.rlhf.model.store import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
 from stages.rlhf.report import html
 from tests.conftest import write_params
-from tests.model_fixtures import (
+from tests.model_fixtures import fake_hub, shipped, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import (
     QUESTIONS,
     SENTENCES,
-    fake_hub,
     gemma_tokenizer,
     llama2_tokenizer,
     llama3_tokenizer,
-    shipped,
-    tiny_gemma2,
-    tiny_llama,
 )
 
 TWIN = {
@@ -201,6 +198,6 @@ def test_twins_have_their_tokenizers_rules(name: str) -> None:
     assert prompt.count(tokenizer.bos_token_id) == 1
     assert prompt[0] == tokenizer.bos_token_id
     answer = "경주는 경상북도에 있습니다. 龍"
-    ids = codec.answer_ids(answer)
+    ids = codec.response_ids(answer)
     assert codec.text(ids) == answer, "a character that the vocabulary lacks is lost"
     assert ids.count(codec.eos_id) == 1

@@ -4,6 +4,7 @@ leaves the environment.
 
 import json
 import pickle
+import re
 import shutil
 import threading
 import zipfile
@@ -22,7 +23,7 @@ from stages import base, preprocess
 from stages.embedder import main as embedder_main
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.ingest.sources import Reader
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import Roles
@@ -30,18 +31,11 @@ from stages.rlhf.model.store import load_base, load_causal_lm, load_sft, load_to
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import checkpoints
 from stages.rlhf.train import sft_trainer
-from tests.conftest import ROOT, write_params
-from tests.ingest.test_sources import NAMES, SFT, aihub, document, read, zipped
-from tests.model.test_store import pointed
-from tests.model_fixtures import (
-    LORA,
-    random_reward_model,
-    save_base,
-    save_sft,
-    sft_roles,
-    tiny_tokenizer,
-)
-from tests.test_sft import ROWS, STRANGERS, micro
+from tests.conftest import ROOT, naming, write_params
+from tests.model_fixtures import LORA, pointed, random_reward_model, save_base, save_sft, sft_roles
+from tests.sft_fixtures import ROWS, STRANGERS, micro
+from tests.source_fixtures import NAMES, SFT, aihub, document, read, zipped
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 PICKLES = ("pytorch_model.bin", "model.pt", "adapter_model.bin", "training_args.bin", "state.pkl")
 
@@ -110,7 +104,7 @@ def test_a_pickle_instead_of_a_base_model_is_refused(tmp_path: Path, mark: Path,
     plant(folder, mark, (name,))
     index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"{name}: a pickle, .* safetensors"):
+    with pytest.raises(ValueError, match=naming(folder / name, "pickle")):
         load_causal_lm(folder, "float32")
 
 
@@ -131,7 +125,7 @@ def test_an_adapter_beside_a_base_model_is_refused(tmp_path: Path, mark: Path) -
     plant(folder, mark, ("adapter_model.bin",))
     config = {"peft_type": "LORA", "base_model_name_or_path": str(other), "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"adapter_config\.json: an adapter, .* whole model"):
+    with pytest.raises(ValueError, match=naming(folder / "adapter_config.json")):
         load_causal_lm(folder, "float32")
 
 
@@ -147,7 +141,7 @@ def test_code_beside_a_model_is_not_run(
     if kind == "llama":
         load_causal_lm(folder, "float32")
     else:
-        with pytest.raises(ValueError, match="contains custom code"):
+        with pytest.raises(ValueError, match=naming(folder, "custom code")):
             load_causal_lm(folder, "float32")
     load_tokenizer(folder)
 
@@ -161,7 +155,7 @@ def test_an_index_that_names_something_else_is_not_followed(
     torch.save(Trap(mark), base / name)
     index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"safetensors( beside it was)? expected"):
+    with pytest.raises(ValueError, match=naming(base, name)):
         load_causal_lm(base, "float32")
 
 
@@ -171,7 +165,7 @@ def test_pickles_in_an_adapters_folder(tmp_path: Path, mark: Path) -> None:
     plant(sft, mark)
     load_sft(base, sft, "float32", LORA)
     (sft / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: no such file"):
+    with pytest.raises(ValueError, match=naming(sft / "adapter_model.safetensors")):
         load_sft(base, sft, "float32", LORA)
 
 
@@ -189,7 +183,7 @@ def test_pickles_in_a_reward_models_folder(tmp_path: Path, mark: Path) -> None:
     load_reward_model(roles, tmp_path / "rm")
     head = tmp_path / "rm" / "reward0" / "head.safetensors"
     head.write_bytes(pickle.dumps(Trap(mark)))
-    with pytest.raises(Exception, match=r"(?i)header"):
+    with pytest.raises(ValueError, match=naming(head)):
         load_reward_model(sft_roles(tmp_path, "lora"), tmp_path / "rm")
 
 
@@ -203,7 +197,7 @@ def test_pickles_in_a_checkpoint(
     found = checkpoints.load(tmp_path / "work")
     assert found is not None
     assert found.step == 1
-    assert "is not what manifest.json says" in capsys.readouterr().err
+    assert re.search(naming("step-2", "manifest.json"), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +225,7 @@ def test_a_pickle_in_trainers_checkpoint_is_refused(
     if name == "training_args.bin":
         fit()  # never opened
     else:
-        with pytest.raises(ValueError, match=r"checkpoint-3: holds more than tensors"):
+        with pytest.raises(ValueError, match=naming(last)):
             fit()
 
 
@@ -257,7 +251,7 @@ def test_pickles_beside_the_embedder_are_passed_over(ruler: Path, mark: Path) ->
 def test_a_pickle_instead_of_the_embedder_is_refused(ruler: Path, mark: Path) -> None:
     (ruler / "model.safetensors").unlink()
     plant(ruler, mark, ("pytorch_model.bin",))
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: a pickle, .* safetensors"):
+    with pytest.raises(ValueError, match=naming(ruler / "pytorch_model.bin", "pickle")):
         embedder.load(ruler)
 
 
@@ -269,7 +263,7 @@ def test_code_beside_the_embedder_is_not_run(ruler: Path, mark: Path, kind: str)
     modules = json.loads((ruler / "modules.json").read_text(encoding="utf-8"))
     modules[0]["type"] = kind
     (ruler / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    with pytest.raises(ValueError, match="third-party code"):
+    with pytest.raises(ValueError, match=naming(ruler, "third-party code")):
         embedder.load(ruler)
 
 
@@ -282,7 +276,7 @@ def test_pickles_among_the_data(tmp_path: Path, mark: Path) -> None:
     plant(path, mark)
     assert len(read(path, "sft")) == 1
     (path / NAMES["sft"]).write_bytes(pickle.dumps(Trap(mark)))
-    with pytest.raises(ValueError, match=r"SFTlabel\.json: not JSON"):
+    with pytest.raises(ValueError, match=naming(path / NAMES["sft"], "JSON")):
         read(path, "sft")
 
 
@@ -295,7 +289,7 @@ def test_links_and_climbing_names_in_a_zip(tmp_path: Path) -> None:
         link = zipfile.ZipInfo(NAMES["sft"])
         link.external_attr = 0o120777 << 16
         archive.writestr(link, str(secret))
-    with pytest.raises(ValueError, match=r"TL\.zip!SFTlabel\.json: not JSON"):
+    with pytest.raises(ValueError, match=naming("TL.zip!SFTlabel.json", "JSON")):
         read(path, "sft")
     names = ["../../out.json", "/tmp/out.json", "..\\..\\out.json", "C:\\out.json", "a/../../x"]
     (path / "TL.zip").write_bytes(zipped(dict.fromkeys(names, b"x")))
@@ -363,7 +357,7 @@ def test_the_token_is_neither_said_nor_written(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, options.split())
     assert result.exit_code == 1
-    assert "org/secret (revision latest) is not in the hub's cache" in result.output
+    assert re.search(naming("org/secret", "latest"), result.output)
     assert any(TOKEN in token for token in Refusing.tokens), "it was never used"
     said = capfd.readouterr()
     for text in (result.output, repr(result.exception), said.out, said.err, caplog.text):
@@ -373,14 +367,8 @@ def test_the_token_is_neither_said_nor_written(
 
 
 def test_no_source_file_trusts_code_or_pickles() -> None:
-    banned = (
-        "trust_remote_code=True",
-        "torch.load(",
-        "pickle.load",
-        "import joblib",
-    )
-    banned += ("weights_only=False", "extractall(", "yaml.load(", "eval(", "exec(", "os.system(")
+    """What ruff has no rule for; pickle, eval, exec, yaml.load and shells are its S rules'."""
     for file in (ROOT / "stages").rglob("*.py"):
-        text = file.read_text(encoding="utf-8").replace(".eval(", ".").replace("_eval(", "")
-        for word in banned:
+        text = file.read_text(encoding="utf-8")
+        for word in ("trust_remote_code=True", "torch.load(", "weights_only=False"):
             assert word not in text, f"{file}: {word}"

@@ -10,47 +10,12 @@ from stages import sft
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params
 from stages.rlhf.model.store import check_card, load_sft, load_tokenizer
-from stages.rlhf.records import RmRow, SftRow, write_jsonl
+from stages.rlhf.records import write_jsonl
 from stages.rlhf.train import sft_trainer
-from tests.model_fixtures import (
-    LORA,
-    QUESTIONS,
-    SENTENCES,
-    save_base,
-    shipped,
-    tiny_tokenizer,
-)
-
-ROWS = [
-    SftRow(id=str(i), question=question, answer=SENTENCES[i % 4])
-    for i, question in enumerate(QUESTIONS)
-]
-STRANGERS = [
-    SftRow(id="v0", question="대구는?", answer="부산입니다."),
-    SftRow(id="v1", question="대전은?", answer="인천입니다."),
-]
-GROUPS = [
-    RmRow(id="g0", question="대구는?", answers=("가", "나", "다"), ranks=(2.0, 1.0, 1.0)),
-    RmRow(id="g1", question="대전은?", answers=("라", "마", "바"), ranks=(3.0, 2.5, 1.5)),
-    RmRow(id="g2", question="울산은?", answers=("사", "아"), ranks=(1.0, 2.0)),
-]
-BEST = ["나", "바", "사"]
-
-
-def micro(**changed: Any) -> Params:
-    """params.yaml with model micro and other SFT settings."""
-    entry = shipped().models["micro"]
-    settings = entry.sft.model_copy(
-        update={"epochs": 1, "batch_size": 4, "micro_batch_size": 2, **changed}
-    )
-    entry = entry.model_copy(update={"lora": LORA, "sft": settings})
-    return shipped().model_copy(update={"model": "micro", "models": {"micro": entry}})
-
-
-def rank1(params: Params, epochs: int = 1) -> Params:
-    """The same, going on with the best answers."""
-    knobs = params.sft.model_copy(update={"data": "rank1", "rank1_epochs": epochs})
-    return params.model_copy(update={"sft": knobs})
+from tests.conftest import naming
+from tests.model_fixtures import LORA, save_base
+from tests.sft_fixtures import BEST, GROUPS, ROWS, STRANGERS, micro, rank1
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 
 @pytest.fixture
@@ -71,7 +36,7 @@ def test_labels_are_the_answer_and_its_eos() -> None:
     codec = Codec(tiny_tokenizer())
     for row, made in zip(ROWS, sft_trainer.encoded(ROWS, codec), strict=True):
         trained = [label for label in made["labels"] if label != -100]
-        assert trained == codec.answer_ids(row.answer)
+        assert trained == codec.response_ids(row.answer)
         assert trained[-1] == codec.eos_id
         start = len(codec.prompt_ids(row.question))
         assert made["labels"][:start] == [-100] * start
@@ -93,7 +58,7 @@ def test_what_reaches_the_model_trains_each_answer_and_its_eos(
     monkeypatch.setattr(sft_trainer.SFTTrainer, "compute_loss", watched)
     train(micro(), folder)
     codec = Codec(load_tokenizer(folder / "base"))
-    expected = sorted((codec.prompt_ids(r.question), codec.answer_ids(r.answer)) for r in ROWS)
+    expected = sorted((codec.prompt_ids(r.question), codec.response_ids(r.answer)) for r in ROWS)
     found = []
     for batch in batches:
         assert set(batch) >= {"input_ids", "labels"}
@@ -162,7 +127,7 @@ def test_demonstrations_alone_do_not_read_the_groups(folder: Path) -> None:
     assert not (folder / "groups.jsonl").exists()
     figures = train(micro(), folder)
     assert set(figures) == {"loss", "eval_loss", "eos_rate", "exact"}
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=naming(folder / "groups.jsonl")):
         sft.phases(rank1(micro()), folder / "rows", folder / "groups.jsonl")
 
 
@@ -191,7 +156,7 @@ def test_rank1_goes_on_from_the_demonstrations(
     figures = train(params, folder)
     first, second = seen
     best = [
-        codec.prompt_ids(group.question) + codec.answer_ids(answer)
+        codec.prompt_ids(group.question) + codec.response_ids(answer)
         for group, answer in zip(GROUPS, BEST, strict=True)
     ]
     assert (len(first[2]), first[3], second[2], second[3]) == (len(ROWS), 3, best, 2)

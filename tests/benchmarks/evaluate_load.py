@@ -24,8 +24,8 @@ from typing import Any
 from stages import evaluate
 from stages.rlhf.records import read_jsonl, write_jsonl
 from tests.benchmarks.process_memory import memory
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "data" / "preprocess" / "sft" / "test.jsonl"
 QUESTIONS = (250, 1000)
 PLACES = {

@@ -23,8 +23,8 @@ import dvc.api
 from stages.rlhf.plan.compare_models import value
 from tests.benchmarks import rivals
 from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 EVALUATE, PPO, RM, JUDGE = (f"metrics/{stage}.json" for stage in ("evaluate", "ppo", "rm", "judge"))
 
 Columns = dict[str, tuple[str, str]]  # by name: file of metrics, key

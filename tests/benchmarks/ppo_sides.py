@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,8 +39,8 @@ from stages.rlhf.ppo.stats import rollout_stats
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.records import PromptRow, read_rows
 from stages.rlhf.reward.model import Head, Member, RewardModel, load_reward_model, member_name
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 PEER = ROOT / "build" / "trl112"
 INSTALL = "pip install --no-deps --target build/trl112 trl==1.12.0"
 RATE, KL_COEF, TEMPERATURE, EOS_PENALTY = 5e-4, 0.05, 0.7, 1.0

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
+
 SETTINGS = ((5.0e-4, 4), (1.0e-3, 4), (2.0e-3, 4), (4.0e-3, 4))  # learning rate, epochs
 TABLE = ROOT / "metrics" / "tables" / "sft_sweep.csv"
 

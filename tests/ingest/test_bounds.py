@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -18,12 +19,18 @@ import pytest
 
 from stages.rlhf.ingest import near_duplicates
 from stages.rlhf.ingest.cleaning import Answer, settle
-from stages.rlhf.ingest.sources.files import ZIP_DIRECTORY, ZIP_ENTRIES, ZIP_FREE
+from stages.rlhf.ingest.sources.files import (
+    ZIP_DEPTH,
+    ZIP_DIRECTORY,
+    ZIP_ENTRIES,
+    ZIP_FREE,
+    ZIP_RATIO,
+)
 from stages.rlhf.ingest.sources.streams import DEPTH, ROW_BYTES
 from stages.rlhf.ingest.tokenizer import train_tokenizer
 from stages.rlhf.korean import clean, question_key, sentence_ends
-from tests.conftest import ROOT
-from tests.ingest.test_sources import NAMES, RM, SFT, aihub, document, jsonl, read, write, zipped
+from tests.conftest import ROOT, naming
+from tests.source_fixtures import NAMES, RM, SFT, aihub, document, jsonl, read, write, zipped
 
 GIB = 1 << 30
 READ = """
@@ -66,7 +73,8 @@ def lines(folder: Path, **files: bytes) -> Path:
 def test_a_line_of_ten_gigabytes(tmp_path: Path, before: int) -> None:
     path = lines(tmp_path, sft=jsonl({}) * before + b'{"question": "')
     os.truncate(path / "sft.jsonl", 10 * GIB)
-    assert f"sft.jsonl, line {before + 1}: more than {ROW_BYTES} bytes" in refusal("jsonl", path)
+    said = refusal("jsonl", path)
+    assert re.search(naming("sft.jsonl", f"line {before + 1}", ROW_BYTES), said)
 
 
 HEAD = b'{"data_info": [1, '
@@ -89,8 +97,7 @@ def test_a_document_whose_row_never_ends(
     stream = head + filling * (90_000_000 // len(filling))
     (path / "TL.zip").write_bytes(zipped({NAMES["sft"]: stream}))
     said = refusal("aihub", path)
-    assert f"SFTlabel.json: behind row {row}: no row ends within" in said
-    assert f"at most {ROW_BYTES} were expected" in said
+    assert re.search(naming("TL.zip!SFTlabel.json", f"row {row}", ROW_BYTES), said)
 
 
 def test_rows_up_to_the_bound_are_read(tmp_path: Path) -> None:
@@ -113,7 +120,7 @@ def test_nesting_that_is_too_deep(tmp_path: Path, levels: int, where: str) -> No
         "beside": b'{"x": ' + inner + b', "data_info": [1]}',
     }[where]
     said = refusal("aihub", aihub(tmp_path, sft=document))
-    assert f"SFTlabel.json: behind row 0: nested deeper than {DEPTH}" in said
+    assert re.search(naming("SFTlabel.json", "row 0", DEPTH), said)
 
 
 @pytest.mark.parametrize("levels", [DEPTH, 900, 200_000])
@@ -130,7 +137,7 @@ def test_nesting_within_the_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["answer", "completion_"])
-def test_an_answer_of_five_thousand_digits(tmp_path: Path, key: str) -> None:
+def test_an_to_response_five_thousand_digits(tmp_path: Path, key: str) -> None:
     """int() refuses them, and named no file."""
     row = RM | {key + "9" * 5000: {"contents": "a"}, "prompt": "q"}
     assert len(read(aihub(tmp_path, rm=document([row])), "rm")) == 1
@@ -141,15 +148,16 @@ def test_an_answer_of_five_thousand_digits(tmp_path: Path, key: str) -> None:
 
 def test_a_number_of_five_thousand_digits(tmp_path: Path) -> None:
     number = b"9" * 5000
-    with pytest.raises(ValueError, match=r"SFTlabel\.json: not JSON, or cut short, behind row 0"):
-        read(aihub(tmp_path, sft=b'{"data_info": [' + number + b"]}"), "sft")
+    path = aihub(tmp_path, sft=b'{"data_info": [' + number + b"]}")
+    with pytest.raises(ValueError, match=naming(path / "SFTlabel.json", "JSON", "row 0")):
+        read(path, "sft")
     path = lines(tmp_path, sft=jsonl({}) + number + b"\n" + jsonl({}))
     assert len(read(path, "sft", "jsonl")) == 3
 
 
 def test_utf16_is_named_at_its_first_line(tmp_path: Path) -> None:
     path = lines(tmp_path, sft=(jsonl(SFT) * 3).decode().encode("utf-16"))
-    with pytest.raises(ValueError, match=r"sft\.jsonl, line 1: not JSON: 'utf-8'"):
+    with pytest.raises(ValueError, match=naming("sft.jsonl", "line 1", "utf-8")):
         read(path, "sft", "jsonl")
 
 
@@ -171,14 +179,13 @@ def test_zip_bomb(tmp_path: Path) -> None:
     bomb(path / "TL.zip", 2 * GIB, 2 * GIB)
     size = (path / "TL.zip").stat().st_size
     assert size < 4 << 20
-    said = refusal("aihub", path)
-    assert f"TL.zip: a zip of {size} bytes that holds {2 * GIB}; at most 200 times" in said
+    assert re.search(naming("TL.zip", size, 2 * GIB, ZIP_RATIO), refusal("aihub", path))
 
 
 def test_zip_bomb_that_says_it_is_small(tmp_path: Path) -> None:
     path = aihub(tmp_path)
     bomb(path / "TL.zip", 2 * GIB, 1000)
-    assert "TL.zip!SFTlabel.json: cannot be read: Bad CRC-32" in refusal("aihub", path)
+    assert re.search(naming("TL.zip!SFTlabel.json", "CRC-32"), refusal("aihub", path))
 
 
 def test_entries_of_a_zip_are_counted_together(tmp_path: Path) -> None:
@@ -187,9 +194,10 @@ def test_entries_of_a_zip_are_counted_together(tmp_path: Path) -> None:
     with zipfile.ZipFile(path / "TL.zip", "w") as archive:
         for number in range(8):
             archive.writestr(f"{number}.json", b"")
+        each = ZIP_FREE // 8 + 1
         for info in archive.infolist():
-            info.file_size = ZIP_FREE // 8 + 1
-    with pytest.raises(ValueError, match=r"TL\.zip: a zip of \d+ bytes that holds"):
+            info.file_size = each
+    with pytest.raises(ValueError, match=naming(path / "TL.zip", 8 * each)):
         read(path, "sft")
 
 
@@ -198,14 +206,14 @@ def test_methods_that_unpack_in_bursts(tmp_path: Path, method: int) -> None:
     path = aihub(tmp_path)
     with zipfile.ZipFile(path / "TL.zip", "w", method) as archive:
         archive.writestr(NAMES["sft"], document([SFT]))
-    with pytest.raises(ValueError, match=rf"SFTlabel\.json: compressed by method {method}; stored"):
+    with pytest.raises(ValueError, match=naming("TL.zip!SFTlabel.json", method)):
         read(path, "sft")
 
 
 def test_too_many_entries(tmp_path: Path) -> None:
     path = aihub(tmp_path)
     (path / "TL.zip").write_bytes(zipped({str(n): b"" for n in range(ZIP_ENTRIES + 1)}))
-    with pytest.raises(ValueError, match=r"TL\.zip: 10001 files in a zip; at most 10000"):
+    with pytest.raises(ValueError, match=naming(path / "TL.zip", ZIP_ENTRIES + 1, ZIP_ENTRIES)):
         read(path, "sft")
 
 
@@ -216,7 +224,7 @@ def test_a_list_of_entries_that_is_too_long(tmp_path: Path) -> None:
             info = zipfile.ZipInfo(str(number))
             info.comment = bytes(65_000)
             archive.writestr(info, b"")
-    with pytest.raises(ValueError, match=r"TL\.zip: not a zip .* more than 8388608 bytes"):
+    with pytest.raises(ValueError, match=naming(path / "TL.zip", ZIP_DIRECTORY)):
         read(path, "sft")
 
 
@@ -228,7 +236,7 @@ def test_zips_in_zips_in_zips(tmp_path: Path) -> None:
     (path / "a.zip").write_bytes(inner)
     assert len(read(path, "sft")) == 2
     (path / "a.zip").write_bytes(zipped({"d.zip": inner}))
-    with pytest.raises(ValueError, match="a zip within 3 zips; at most 3 in all"):
+    with pytest.raises(ValueError, match=naming("a.zip", ZIP_DEPTH)):
         read(path, "sft")
 
 
@@ -236,30 +244,51 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = aihub(tmp_path)
     (path / NAMES["sft"]).unlink()
     os.mkfifo(path / NAMES["sft"])
-    with pytest.raises(ValueError, match=r"SFTlabel\.json: not a file; a pipe"):
+    with pytest.raises(ValueError, match=naming(path / "SFTlabel.json", "pipe")):
         read(path, "sft")
 
 
 # ---- texts
 
 
+def growth(work: Callable[[Any], Any], given: Callable[[int], Any], size: int) -> float:
+    """How much longer `work` computes on a thing of 16 times the size: 16 times, if in line.
+
+    The shortest of several tries: other processes only ever add to one.
+    """
+
+    def seconds(thing: Any, tries: int) -> float:
+        def once() -> float:
+            began = time.process_time()
+            work(thing)
+            return time.process_time() - began
+
+        return min(once() for _ in range(tries))
+
+    return seconds(given(16 * size), 2) / seconds(given(size), 10)
+
+
+NO_SQUARE = 64  # of 16 and 16^2, the mean by factors
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("work", [clean, question_key, sentence_ends])
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("가" + " " * 200_000 + "나", id="blanks"),
-        pytest.param(" \n" * 100_000 + "나", id="breaks"),
-        pytest.param("." * 200_000 + "나", id="marks"),
-        pytest.param("다" * 200_000, id="endings"),
-        pytest.param("다" + ")" * 200_000 + "나", id="closers"),
-        pytest.param("<" * 50_000 + "</s>" + "/s>" * 50_000, id="tokens"),
-        pytest.param("<|" * 100_000, id="openings"),
+        pytest.param(lambda n: "가" + " " * 4 * n + "나", id="blanks"),
+        pytest.param(lambda n: " \n" * 2 * n + "나", id="breaks"),
+        pytest.param(lambda n: "." * 4 * n + "나", id="marks"),
+        pytest.param(lambda n: "다" * 4 * n, id="endings"),
+        pytest.param(lambda n: "다" + ")" * 4 * n + "나", id="closers"),
+        pytest.param(lambda n: "<" * n + "</s>" + "/s>" * n, id="tokens"),
+        pytest.param(lambda n: "<|" * 2 * n, id="openings"),
     ],
 )
-def test_long_texts_take_no_square_of_time(work: Callable[[str], Any], text: str) -> None:
-    began = time.process_time()
-    work(text)
-    assert time.process_time() - began < 2
+def test_long_texts_take_no_square_of_time(
+    work: Callable[[str], Any], text: Callable[[int], str]
+) -> None:
+    assert growth(work, text, 3_000) < NO_SQUARE
 
 
 def test_tokens_within_tokens_never_come_back() -> None:
@@ -272,10 +301,13 @@ def test_tokens_within_tokens_never_come_back() -> None:
 
 
 def test_a_group_of_many_answers_takes_no_square_of_time() -> None:
-    group = tuple(Answer(str(n), n) for n in range(1, 20_001))
-    began = time.process_time()
-    assert settle(group, [None] * len(group)) == (group, [])
-    assert time.process_time() - began < 1
+    def group(count: int) -> tuple[Answer, ...]:
+        return tuple(Answer(str(n), n) for n in range(1, count + 1))
+
+    def settled(given: tuple[Answer, ...]) -> None:
+        assert settle(given, [None] * len(given)) == (given, [])
+
+    assert growth(settled, group, 1_000) < NO_SQUARE
 
 
 def test_long_questions_are_compared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +327,7 @@ def test_long_questions_are_compared_a_few_at_a_time(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.timeout(60)
 def test_a_tokenizer_is_trained_in_spite_of_an_endless_word() -> None:
-    """BPE would take minutes over it."""
+    """BPE would take minutes over it; pytest ends this test before."""
     texts = ["a" * 100_000, "가다. " * 100, "ab" * 50_000 + " 나라"]
-    began = time.process_time()
     trained = train_tokenizer(texts, 262, ())
-    assert time.process_time() - began < 2
     assert trained.decode(trained.encode("나라 aaa").ids) == "나라 aaa"

@@ -30,8 +30,8 @@ from stages.rlhf.ingest import pipeline
 from stages.rlhf.ingest.cleaning import SPLITS
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_metrics
 from tests.conftest import write_params
-from tests.model_fixtures import bpe
-from tests.test_preprocess import noun
+from tests.source_fixtures import noun
+from tests.tokenizer_fixtures import bpe
 
 ROWS = 14  # of each part
 PARTS = ("sft", "rm", "ppo")

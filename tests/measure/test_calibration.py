@@ -12,6 +12,7 @@ from stages.rlhf.measure.calibration import (
     negative_log_likelihood,
     reliability,
 )
+from tests.conftest import naming
 
 
 def calibrated(count: int, temperature: float, seed: int) -> np.ndarray:
@@ -53,11 +54,11 @@ def test_without_a_minimum_it_is_the_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margins", "words"),
-    [([], "no pairs to fit"), ([1.0, np.nan, np.inf], "2 of 3 margins are not finite")],
+    ("margins", "facts"),
+    [([], ["pairs"]), ([1.0, np.nan, np.inf], [2, 3, "margins", "finite"])],
 )
-def test_unusable_margins_are_refused(margins: list[float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_unusable_margins_are_refused(margins: list[float], facts: list[object]) -> None:
+    with pytest.raises(ValueError, match=naming(*facts)):
         fit_temperature(np.array(margins))
 
 

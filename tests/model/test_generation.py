@@ -8,22 +8,17 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import (
-    answer_questions,
     cut_after,
     draw_uniforms,
     generate,
     generate_all,
+    greedy_responses,
     pick,
 )
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
-from tests.model_fixtures import (
-    QUESTIONS,
-    ids_codec,
-    random_ids,
-    tiny_gemma2,
-    tiny_llama,
-    tiny_tokenizer,
-)
+from tests.conftest import naming
+from tests.model_fixtures import ids_codec, random_ids, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 VOCAB, PAD, EOS, NEW = 40, 0, 2, 12
 
@@ -147,9 +142,9 @@ def test_uniforms_come_from_their_own_seed_alone() -> None:
 
 def test_sampling_without_uniforms_is_refused() -> None:
     model = tiny_llama(VOCAB)
-    with pytest.raises(ValueError, match=r"temperature is 1.0, uniforms: none"):
+    with pytest.raises(ValueError, match=naming("temperature", 1.0, "uniforms")):
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 1.0)
-    with pytest.raises(ValueError, match=r"temperature is 0.0, uniforms: given"):
+    with pytest.raises(ValueError, match=naming("temperature", 0.0, "uniforms")):
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 0.0, torch.rand(1, NEW))
 
 
@@ -167,7 +162,7 @@ def test_cut_after_the_first_eos(ids: list[int], expected: list[int]) -> None:
 def test_answers_tell_their_length_and_whether_they_ended() -> None:
     codec = Codec(tiny_tokenizer())
     model = tiny_llama(len(codec.tokenizer))
-    answers = answer_questions(model, codec, QUESTIONS, NEW, 3)
+    answers = greedy_responses(model, codec, QUESTIONS, NEW, 3)
     ids = generate_all(model, [codec.prompt_ids(q) for q in QUESTIONS], codec, NEW, 8)
     assert [a.tokens for a in answers] == [len(row) for row in ids]
     assert [a.ended for a in answers] == [row[-1] == codec.eos_id for row in ids]

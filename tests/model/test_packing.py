@@ -11,12 +11,12 @@ from torch import Tensor
 from stages.rlhf.model import packing
 from stages.rlhf.model.packing import (
     PackedGroups,
-    answer_logprobs,
-    answer_states,
     by_length,
     can_pack,
     last_states,
     pack,
+    packed_response_logprobs,
+    packed_response_states,
     packed_states,
     visible,
     worth_packing,
@@ -24,6 +24,7 @@ from stages.rlhf.model.packing import (
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs, response_states
 from stages.rlhf.precision import SDPA_FLOAT32
+from tests.conftest import naming
 from tests.model_fixtures import LORA, random_ids, shake, tiny_gemma2, tiny_llama
 
 VOCAB, PAD = 40, 0
@@ -53,7 +54,7 @@ def roles_of(name: str, dtype: torch.dtype = torch.float32) -> Roles:
 def packed(model: Any, prompts: Any = PROMPTS, answers: Any = ANSWERS) -> tuple[Tensor, Tensor]:
     groups = pack(prompts, answers, PAD)
     hidden = packed_states(model, groups)
-    return last_states(hidden, groups), answer_logprobs(model, hidden, groups)
+    return last_states(hidden, groups), packed_response_logprobs(model, hidden, groups)
 
 
 def apart(model: Any, prompts: Any = PROMPTS, answers: Any = ANSWERS) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ def test_states_of_the_answers_tokens_are_their_own_rows() -> None:
     groups = pack(PROMPTS, ANSWERS, PAD)
     with torch.no_grad(), roles.use("reward") as model:
         hidden = hidden_states(model, rows)
-        mine = answer_states(packed_states(model, groups), groups)
+        mine = packed_response_states(packed_states(model, groups), groups)
         apart_ = response_states(hidden, rows)
     expected = torch.cat(
         [
@@ -193,16 +194,16 @@ def test_logprobs_of_some_answers() -> None:
     groups, wanted = pack(PROMPTS, ANSWERS, PAD), torch.tensor([7, 0, 11])
     with torch.no_grad(), roles.use("reward") as model:
         hidden = packed_states(model, groups)
-        found = answer_logprobs(model, hidden, groups, wanted)
-        assert found.equal(answer_logprobs(model, hidden, groups)[wanted])
+        found = packed_response_logprobs(model, hidden, groups, wanted)
+        assert found.equal(packed_response_logprobs(model, hidden, groups)[wanted])
 
 
 @pytest.mark.parametrize(
     ("prompts", "answers", "message"),
     [
-        ([[5], []], [[[2]], [[2]]], r"prompt 1 has 0 tokens; expected >= 1"),
-        ([[5], [6]], [[[2]], [[2], []]], r"answer 1 of prompt 1 has 0 tokens; expected >= 1"),
-        ([[5], [6]], [[[2]], []], r"prompt 1 has 0 answers; expected >= 1"),
+        ([[5], []], [[[2]], [[2]]], naming("prompt 1", 0, "token")),
+        ([[5], [6]], [[[2]], [[2], [3], []]], naming("prompt 1", 2, 0, "token")),
+        ([[5], [6]], [[[2]], []], naming("prompt 1", 0)),
     ],
 )
 def test_what_is_empty_is_refused(prompts: Any, answers: Any, message: str) -> None:

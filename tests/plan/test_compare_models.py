@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from stages.rlhf.plan.compare_models import METRICS, ORIGINAL, markdown, table, value
+from tests.conftest import naming
 from tests.model_fixtures import shipped
 
 
@@ -62,7 +63,7 @@ def test_gain_that_cannot_be_told_is_a_dash() -> None:
 
 
 def test_without_figures_it_says_so() -> None:
-    with pytest.raises(ValueError, match="dvc repro first"):
+    with pytest.raises(ValueError, match=naming("metrics/evaluate.json")):
         table([row("tiny", "queued", None)])
 
 

@@ -1,8 +1,10 @@
-"""The plan's arithmetic: against torch's own counts, and against measured peaks of two twins."""
+"""The plan's arithmetic: against torch's own counts, and against peaks that were measured."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,7 @@ import torch
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.plan import plan
 from stages.rlhf.plan.footprint import GIB, Shape, Work, memory, operations, trained
-from tests.closure import ROOT
-from tests.conftest import write_params
+from tests.conftest import ROOT, naming, write_params
 from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
 
 LLAMA32 = {  # config.json of meta-llama/Llama-3.2-1B
@@ -59,7 +60,7 @@ def test_a_known_model() -> None:
 
 def test_a_config_without_a_width_is_refused_by_name() -> None:
     config = {key: n for key, n in LLAMA32.items() if key != "intermediate_size"}
-    with pytest.raises(ValueError, match=r"config\.json \(llama\): no intermediate_size"):
+    with pytest.raises(ValueError, match=naming("config.json", "llama", "intermediate_size")):
         Shape.of(config)
 
 
@@ -106,35 +107,33 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
         problem.startswith("sft needs ") and "models.llama32-1b.sft.micro_batch_size" in problem
         for problem in problems
     )
-    assert all("there are 12.0" in problem for problem in problems)
+    assert all("12.0 are available" in problem for problem in problems)
 
 
-def test_the_command_says_what_a_run_needs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_params(tmp_path, model="micro")
-    command = [sys.executable, "-m", "stages.rlhf.plan.plan"]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert lost.returncode == 1
-    assert "preprocess.json: no such file" in lost.stderr
+def test_the_command_says_what_a_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path, model="micro", threads=torch.get_num_threads())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plan"])
+    with pytest.raises(SystemExit, match=naming("metrics/preprocess.json")):
+        plan.main()
     (tmp_path / "metrics").mkdir()
-    metrics = (ROOT / "metrics" / "preprocess.json").read_text("utf-8")
-    (tmp_path / "metrics" / "preprocess.json").write_text(metrics, "utf-8")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()[2:7]} == {
-        *("sft", "rm", "judge", "ppo", "evaluate")
-    }
-    tight = subprocess.run(
-        [*command, "--memory", "0.1"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert tight.returncode == 1
-    assert "ppo needs" in tight.stderr
+    shutil.copy(ROOT / "metrics" / "preprocess.json", tmp_path / "metrics")
+    plan.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:7]] == ["sft", "rm", "judge", "ppo", "evaluate"]
+    monkeypatch.setattr(sys, "argv", ["plan", "--memory", "0.1"])
+    with pytest.raises(SystemExit, match="ppo"):
+        plan.main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [256, 512])
-@pytest.mark.parametrize("tokens", [4096, 1024])
-def test_activations_are_what_is_measured(hidden: int, tokens: int) -> None:
+@pytest.mark.parametrize(("hidden", "tokens"), [(384, 4096), (768, 1024)])
+def test_activations_of_widths_held_out_of_the_fit_are_what_is_measured(
+    hidden: int, tokens: int
+) -> None:
+    """The constants were fitted at widths 256 and 512; one lies between them and one beyond."""
     shape = Shape(hidden, 512, 4, hidden // 32, hidden // 32, 32, 2000, tied=True)
     done = subprocess.run(
         [sys.executable, "-m", "tests.ppo.measured_update", str(hidden), str(tokens)],
@@ -143,7 +142,7 @@ def test_activations_are_what_is_measured(hidden: int, tokens: int) -> None:
     expected = tokens * shape.worked(4)
     expected += trained(2 * shape.lora(16)) + 64 * 80 * shape.cache(4)
     found = json.loads(done.stdout.splitlines()[-1])["mib"]
-    assert found == pytest.approx(expected / 2**20, rel=0.35)
+    assert found == pytest.approx(expected / 2**20, rel=0.25)
 
 
 def test_speed_of_a_product_is_a_speed() -> None:

@@ -149,7 +149,7 @@ def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path)
     codec, prompts = trainer.codec, trainer.prompts[:4]
     texts = ["네 네 네 네", prompts[1].question, "1947m입니다.", f"{prompts[3].question} 네."]
-    answers = [codec.answer_ids(text) for text in texts]
+    answers = [codec.response_ids(text) for text in texts]
     answers[2] = answers[2][:-1]
     found = violations_of(prompts, answers, codec)
     assert found.missing_eos.tolist() == [False, False, True, False]
@@ -162,7 +162,7 @@ def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for costs in ({}, {"repetition_penalty": 0.5, "copy_penalty": 0.25}):
         trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs), max_new_tokens=64)
         texts = ["네 네 네 네", trainer.prompts[1].question, *["1947m입니다."] * 14]
-        said = [trainer.codec.answer_ids(text) for text in texts]
+        said = [trainer.codec.response_ids(text) for text in texts]
         monkeypatch.setattr(rollout_module, "generate_all", lambda *args, said=said: said)
         rewards.append(sampled(trainer).reward)
     plain, costly = rewards

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import Answer, generate_all
+from stages.rlhf.model.generation import generate_all
 from stages.rlhf.ppo.validation import SHOWN, Validator, reference_metrics
-from stages.rlhf.records import SftRow
+from stages.rlhf.records import Response, SftRow
 from tests.model_fixtures import QUESTIONS, random_reward_model, sft_roles, shake, tiny_tokenizer
 
 
@@ -16,7 +16,10 @@ def test_reference_metrics_by_hand() -> None:
         SftRow(id="0", question="한라산의 높이는?", answer="1947m입니다."),
         SftRow(id="1", question="일본의 수도는?", answer="도쿄입니다."),
     ]
-    answers = [Answer("1947m입니다.", 5, True), Answer("일본의 수도는? 일본의 수도는?", 9, False)]
+    answers = [
+        Response("1947m입니다.", 5, True),
+        Response("일본의 수도는? 일본의 수도는?", 9, False),
+    ]
     found = reference_metrics(answers, rows)
     assert found["exact"] == 0.5
     assert found["eos_rate"] == 0.5

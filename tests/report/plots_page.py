@@ -6,11 +6,15 @@ DVC's own page takes Vega from a CDN and is blank without a network. Vega, Vega-
 come from the package vl-convert-python; Vega-Lite in the version of DVC's templates.
 """
 
-from pathlib import Path
-
 import vl_convert
+from ruamel.yaml import YAML
 
-PAGE = Path(__file__).parents[2] / ".dvc" / "plots" / "page.html"
+from tests.conftest import ROOT
+
+PLOTS = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
+CHARTS = [p for p in PLOTS if isinstance(p, dict)]
+FIGURES = [p for p in PLOTS if isinstance(p, str)]
+PAGE = ROOT / ".dvc" / "plots" / "page.html"
 VEGA_LITE = "5.20"
 HTML = """<!DOCTYPE html>
 <html lang="ko">
@@ -24,6 +28,7 @@ HTML = """<!DOCTYPE html>
 body { font-family: "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR", sans-serif; }
 table { border-spacing: 15px; }
 img { max-width: 100%; }
+body > div:has(> div > img) { white-space: normal !important; }
 body > div > div:has(> img) { box-sizing: border-box; max-width: calc(100% - 16px); }
 body > div > div:has(> img):not(:only-of-type) { max-width: calc(50% - 16px); }
 </style>

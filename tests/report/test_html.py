@@ -12,8 +12,9 @@ from stages.rlhf.ingest.cleaning import Reason
 from stages.rlhf.report import html
 from stages.rlhf.report.html import FIGURES, MODELS, ReportInputs, page, verdict
 from stages.rlhf.report.structure import Part
+from tests.conftest import naming
 
-HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \" onload='x' <img src=http://evil.example/a.png>"
+HOSTILE = "<script>alert(1)</script> {{ 1234567 * 7654321 }} \" onload='x' <img src=http://evil.example/a.png>"
 GATES = dict.fromkeys(html.GATES, True)
 
 
@@ -25,7 +26,7 @@ def block(**more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def told() -> ReportInputs:
+def inputs() -> ReportInputs:
     kinds = {"never_asked": block(), "mine <b>": block(exact=None)}
     said = {"answer": HOSTILE, "score": 1.0, "judged": 0.5, "cosine": 0.25}
     evaluate = {
@@ -92,29 +93,29 @@ class Reader(HTMLParser):
             self.cells[-1] += data.rstrip("\n")
 
 
-def read(html: str) -> Reader:
+def read(text: str) -> Reader:
     reader = Reader()
-    reader.feed(html)
+    reader.feed(text)
     return reader
 
 
 def test_nothing_from_data_is_markup_and_nothing_is_asked_for(
-    told: ReportInputs, plots: Path
+    inputs: ReportInputs, plots: Path
 ) -> None:
-    html = page(told, plots)
-    reader = read(html)
+    made = page(inputs, plots)
+    reader = read(made)
     assert reader.text.count(HOSTILE) == 1 + len(html.SHOWN) + 1
     assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
     assert reader.tags.count("img") == len(FIGURES)
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in reader.sources)
     assert reader.handlers == []
-    assert "default-src 'none'" in html
-    assert "49" not in reader.text.replace("2,164,416", "")
+    assert "default-src 'none'" in made
+    assert str(1234567 * 7654321) not in reader.text, "data are rendered as a template"
     assert "mine <b>" in reader.text
 
 
-def test_what_it_shows(told: ReportInputs, plots: Path) -> None:
-    found = read(page(told, plots))
+def test_what_it_shows(inputs: ReportInputs, plots: Path) -> None:
+    found = read(page(inputs, plots))
     text = " ".join(found.text.split())
     assert "시험 질문 1,234개" in text
     assert "0.500 [0.250, 0.750]" in text
@@ -124,34 +125,34 @@ def test_what_it_shows(told: ReportInputs, plots: Path) -> None:
         assert f"{name} {value}" in " ".join(found.cells)
     assert "ppo.kl_coef 0.02" in " ".join(found.cells)
     assert "base.hub null" in " ".join(found.cells)
-    assert f"뽑은 {len(told.samples)}개" in text
+    assert f"뽑은 {len(inputs.samples)}개" in text
     assert "참조 & 답" in text
     assert f"{len(HOSTILE)}자" in text
     assert text.index("물은 적 없는 사실") < text.index("mine <b>")
     assert "–" in text  # a metric that says nothing
 
 
-def test_no_reject_is_lost(told: ReportInputs, plots: Path) -> None:
+def test_no_reject_is_lost(inputs: ReportInputs, plots: Path) -> None:
     assert set(html.REASONS) == set(get_args(Reason))
-    found = html.rejects(told.metrics["preprocess"])
+    found = html.rejects(inputs.metrics["preprocess"])
     assert found == {  # sft, ppo, corpus, single answers
         "leak": [2, 0, 1, 0],
         "duplicate_answer": [0, 0, 0, 7],
         "of its own": [0, 0, 2, 0],
     }
-    cells = read(page(told, plots)).cells
+    cells = read(page(inputs, plots)).cells
     at = cells.index("질문이 다른 분할에 속함 leak")
     assert cells[at : at + 5][1:] == ["2", "–", "1", "–"]
     at = cells.index("SFT", cells.index("쓰지 않음"))
     assert cells[at : at + 6] == ["SFT", "12", "10", "2", "10", "–"]
 
 
-def test_hold_outs_stand_in_one_order(told: ReportInputs, plots: Path) -> None:
+def test_hold_outs_stand_in_one_order(inputs: ReportInputs, plots: Path) -> None:
     mixed = dict.fromkeys(("mine <b>", "never_asked", "unseen_wording"), block())
-    blocks = [told.metrics["evaluate"][name] for name in (*MODELS, "ppo_vs_sft")]
-    for holder in (*blocks, told.metrics["rm"]):
+    blocks = [inputs.metrics["evaluate"][name] for name in (*MODELS, "ppo_vs_sft")]
+    for holder in (*blocks, inputs.metrics["rm"]):
         holder["by_kind"] = mixed
-    text = read(page(told, plots)).text
+    text = read(page(inputs, plots)).text
     order = re.findall("처음 보는 표현|물은 적 없는 사실|mine <b>", text)
     assert order == ["처음 보는 표현", "물은 적 없는 사실", "mine <b>"] * 3
 
@@ -168,36 +169,36 @@ def test_settings_are_those_of_every_stage() -> None:
     ]
 
 
-def test_every_figure_is_there_at_its_size(told: ReportInputs, plots: Path) -> None:
+def test_every_figure_is_there_at_its_size(inputs: ReportInputs, plots: Path) -> None:
     Image.new("RGB", (1001, 400)).save(plots / "rm" / "11_margins.png")
-    html = page(told, plots)
-    assert html.count('width="2" height="2"') == len(FIGURES) - 1
-    assert html.count('width="1001" height="400"') == html.count('class="long"') == 1
+    made = page(inputs, plots)
+    assert made.count('width="2" height="2"') == len(FIGURES) - 1
+    assert made.count('width="1001" height="400"') == made.count('class="long"') == 1
 
 
-def test_the_page_fits_a_phone(told: ReportInputs, plots: Path) -> None:
+def test_the_page_fits_a_phone(inputs: ReportInputs, plots: Path) -> None:
     """What cannot shrink scrolls in a box of its own."""
-    html = page(told, plots)
-    assert html.count("<table>") == html.count('<div class="wide" tabindex="0"><table>')
-    assert html.count("<img ") == html.count('<div class="wide" tabindex="0"><img ')
-    assert html.count("<tbody>") == html.count("</tbody>") >= html.count("</table>")
+    made = page(inputs, plots)
+    assert made.count("<table>") == made.count('<div class="wide" tabindex="0"><table>')
+    assert made.count("<img ") == made.count('<div class="wide" tabindex="0"><img ')
+    assert made.count("<tbody>") == made.count("</tbody>") >= made.count("</table>")
 
 
-def test_rows_without_kinds(told: ReportInputs, plots: Path) -> None:
+def test_rows_without_kinds(inputs: ReportInputs, plots: Path) -> None:
     for name in (*MODELS, "ppo_vs_sft"):
-        del told.metrics["evaluate"][name]["by_kind"]
-    del told.metrics["rm"]["by_kind"]
-    assert page(told, plots).count("<details>") == 1  # the settings
+        del inputs.metrics["evaluate"][name]["by_kind"]
+    del inputs.metrics["rm"]["by_kind"]
+    assert page(inputs, plots).count("<details>") == 1  # the settings
 
 
-def test_a_missing_figure_is_named(told: ReportInputs, plots: Path) -> None:
+def test_a_missing_figure_is_named(inputs: ReportInputs, plots: Path) -> None:
     (plots / "rm" / "11_margins.png").unlink()
-    with pytest.raises(ValueError, match=r"rm/11_margins.png: no such file"):
-        page(told, plots)
+    with pytest.raises(ValueError, match=naming(plots / "rm" / "11_margins.png")):
+        page(inputs, plots)
 
 
-def test_the_verdict(told: ReportInputs) -> None:
-    evaluate = dict(told.metrics["evaluate"])
+def test_the_verdict(inputs: ReportInputs) -> None:
+    evaluate = dict(inputs.metrics["evaluate"])
     evaluate["ppo_vs_sft"] = block(chrf_gain=4.25, chrf_gain_ci_low=3.0, chrf_gain_ci_high=5.5)
     evaluate["ppo"] = block(exact=0.75)
     good = verdict(evaluate, {"skipped": False})

@@ -12,6 +12,7 @@ from stages.rlhf.measure.ranked_groups import Group, margins_of
 from stages.rlhf.measure.ranking import report
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.model import Calibration
+from tests.conftest import naming
 
 
 def planted(count: int, seed: int, bias: float, use: float) -> list[Group]:
@@ -84,9 +85,7 @@ def test_one_question_cannot_try_a_curve() -> None:
 
 def test_only_ties_are_refused() -> None:
     tied = Group([1.0, 2.0], [1.0, 1.0], [3, 4], tokens=[1, 2])
-    with pytest.raises(
-        ValueError, match="validation groups: no two answers of one question differ"
-    ):
+    with pytest.raises(ValueError, match=naming("validation", "rank")):
         calibrate([tied, tied], 0.01, 0)
 
 

@@ -7,7 +7,8 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.groups import as_pairs, batch_groups, encode_groups, length_balance
 from stages.rlhf.reward.hard_negatives import HardNegative
-from tests.model_fixtures import tiny_tokenizer
+from tests.conftest import naming
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
 
@@ -39,7 +40,7 @@ def test_a_negative_made_of_the_best_is_compared_with_it_and_its_equals_alone() 
 
 def test_a_negative_is_encoded_with_the_group_and_never_the_best() -> None:
     group = encode_groups([row("나", "가")], CODEC, 256, [HardNegative("empty", 0, "")])[0]
-    assert group.answers == [CODEC.answer_ids("나"), CODEC.answer_ids("가"), [CODEC.eos_id]]
+    assert group.answers == [CODEC.response_ids("나"), CODEC.response_ids("가"), [CODEC.eos_id]]
     assert group.best == 0
 
 
@@ -51,20 +52,19 @@ def test_identical_and_tied_answers_make_no_pair() -> None:
 
 @pytest.mark.parametrize("count", [1, 10])
 def test_groups_of_one_and_of_ten_are_refused(count: int) -> None:
-    message = f"row q-7: {count} answers with {count} ranks; 2 to 9 answers"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=naming("q-7", count, 2, 9)):
         encode_groups([row(*(str(i) for i in range(count)))], CODEC, 256)
-    with pytest.raises(ValueError, match="row q-7: 2 answers with 3 ranks"):
+    with pytest.raises(ValueError, match=naming("q-7", 2, 3)):
         encode_groups([row("가", "나", ranks=(1.0, 2.0, 3.0))], CODEC, 256)
     assert len(encode_groups([row(*"가나다라마바사아자")], CODEC, 256)[0].answers) == 9
 
 
 def test_an_answer_beyond_the_models_window_is_refused() -> None:
     own = row("네", "아주 긴 답입니다. " * 5)
-    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.answer_ids(own.answers[1]))
+    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.response_ids(own.answers[1]))
     assert len(encode_groups([own], CODEC, tokens)) == 1
-    message = rf"row q-7: .* have {tokens} tokens, .* max_position_embeddings \({tokens - 1}\)"
-    with pytest.raises(ValueError, match=message):
+    facts = "q-7", tokens, "max_position_embeddings", tokens - 1
+    with pytest.raises(ValueError, match=naming(*facts)):
         encode_groups([own], CODEC, tokens - 1)
 
 

@@ -25,18 +25,17 @@ from stages.rlhf.reward.model import (
     member_name,
     new_reward_model,
 )
+from tests.conftest import naming
 from tests.model_fixtures import (
     LORA,
-    QUESTIONS,
-    SENTENCES,
     ids_codec,
     random_ids,
     random_reward_model,
     save_sft,
     sft_roles,
     shake,
-    tiny_tokenizer,
 )
+from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
 PROMPTS, ANSWERS = random_ids(7, 2, 9, 300, 0), random_ids(7, 1, 6, 300, 1)
 READ = [(prompt, [answer]) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
@@ -126,7 +125,7 @@ def test_a_score_is_the_same_in_a_shared_row_and_in_its_own(tmp_path: Path, head
         (long[1], ANSWERS[4:6]),
         (long[2], ANSWERS[6:]),
     ]
-    assert model.parts(mixed, 10_000) == [[0, 2], [3, 1]]
+    assert model.micro_batches(mixed, 10_000) == [[0, 2], [3, 1]]
     apart = [(prompt, [answer]) for prompt, answers in mixed for answer in answers]
     expected = model.raw_scores(apart, ids_codec())
     assert expected.unique().numel() == 14
@@ -142,7 +141,7 @@ def test_a_part_holds_no_more_tokens_than_asked(tmp_path: Path, shared: bool) ->
     answers = random_ids(40, 1, 9, 300, 4)
     each = 2 if shared else 1
     asked = [(p, answers[i * each : (i + 1) * each]) for i, p in enumerate(prompts)]
-    parts = model.parts(asked, 200)
+    parts = model.micro_batches(asked, 200)
     assert sorted(i for part in parts for i in part) == list(range(20))
     assert 1 < len(parts) < 20
     for part in parts:
@@ -153,7 +152,7 @@ def test_a_part_holds_no_more_tokens_than_asked(tmp_path: Path, shared: bool) ->
 def test_only_the_hybrid_head_asks_for_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("response_logprobs", "answer_logprobs"):
+    for name in ("response_logprobs", "packed_response_logprobs"):
         monkeypatch.setattr(model, name, lambda *args: 1 / 0)
     shared = [(random_ids(1, 40, 40, 300, 2)[0], ANSWERS)]
     for read in (READ, shared):
@@ -167,7 +166,7 @@ def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"), "scalar")
     with torch.no_grad():
         model.members[1].head.value.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"reward1: score of answer 0 is nan: \[\d+"):
+    with pytest.raises(ValueError, match=naming("reward1", 0, "nan", READ[0][1][0])):
         model.score(READ, ids_codec())
 
 
@@ -201,7 +200,7 @@ def test_padding_on_the_left_gives_the_same_scores(tmp_path: Path) -> None:
 def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
     codec = Codec(tiny_tokenizer())
     model = random_reward_model(sft_roles(tmp_path, "full"))
-    ids = codec.answer_ids("")
+    ids = codec.response_ids("")
     assert ids == [codec.eos_id]
     scores = model.score([(codec.prompt_ids(q), [ids]) for q in QUESTIONS], codec)
     assert scores.mean.isfinite().all()
@@ -343,7 +342,8 @@ def test_a_reward_model_of_another_backbone_is_refused(tmp_path: Path) -> None:
     random_reward_model(sft_roles(tmp_path, "full")).save(rm)
     save_card(rm, "reward", {"base": base, "sft": sft})
     other = save_sft(base, tmp_path / "other", "lora")
-    with pytest.raises(ValueError, match=r"model.json: sft_sha256 is \w{64}, but \w{64} lies here"):
+    facts = rm / "model.json", "sft_sha256", model_hash(sft), model_hash(other)
+    with pytest.raises(ValueError, match=naming(*facts)):
         check_card(rm, {"base": base, "sft": other})
 
 

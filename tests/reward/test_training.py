@@ -1,6 +1,7 @@
 """Reward training: what a group counts, whatever micro-batch it lies in, and what a member is."""
 
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,70 +17,27 @@ from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward import model as reward_model_module
 from stages.rlhf.reward import training
-from stages.rlhf.reward.groups import EncodedGroup, batch_groups, encode_groups, questions_of
+from stages.rlhf.reward.groups import (
+    EncodedGroup,
+    batch_groups,
+    encode_groups,
+    prompts_with_responses,
+)
 from stages.rlhf.reward.hard_negatives import for_training
 from stages.rlhf.reward.losses import better, bradley_terry, plackett_luce
-from stages.rlhf.reward.model import Features, Head, Member, RewardModel, new_reward_model
+from stages.rlhf.reward.model import Features, Head, Member, RewardModel
 from stages.rlhf.reward.training import MemberTrainer, bootstrap, scored, train
-from tests.model_fixtures import QUESTIONS, sft_roles, shake, shipped, tiny_tokenizer
+from tests.conftest import naming
+from tests.model_fixtures import Recorder
+from tests.reward_fixtures import CODEC, GROUPS, knobs, reward_model, settings
+from tests.tokenizer_fixtures import QUESTIONS
 
-CODEC = Codec(tiny_tokenizer())
-ANSWERS = ["1947m입니다.", "모릅니다.", "한라산은 제주도에 있습니다.", "네", "1950m"]
-RANKS = [
-    (1.0, 2.0, 3.0, 4.0, 5.0),
-    (2.0, 1.0),  # fewer answers
-    (1.0, 1.0, 2.0, 2.0, 2.0),  # ties
-    (3.0, 3.0, 3.0),  # nothing but ties
-    (5.0, 4.0, 3.0, 2.0, 1.0),
-    (2.0, 1.0, 1.0, 3.0),
-]
-ROWS = [
-    RmRow(id=str(i), question=QUESTIONS[i], answers=tuple(ANSWERS[: len(ranks)]), ranks=ranks)
-    for i, ranks in enumerate(RANKS)
-]
-GROUPS = encode_groups(ROWS, CODEC, window=256)
 LOSSES = {"bradley_terry": bradley_terry, "plackett_luce": plackett_luce}
-PLAIN = {
-    "head": "hybrid",
-    "elements": "groups",
-    "loss": "plackett_luce",
-    "lm_coef": 0.3,
-    "members": 1,
-    "margin": 0.0,
-    "label_smoothing": 0.0,
-    "odin_coef": 0.0,
-    "length_balance": False,
-    "hard_negatives": 0.0,
-}
-
-
-def knobs(**changed: Any) -> RmConfig:
-    return RmConfig.model_validate({**shipped().rm.model_dump(), **PLAIN, **changed})
-
-
-def settings(**changed: Any) -> RewardScale:
-    fixed = {"epochs": 2, "batch_size": 6, "micro_batch_tokens": 9999, "learning_rate": 1e-2}
-    return RewardScale(**{**fixed, **changed})
-
-
-def reward_model(folder: Path, head: str = "hybrid", members: int = 1) -> RewardModel:
-    roles = sft_roles(folder, "full")
-    model = new_reward_model(roles, head, members, "tests")
-    for i in range(members):
-        shake(roles, f"reward{i}", seed=5 + i, size=0.1)
-    return model
 
 
 def one_trainer(model: RewardModel, rm: RmConfig, now: RewardScale | None = None) -> MemberTrainer:
     torch.manual_seed(1)  # the length head's start
     return MemberTrainer(model, 0, rm, now or settings(), CODEC)
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients of a step, and takes none."""
-
-    def step(self, closure: Any = None) -> None:
-        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -133,8 +91,8 @@ def test_micro_batches_and_shared_rows_change_no_gradient(
     told = GROUPS[:groups]
     loss_all, whole = gradients(model, rm, 9999, told, counts)
     assert all(grad.abs().sum() > 0 for grad in whole)
-    asked = questions_of(told)
-    assert len(model.parts(asked, 1)) == groups > len(model.parts(asked, 200)) > 1
+    asked = prompts_with_responses(told)
+    assert len(model.micro_batches(asked, 1)) == groups > len(model.micro_batches(asked, 200)) > 1
     for micro in (200, 1):
         found, grads = gradients(model, rm, micro, told, counts)
         torch.testing.assert_close(found, loss_all, rtol=1e-5, atol=0)
@@ -170,7 +128,7 @@ def test_a_scalar_head_without_lm_loss_never_computes_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm_coef: float, asked: bool
 ) -> None:
     model, calls = reward_model(tmp_path, "scalar"), []
-    for name in ("response_logprobs", "answer_logprobs"):
+    for name in ("response_logprobs", "packed_response_logprobs"):
         inner = getattr(reward_model_module, name)
         monkeypatch.setattr(
             reward_model_module, name, lambda *args, inner=inner: calls.append(1) or inner(*args)
@@ -191,7 +149,7 @@ def test_the_length_head_trains_and_is_thrown_away(tmp_path: Path) -> None:
     batch = batch_groups(GROUPS, [1] * 6, "cpu")
     with torch.no_grad(), model.roles.use("reward0"):
         out = trainer.outputs(GROUPS, batch)
-    raw = model.raw_scores(questions_of(GROUPS), CODEC)[0]
+    raw = model.raw_scores(prompts_with_responses(GROUPS), CODEC)[0]
     torch.testing.assert_close(out.quality, raw, rtol=0, atol=1e-4)
     model.save(tmp_path / "rm")
     assert load_file(tmp_path / "rm" / "reward0" / "head.safetensors").keys() == {
@@ -319,7 +277,7 @@ def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
     model = reward_model(tmp_path, members=2)
     model.members[0].mean, model.members[0].sd = 1.0, 2.0
     groups = scored(model, GROUPS, CODEC)
-    raw = model.raw_scores(questions_of(GROUPS[1:2]), CODEC)
+    raw = model.raw_scores(prompts_with_responses(GROUPS[1:2]), CODEC)
     expected = ((raw[0] - 1) / 2 + raw[1]) / 2
     assert groups[1].scores == pytest.approx(expected.tolist(), abs=1e-5)
     assert groups[1].ranks == (2.0, 1.0)
@@ -331,7 +289,7 @@ def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> None:
     groups = [GROUPS, GROUPS]
     groups[part] = []
-    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
+    with pytest.raises(ValueError, match=naming(name)):
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
@@ -339,7 +297,7 @@ def test_nothing_to_train_on_is_said(tmp_path: Path, part: int, name: str) -> No
 def test_only_tied_groups_are_nothing_to_train_on(tmp_path: Path, part: int, name: str) -> None:
     groups = [GROUPS, GROUPS]
     groups[part] = GROUPS[3:4]
-    with pytest.raises(ValueError, match=f"{name} has no group of answers with different ranks"):
+    with pytest.raises(ValueError, match=naming(name)):
         train(reward_model(tmp_path), *groups, knobs(), settings(), CODEC, "seed")
 
 
@@ -348,11 +306,11 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with torch.no_grad():
         model.members[0].head.value.weight[0, 0] = torch.nan
     one = settings(epochs=1, batch_size=2, micro_batch_tokens=9999)
-    with pytest.raises(ValueError, match="reward0: the loss of step 1 of 3 is not finite"):
+    with pytest.raises(ValueError, match=naming("reward0", 1, 3)):
         train(model, GROUPS, GROUPS, knobs(), one, CODEC, "seed")
 
 
-# ---- proof 14
+# ---- answers that exploit a reward
 
 
 def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Path) -> None:
@@ -386,16 +344,16 @@ def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Pat
 
     median = scores(said).median()
     bad = {
-        "looped": [CODEC.answer_ids(f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다.")] * 8,
-        "echoed": [CODEC.answer_ids(question) for question in QUESTIONS],
-        "empty": [CODEC.answer_ids("")] * 8,
+        "looped": [CODEC.response_ids(f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다.")] * 8,
+        "echoed": [CODEC.response_ids(question) for question in QUESTIONS],
+        "empty": [CODEC.response_ids("")] * 8,
     }
     for name, answers in bad.items():
         found = scores(answers).median()
         assert found < median, f"{name}: {found:.2f}, SFT {median:.2f}"
 
 
-# ---- proof 13: planted length bias
+# ---- a planted length bias
 
 
 class Planted(RewardModel):
@@ -410,7 +368,7 @@ class Planted(RewardModel):
         read = (torch.tensor([answer[:2] for answer in answers]).float() - 1000) / 100
         return Features(read, None, None, torch.ones(len(answers), 1, dtype=torch.bool))
 
-    def parts(self, questions: Any, tokens: int) -> list[list[int]]:
+    def micro_batches(self, questions: Any, tokens: int) -> list[list[int]]:
         return [list(range(len(questions)))]
 
 
@@ -467,6 +425,7 @@ def planted_groups(count: int, answers: int, bias: float, matched: bool, seed: i
     return groups
 
 
+@cache
 def planted_report(answers: int, **changed: Any) -> dict[str, float]:
     """Accuracy on length-matched pairs and correlation with length given the true rank."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Kill the pipeline at random optimizer_tensors, go on, and compare with a run that nobody killed.
+"""Kill the pipeline at random moments, go on, and compare with a run that nobody killed.
 
 python -m tests.runs.chaos [--kills 30] [--seed 0]
 
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ import psutil
 from stages.rlhf.runs.cache import LOCK, locked
 from stages.rlhf.runs.checkpoints import LOG, log_of
 from tests import conftest
-from tests.conftest import ROOT, write_params
+from tests.conftest import copy_repository
 
 STAGES = ("base", "sft", "rm", "judge", "ppo", "evaluate")  # those that go on
 DVC = (sys.executable, "-m", "dvc")
@@ -46,22 +45,9 @@ class Report:
 
 
 def repository(folder: Path) -> Path:
-    """A repository of its own, as the working tree stands, with small params."""
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True,
-    ).stdout  # fmt: skip
-    for name in files.decode().strip("\0").split("\0"):
-        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    (folder / ".dvc" / "config.local").unlink(missing_ok=True)
-    write_params(folder, **SMALL)
-    identity = ["-c", "user.name=koqa", "-c", "user.email=koqa@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "start"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
+    """A repository of its own with small params, in which nothing has run."""
+    folder.mkdir(parents=True)
+    return copy_repository(folder, without=("metrics/", "plots/", "dvc.lock"), **SMALL)
 
 
 def environment(folder: Path, seconds: str) -> dict[str, str]:

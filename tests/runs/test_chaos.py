@@ -1,4 +1,4 @@
-"""Six kills, one in every stage that goes on, and two workers at once. More: tests/chaos.py."""
+"""Six kills, one in every stage that goes on, and two workers at once. More in runs/chaos.py."""
 
 import subprocess
 import time

@@ -1,11 +1,13 @@
 """A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
 
-import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from safetensors.torch import load_file
 from stages.rlhf import files
 from stages.rlhf.runs import checkpoints, signals
 from stages.rlhf.runs.signals import Interrupted
-from tests.model_fixtures import ROOT
+from tests.conftest import ROOT, Killed, full_disk, naming
+from tests.model_fixtures import differing
 from tests.ppo import resumed_ppo
 
 
@@ -55,16 +58,32 @@ def test_a_damaged_one_is_named_and_passed_over(
     assert f"{tmp_path / 'step-6'}: " in capsys.readouterr().err
 
 
-class Killed(BaseException):
-    """Stands for a signal that no code can catch."""
+WATCHED: tuple[tuple[Any, str], ...] = (
+    (checkpoints, "save_file"),
+    (files, "sync"),
+    (Path, "write_text"),
+    (Path, "rename"),
+    (shutil, "rmtree"),
+)
 
 
-def moments() -> list[tuple[Any, str, int]]:
-    """What a save calls, and at which call of it the kill comes."""
+def moments() -> list[Any]:
+    """Every call by which a save writes, moves or removes, as counted in one that nobody kills."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, inner: Any) -> Any:
+        return lambda *given, **named: calls.update([name]) or inner(*given, **named)
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        save(Path(folder), 3)
+        for owner, name in WATCHED:
+            patch.setattr(owner, name, counted(name, getattr(owner, name)))
+        save(Path(folder), 6)
+    assert set(calls) == {name for _, name in WATCHED}, "a save does not call what is watched"
     return [
-        (checkpoints, "save_file", 1),
-        *((files, "sync", n) for n in range(1, 8)),
-        *((Path, "rename", n) for n in (1, 2)),
+        pytest.param(owner, name, call, id=f"{name} {call}")
+        for owner, name in WATCHED
+        for call in range(1, calls[name] + 1)
     ]
 
 
@@ -96,55 +115,51 @@ def test_a_full_disk_is_named_and_the_one_before_stays(
 ) -> None:
     save(tmp_path, 3)
 
-    def full(*given: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
-        with pytest.raises(ValueError, match=r"step-6.tmp: no checkpoint .* No space left"):
+        patched.setattr(checkpoints, "save_file", full_disk)
+        with pytest.raises(ValueError, match=naming("step-6", "No space left")):
             save(tmp_path, 6)
     assert loaded(tmp_path) == 3
 
 
-# ---- 9. PPO goes on
+# ---- PPO goes on
 
 
-def differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    def same(a: Any, b: Any) -> bool:
-        return a.equal(b) if isinstance(a, torch.Tensor) else a == b
-
-    return [key for key in one.keys() | two.keys() if not same(one.get(key), two.get(key))]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to if nothing ends it."""
+    return resumed_ppo.everything(resumed_ppo.run(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.mark.parametrize("killed_at", [5, 2], ids=["after a checkpoint", "before any"])
-def test_six_updates_are_three_a_kill_and_three(tmp_path: Path, killed_at: int) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
-    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(tmp_path / "cut"), str(killed_at)]
+def test_six_updates_are_three_a_kill_and_three(
+    tmp_path: Path, whole: dict[str, Any], killed_at: int
+) -> None:
+    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(tmp_path), str(killed_at)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    kept = tmp_path / "cut" / "kept" / "step-4"  # after one update of warm-up
+    kept = tmp_path / "kept" / "step-4"  # after one update of warm-up
     assert kept.is_dir() == (killed_at == 5)
-    trainer = resumed_ppo.run(tmp_path / "cut", killed_at=2 if killed_at == 5 else None)
+    trainer = resumed_ppo.run(tmp_path, killed_at=2 if killed_at == 5 else None)
     assert differing(whole, resumed_ppo.everything(trainer)) == []
     assert [row["update"] for row in trainer.progress.updates] == list(range(7))
 
 
-def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path))
+def test_a_run_that_ended_is_not_run_again(tmp_path: Path, whole: dict[str, Any]) -> None:
+    resumed_ppo.run(tmp_path)
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path, killed_at=1))
     assert differing(whole, again) == []
 
 
 def test_asked_to_end_ppo_saves_its_update_and_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
-    whole = resumed_ppo.everything(resumed_ppo.run(tmp_path / "whole"))
     for step in (1, 2):  # the update of warm-up, and the first of the policy
         with monkeypatch.context() as patched:
             patched.setattr(signals, "stop_requested", lambda: True)
-            with pytest.raises(Interrupted, match=f"after step {step} .*goes on from there"):
-                resumed_ppo.run(tmp_path / "cut")
-    again = resumed_ppo.everything(resumed_ppo.run(tmp_path / "cut"))
+            with pytest.raises(Interrupted, match=naming(f"step {step}", tmp_path)):
+                resumed_ppo.run(tmp_path)
+    again = resumed_ppo.everything(resumed_ppo.run(tmp_path))
     assert differing(whole, again) == []
 
 

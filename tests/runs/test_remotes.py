@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.closure import ROOT
-from tests.conftest import SMALL, write_params
+from tests.conftest import ROOT, SMALL, write_params
 
 SSHD = Path("/usr/sbin/sshd")
 SERVER = """\

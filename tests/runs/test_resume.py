@@ -1,10 +1,11 @@
 """Base, SFT, reward members and answers go on after a kill, and come to the same bits."""
 
-import errno
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,15 @@ from stages.rlhf.runs.checkpoints import SECONDS, Checkpointer
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
 from stages.rlhf.train.pretraining import new_llama, pretrain
-from tests.model_fixtures import QUESTIONS, save_base, tiny_llama, tiny_tokenizer
-from tests.reward.test_training import GROUPS, knobs, reward_model, settings
-from tests.test_sft import GROUPS as RANKED
-from tests.test_sft import ROWS, STRANGERS, micro, rank1
-from tests.train.test_pretraining import ARCHITECTURE, IDS
+from tests.conftest import Killed, full_disk, naming
+from tests.model_fixtures import ARCHITECTURE, IDS, differing, save_base, tiny_llama
+from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
+from tests.sft_fixtures import GROUPS as RANKED
+from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 CODEC = Codec(tiny_tokenizer())
 Result = dict[str, Any]
-
-
-class Killed(BaseException):
-    """What ends the process: nothing may be written after it."""
 
 
 @pytest.fixture(autouse=True)
@@ -128,15 +126,6 @@ RUNS: dict[str, tuple[Callable[[Path], Result], list[int]]] = {
 }
 
 
-def same(one: Result, two: Result) -> list[str]:
-    """The keys under which two results differ."""
-
-    def equal(a: Any, b: Any) -> bool:
-        return bool(torch.equal(a, b)) if isinstance(a, torch.Tensor) else a == b
-
-    return [key for key in one.keys() | two.keys() if not equal(one.get(key), two.get(key))]
-
-
 def started_from(folder: Path) -> list[int]:
     """Every step that a loop began at, of all shelves below the folder, in order."""
     logs = sorted(folder.rglob(checkpoints.LOG))
@@ -147,32 +136,47 @@ def started_from(folder: Path) -> list[int]:
 CASES = [(name, save) for name, (_, saves) in RUNS.items() for save in saves]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """What each run comes to if nothing ends it."""
+
+    @cache
+    def made(name: str) -> Result:
+        folder = tmp_path_factory.mktemp("whole")
+        found = RUNS[name][0](folder)
+        assert max(started_from(folder)) == 0
+        return found
+
+    return made
+
+
 @pytest.mark.parametrize(("name", "save"), CASES)
 def test_after_a_kill_it_comes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, save: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    name: str,
+    save: int,
 ) -> None:
     run = RUNS[name][0]
-    whole = run(tmp_path / "whole")
     with killed_at(monkeypatch, save):
-        run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) > 0
-    assert max(started_from(tmp_path / "whole")) == 0
+        run(tmp_path)
+    assert differing(whole(name), run(tmp_path)) == []
+    assert max(started_from(tmp_path)) > 0
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result], name: str
 ) -> None:
-    run = RUNS[name][0]
-    whole = run(tmp_path / "whole")
+    run, expected = RUNS[name][0], whole(name)
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
-        patched.setattr(signals, "asked", lambda: True)
-        with pytest.raises(Interrupted, match=r"interrupted after step [12] .*goes on from there"):
-            run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) in (1, 2)
+        patched.setattr(signals, "stop_requested", lambda: True)
+        with pytest.raises(Interrupted, match=r"step [12]\b"):
+            run(tmp_path)
+    assert differing(expected, run(tmp_path)) == []
+    assert max(started_from(tmp_path)) in (1, 2)
 
 
 def test_answers_that_were_kept_are_not_made_again(
@@ -193,42 +197,44 @@ def test_answers_that_were_kept_are_not_made_again(
 
 
 def test_sft_passes_over_what_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tuned("lora", both=False)
-    whole = run(tmp_path / "whole")
+    run = RUNS["sft lora"][0]
     with killed_at(monkeypatch, 4):
-        run(tmp_path / "cut")
-    kept = tmp_path / "cut" / "work" / "phase0"
+        run(tmp_path)
+    kept = tmp_path / "work" / "phase0"
     assert sorted(p.name for p in kept.glob("checkpoint-*")) == [
         f"checkpoint-{i}" for i in (2, 3, 4)
     ]
     with (kept / "checkpoint-3" / "optimizer.pt").open("r+b") as file:
         file.write(b"not what it was")
-    assert same(whole, run(tmp_path / "cut")) == []
+    assert differing(whole("sft lora"), run(tmp_path)) == []
     told = capsys.readouterr().err
-    assert "checkpoint-4: damaged" in told  # not sealed yet
-    assert "checkpoint-3: optimizer.pt is not what manifest.json says" in told
-    assert started_from(tmp_path / "cut") == [0, 2]
+    assert re.search(naming("checkpoint-4"), told)  # has no manifest yet
+    assert re.search(naming("checkpoint-3", "optimizer.pt", "manifest.json"), told)
+    assert started_from(tmp_path) == [0, 2]
 
 
 def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result]
 ) -> None:
-    run = tuned("lora", both=False)
-    whole = run(tmp_path / "whole")
+    run = RUNS["sft lora"][0]
+    expected = whole("sft lora")
     saves: list[int] = []
     inner = torch.save
 
     def full(*given: Any, **named: Any) -> None:
         saves.append(0)
         if len(saves) > 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full_disk()
         inner(*given, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
-        with pytest.raises(ValueError, match=r"phase0: no checkpoint could be written: .*No space"):
-            run(tmp_path / "cut")
-    assert same(whole, run(tmp_path / "cut")) == []
-    assert max(started_from(tmp_path / "cut")) > 0
+        with pytest.raises(ValueError, match=naming("phase0", "No space left")):
+            run(tmp_path)
+    assert differing(expected, run(tmp_path)) == []
+    assert max(started_from(tmp_path)) > 0

@@ -6,12 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.rlhf.config.models import Architecture, Pretraining
+from stages.rlhf.config.models import Pretraining
 from stages.rlhf.train.pretraining import batches, new_llama, pad, pretrain
-from tests.model_fixtures import random_ids
-
-ARCHITECTURE = Architecture(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1, heads=2)
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+from tests.conftest import naming
+from tests.model_fixtures import ARCHITECTURE, IDS, random_ids
 
 
 def test_pad_by_hand() -> None:
@@ -62,5 +60,5 @@ def test_padding_is_never_trained() -> None:
 def test_no_documents_are_refused() -> None:
     model = new_llama(ARCHITECTURE, IDS, max_length=40)
     settings = Pretraining(steps=1, batch_size=2, learning_rate=1e-2)
-    with pytest.raises(ValueError, match="the corpus is empty"):
+    with pytest.raises(ValueError, match=naming("corpus")):
         pretrain(model, [], 0, settings, random.Random(0))

@@ -5,6 +5,7 @@ import pytest
 from stages.world import particles
 from stages.world.facts import all_facts, core, detail, noun_phrase, reversed_core
 from stages.world.particles import CASUAL, PLAIN, POLITE, copula, particle, resolve
+from tests.conftest import naming
 
 # word: 은 이 을 과 으로 이라고 이에요 이야
 TABLE = {
@@ -42,7 +43,7 @@ def test_templates_resolve_from_left_to_right() -> None:
 
 
 def test_unknown_marker() -> None:
-    with pytest.raises(ValueError, match=r"unknown marker \[인\]"):
+    with pytest.raises(ValueError, match=naming("[인]", "서울[인]")):
         resolve("서울[인]")
 
 

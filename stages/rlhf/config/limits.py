@@ -1,10 +1,17 @@
-"""Section `limits`: what a policy must keep to, whatever it gains."""
+"""Sections `gate` and `limits`: when PPO may run, and what its policy must keep to."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from stages.rlhf.config.base import Section, Share
+from stages.rlhf.config.base import Positive, Section, Share, StageParams
+from stages.rlhf.config.models import ModelEntry, SamplingTemperature
+
+
+class GateConfig(Section):
+    """The gate before PPO."""
+
+    resamples: Positive
 
 
 class Limits(Section):
@@ -13,3 +20,11 @@ class Limits(Section):
     eos_slack: Share
     repetition_slack: Share
     length_band: Annotated[float, Field(gt=0)]
+
+
+class GateParams(StageParams):
+    """What stage `gate` reads."""
+
+    gate: GateConfig
+    ppo: SamplingTemperature
+    base_model: ModelEntry

@@ -1,13 +1,13 @@
-"""The table of base models: SFT's similarity to the references, and what it adds to the base model.
+"""Comparison of base models: SFT's similarity to the references, and its gain over the base model.
 
     dvc exp run --queue -S 'model=llama32-1b,kanana15-2b,gemma2-2b,llama2-ko-7b'
     dvc queue start
     python -m stages.rlhf.plan.compare_models --csv models.csv    # Markdown to the terminal
 
-Rows are the workspace and every finished experiment, read by `dvc.api.exp_show()`, one for each
-model and ruler: cosines of different embedders cannot be compared, so the embedder's hash is shown.
-Beside the four models of the original work stand its own figures, of other data and another
-embedder; its "euclidean" is the similarity 1 / (1 + distance).
+Rows are the workspace and all finished experiments (`dvc.api.exp_show()`), one per model and
+embedder: cosines of different embedders are not comparable, so the embedder's hash is shown. The
+figures of the original study are in brackets, from other data and another embedder; its "euclidean"
+is the similarity 1 / (1 + distance).
 """
 
 import argparse
@@ -19,6 +19,8 @@ from typing import Any
 import dvc.api
 import pandas as pd
 
+from stages.rlhf.records import write_csv
+
 METRICS = "metrics/evaluate.json"
 COLUMNS = {
     "cosine": "sft.cosine",
@@ -28,7 +30,7 @@ COLUMNS = {
     "gain": "sft_gain.cosine",
     "gain_percent": "sft_gain.percent",
 }
-ORIGINAL = {  # cosine, euclidean similarity, Pearson, gain over base, gain in percent
+ORIGINAL = {  # columns as in ORIGINAL_COLUMNS
     "kanana15-2b": (0.799, 0.382, 0.799, 0.0564, 7.59),
     "gemma2-2b": (0.788, 0.367, 0.788, 0.2961, 60.2),
     "llama2-ko-7b": (0.798, 0.375, 0.798, 0.1512, 23.37),
@@ -41,14 +43,14 @@ Row = Mapping[str, Any]
 
 
 def value(row: Row, file: str, key: str) -> Any:
-    """A metric; exp_show names its file only where two files hold that key."""
+    """A metric; exp_show prefixes its file only if the key is in two files."""
     return row.get(f"{file}:{key}", row.get(key))
 
 
 def table(shown: Sequence[Row]) -> pd.DataFrame:
-    """Rows of exp_show -> one row per model and ruler, the last one that ran.
+    """Rows of exp_show -> one row per model and embedder, the last one that ran.
 
-    Raises ValueError where none of them has figures of stage evaluate.
+    Raises ValueError if none has metrics of stage evaluate.
     """
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
     for row in shown:
@@ -57,23 +59,23 @@ def table(shown: Sequence[Row]) -> pd.DataFrame:
             "Success",
         ):
             continue
-        ruler = str(value(row, METRICS, "embedder_sha256") or "")[:8]
+        embedder = str(value(row, METRICS, "embedder_sha256") or "")[:8]
         model = row["model"]
         original = dict(zip(ORIGINAL_COLUMNS, ORIGINAL.get(model, ()), strict=False))
-        rows[model, ruler] = {
+        rows[model, embedder] = {
             "model": model,
             "experiment": row.get("Experiment") or row.get("rev"),
-            "embedder": ruler,
+            "embedder": embedder,
             **{name: value(row, METRICS, key) for name, key in COLUMNS.items()},
             **{f"original_{name}": original.get(name) for name in ORIGINAL_COLUMNS},
         }
     if not rows:
-        raise ValueError("no experiment has figures in metrics/evaluate.json; dvc repro first")
+        raise ValueError("no experiment has results in metrics/evaluate.json; run dvc repro first")
     return pd.DataFrame(rows.values()).sort_values(["model", "embedder"], ignore_index=True)
 
 
 def markdown(found: pd.DataFrame) -> str:
-    """The table in Markdown, the original's figures in brackets beside ours."""
+    """The table in Markdown, the original study's figures in brackets."""
     header = ["model", "experiment", "embedder", *COLUMNS]
     lines = [" | ".join(header), " | ".join(["---"] * 3 + ["---:"] * len(COLUMNS))]
     for row in found.to_dict("records"):
@@ -88,18 +90,18 @@ def markdown(found: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    """Print the table, and write it."""
+    """Print the table; with --csv, also write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     try:
         found = table(dvc.api.exp_show())
     except ValueError as error:
         sys.exit(f"error: {error}")
     if given.csv:
-        found.to_csv(given.csv, index=False, float_format="%.6g", lineterminator="\n")
+        write_csv(given.csv, found)
     print(markdown(found))
 
 

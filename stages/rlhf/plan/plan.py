@@ -1,8 +1,8 @@
-"""What a run will need, before it starts: python -m stages.rlhf.plan.plan [--memory GIB]
+"""Estimate memory and time before a run: python -m stages.rlhf.plan.plan [--memory GIB]
 
-Memory of every stage that holds a model, by what it is for, and a rough time, for the model that
-params.yaml names (a hub model's config.json comes from the hub's cache, or the network once).
-Ends with an error that names the knob to turn where a stage does not fit the memory there is.
+Prints the memory of every stage that loads a model, by purpose, and a rough time, for the model in
+params.yaml (a hub model's config.json comes from the hub cache, or is downloaded once). Exits with
+an error naming the parameter to change if a stage does not fit the available memory.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.hub import fetch
 from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
 
-SHARE = 0.4  # of the matrix speed measured here that training is taken to reach
-PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA before there is any model
-KNOBS = {
+SHARE = 0.4  # assumed utilisation: training speed over the measured matmul speed
+PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA without any model
+REDUCED_BY = {
     "weights": "dtype: bfloat16, or another `model`",
     "adapters": "models.{model}.lora.r, rm.members",
     "training": "models.{model}.lora.r, or sft.method: lora",
@@ -33,17 +33,17 @@ KNOBS = {
 
 
 def shape_of(params: Params) -> Shape:
-    """The chosen model's. Raises ValueError where a hub model's config.json cannot be had."""
+    """The base model's shape. Raises ValueError if a hub model's config.json is unavailable."""
     base_model = params.base_model
     if base_model.architecture is not None:
         return Shape.made(base_model.architecture)
-    assert base_model.hub is not None, "a model is made, or from the hub"
+    assert base_model.hub is not None, "config.models requires an architecture or a hub id"
     folder = fetch(base_model.hub, base_model.revision, ("config.json",))
     return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> Work:
-    """From what preprocess counted; its tokens are those of its own tokenizer."""
+    """From the metrics of preprocess. Raises ValueError if they are missing."""
     if not metrics.is_file():
         raise ValueError(f"{metrics}: no such file; run `dvc repro preprocess` first")
     found = json.loads(metrics.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> 
 
 
 def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of a square product, measured here."""
+    """Measured FLOP/s of a square matmul."""
     a = torch.randn(size, size, device=device).to(dtype)
     product, rounds, spent = a @ a, 0, 0.0
     begin = time.perf_counter()
@@ -74,15 +74,15 @@ def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: flo
     return rounds * 2.0 * size**3 / spent
 
 
-def there_is(device: str) -> float:
-    """GiB of the GPU, or of this machine."""
+def available_memory(device: str) -> float:
+    """GiB of memory of the GPU, or of this machine."""
     if device == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory / GIB)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
 
 
 def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: Params) -> list[str]:
-    """A sentence for each stage that does not fit `limit` GiB: what takes most, and its knob."""
+    """A message per stage that exceeds `limit` GiB: its largest item, and what to change."""
     found = []
     for stage, parts in needs.items():
         need = process + sum(parts.values()) / GIB
@@ -91,16 +91,16 @@ def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: P
         most = max(parts, key=parts.__getitem__)
         micro = "micro_batch_size" if stage == "sft" else "micro_batch_tokens"
         batch = "ppo.batch_size" if stage == "ppo" else "generate.batch_size"
-        knob = KNOBS[most].format(model=params.model, stage=stage, micro=micro, batch=batch)
+        names = {"model": params.model, "stage": stage, "micro": micro, "batch": batch}
         found.append(
-            f"{stage} needs {need:.1f} GiB, there are {limit:.1f}: most are {most}"
-            f" ({parts[most] / GIB:.1f} GiB); turn {knob}"
+            f"{stage} needs {need:.1f} GiB, but {limit:.1f} are available; most of it is {most}"
+            f" ({parts[most] / GIB:.1f} GiB): change {REDUCED_BY[most].format(**names)}"
         )
     return found
 
 
 def report(needs: Mapping[str, Bytes], times: Mapping[str, float], process: float) -> str:
-    """The table, a line per stage."""
+    """The table, one line per stage."""
     kinds = list(dict.fromkeys(kind for parts in needs.values() for kind in parts))
     lines = [f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in [*kinds, "all", "minutes"])]
     for stage, parts in needs.items():
@@ -111,12 +111,12 @@ def report(needs: Mapping[str, Bytes], times: Mapping[str, float], process: floa
 
 
 def main() -> None:
-    """Print the plan; exit with an error where it does not fit."""
+    """Print the plan; exit with an error if it does not fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--memory", type=float, help="GiB there are; default: this machine's")
-    given = parser.parse_args()
+    parser.add_argument("--memory", type=float, help="GiB available; default: this machine's")
+    args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         params = load_params()
@@ -130,16 +130,14 @@ def main() -> None:
     times = {stage: flops / speed for stage, flops in operations(shape, params, work).items()}
     print(
         f"{params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
-        f" {shape.lora(params.base_model.lora.r) / 1e6:,.2f} M an adapter"
+        f" {shape.lora(params.base_model.lora.r) / 1e6:,.2f} M per adapter"
     )
     print(report(needs, times, PROCESS[device]))
-    limit = given.memory or there_is(device)
+    limit = args.memory or available_memory(device)
     problems = too_much(needs, PROCESS[device], limit, params)
     if problems:
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    print(
-        f"It fits {limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the speed of a product here."
-    )
+    print(f"Fits {limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the measured matmul speed.")
 
 
 if __name__ == "__main__":

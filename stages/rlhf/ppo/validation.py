@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.measure.text import chrf, copies, exact, length, loops
-from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.records import SftRow
+from stages.rlhf.records import Response, SftRow
 from stages.rlhf.reward.model import RewardModel
 
 SHOWN = 12  # validation questions whose answers are kept to be read
@@ -51,7 +51,7 @@ class Validator:
         """Answer every question greedily, and measure the answers."""
         model, codec = self.roles.model, self.codec
         ids = generate_all(model, self.prompts, codec, self.max_new_tokens, self.batch_size)
-        answers = [answer_of(one, codec) for one in ids]
+        answers = [to_response(one, codec) for one in ids]
         read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
         metrics = {
             **reference_metrics(answers, self.rows),
@@ -71,7 +71,7 @@ class Validator:
         return found
 
 
-def reference_metrics(answers: list[Answer], rows: list[SftRow]) -> dict[str, float]:
+def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
     """Means over N answers of what their texts tell beside the N references."""
     pairs = list(zip((answer.text for answer in answers), rows, strict=True))
     return {

@@ -1,12 +1,10 @@
-"""Best-of-n: n answers sampled to each question, the one that the reward model likes most kept.
+"""Best-of-n: n responses sampled to each prompt, the one with the highest reward kept.
 
-And the gate before PPO: a reward model whose choice among SFT's own answers does not please a judge
-trained on other questions is no signal to follow. Q questions, n answers each.
+And the gate before PPO: a reward model whose choice among SFT's own responses does not score higher
+with a judge trained on other questions is no signal to follow. Q prompts, n responses each.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +14,6 @@ from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.model import PromptWithResponses, RewardModel
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
-
-GATE_OF = 4  # SFT's samples per question in the gate before PPO
-GATE = f"best_of_{GATE_OF}"  # its key in metrics/judge.json
 
 
 def sample(
@@ -32,58 +27,39 @@ def sample(
     *seed: object,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[PromptWithResponses]:
-    """Q prompts -> each with n answers sampled from the model in its present role."""
+    """Q prompts -> each with n responses sampled from the model in its current role."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
     draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
-    said = generate_all(
+    responses = generate_all(
         model, repeated, codec, max_new_tokens, batch_size, temperature, draws, checkpointer
     )
-    return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
+    return [(prompt, responses[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
 
 def best_of_n_indices(
     reward_model: RewardModel, sampled: Sequence[PromptWithResponses], codec: Codec
 ) -> Tensor:
-    """Q questions with n answers each -> (Q,) place of the one the reward model likes most."""
+    """Q prompts with n responses each -> (Q,) index of the one with the highest reward."""
     return reward_model.corrected_scores(sampled, codec).view(len(sampled), -1).argmax(-1)
 
 
-def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str, Any]:
-    """(Q, n) scores by the judge, (Q,) places chosen by the reward model -> the gate's figures.
+def gate(judge_scores: Tensor, indices: Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """(Q, n) scores by the judge, (Q,) indices chosen by the reward model -> the gate's figures.
 
-    `sft` is the mean over all n answers, which is what one answer scores on average; `best_of_<n>`
-    that of the chosen ones. Passed where the interval of their difference, a paired bootstrap over
-    the Q questions, lies above 0. Raises ValueError with fewer than two questions.
+    `sft` is the mean over all n responses, the expected score of a single one; `best_of_<n>` that
+    of the chosen ones. Passed if the interval of their difference, a paired bootstrap over the Q
+    prompts, lies above 0. Raises ValueError with fewer than two prompts.
     """
-    questions, n = judged.shape
-    if questions < 2:
-        raise ValueError(f"{questions} validation prompts: the gate needs 2 or more")
-    plain = judged.double().mean(-1).numpy()
-    best = judged.double().gather(-1, chosen[:, None]).squeeze(-1).numpy()
-    gain = mean_and_interval("gain", best - plain, resamples, seed, "no questions")
+    prompts, n = judge_scores.shape
+    if prompts < 2:
+        raise ValueError(f"{prompts} validation prompts: the gate needs 2 or more")
+    mean = judge_scores.double().mean(-1).numpy()
+    best = judge_scores.double().gather(-1, indices[:, None]).squeeze(-1).numpy()
+    gain = mean_and_interval("gain", best - mean, resamples, seed, "no questions")
     return {
-        "questions": questions,
-        "sft": float(plain.mean()),
+        "questions": prompts,
+        "sft": float(mean.mean()),
         f"best_of_{n}": float(best.mean()),
         **gain,
         "passed": gain["gain_ci_low"] > 0,
     }
-
-
-def gate_failure(file: Path) -> str | None:
-    """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
-
-    Raises ValueError where the file holds no gate.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["gate"][GATE]
-        gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
-        passed: bool = found["passed"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: gate.{GATE} of stage judge was expected: {error!r}") from error
-    if passed:
-        return None
-    return (
-        f"by the judge, best-of-{GATE_OF} under the reward model is worth {gain:+.3f} sd"
-        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
-    )

@@ -1,0 +1,53 @@
+"""The stages of dvc.yaml run in this process by their own commands, in a folder of their own."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from stages.rlhf.config.base import load
+from tests.conftest import ROOT, SMALL, write_params
+
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+class RecordedParams:
+    """Params that note which leaves were read."""
+
+    def __init__(self, value: Any, name: str, seen: set[str]) -> None:
+        self._value, self._name, self._seen = value, name, seen
+
+    def __getattr__(self, key: str) -> Any:
+        value = getattr(self._value, key)
+        if callable(value):
+            return value
+        name = f"{self._name}.{key}" if self._name else key
+        if key == "base_model":
+            name = "models.${model}"
+        if isinstance(value, BaseModel):
+            return RecordedParams(value, name, self._seen)
+        self._seen.add(name)
+        return value
+
+
+def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Run a stage by the command of dvc.yaml; the params it read."""
+    seen: set[str] = set()
+    module = import_module(f"stages.{name}")
+    monkeypatch.setattr(module, "load", lambda schema: RecordedParams(load(schema), "", seen))
+    result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
+    assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
+    return seen
+
+
+def run_chain(folder: Path, **params: Any) -> dict[str, set[str]]:
+    """Run every stage below `folder` with SMALL params, or other ones; the params each read."""
+    write_params(folder, **{**SMALL, **params})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("KOQA_WORK", raising=False)
+        return {name: run_stage(name, patch) for name in STAGES}
