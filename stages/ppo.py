@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 
 import click
-import pandas as pd
 
 from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
@@ -26,7 +25,6 @@ from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokeni
 from stages.rlhf.ppo import stats
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup, launch
 from stages.rlhf.ppo.selection import decide
-from stages.rlhf.ppo.state import Progress
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validator
 from stages.rlhf.records import (
@@ -35,7 +33,6 @@ from stages.rlhf.records import (
     details_file,
     read_rows,
     runtime_file,
-    write_csv,
     write_stage_metrics,
 )
 from stages.rlhf.reward.gate import gate_failure
@@ -54,8 +51,6 @@ HEADLINE = (
     "validation.best.chrf",
     "validation.best.exact",
 )
-
-UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
 
 
 def trained(
@@ -101,20 +96,6 @@ def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
         save_card(out / name, "ppo", parents)
 
 
-def write_curves(progress: Progress, validator: Validator, plots: Path) -> None:
-    """plots/ppo: updates.csv, validation.csv, and samples.csv, a column per evaluation."""
-    shutil.rmtree(plots, ignore_errors=True)
-    plots.mkdir(parents=True)
-    evaluations = [int(row["update"]) for row in progress.validation]
-    tables = {
-        "updates": pd.DataFrame(progress.updates or {name: [] for name in UPDATE_COLUMNS}),
-        "validation": pd.DataFrame(progress.validation),
-        "samples": pd.DataFrame(validator.table(evaluations, progress.shown)),
-    }
-    for name, table in tables.items():
-        write_csv(plots / f"{name}.csv", table)
-
-
 @click.command(help=__doc__)
 @path_options("code", "base", "sft", "rm", "judge", "gate", "prompts", "validation")
 @path_options("out", "metrics", "plots")
@@ -137,7 +118,8 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
                 return
             progress = trainer.progress
             save(trainer, out, paths)
-            write_curves(progress, validator, plots)
+            evaluations = [int(row["update"]) for row in progress.validation]
+            stats.write_curves(progress, validator.table(evaluations, progress.shown), plots)
             write_stage_metrics(metrics, stats.summary(progress), HEADLINE)
             clock.seconds.update(trainer.clock.seconds)
             samples = params.base_model.ppo.batch_size * len(progress.updates)

@@ -13,7 +13,7 @@ from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, save_card
 from stages.rlhf.ppo.selection import SFT, Kept
 from stages.rlhf.ppo.state import Progress
-from stages.rlhf.ppo.stats import summary
+from stages.rlhf.ppo.stats import summary, write_curves
 from stages.rlhf.records import PromptRow, SftRow, write_jsonl
 from stages.rlhf.reward.model import new_reward_model
 from tests.model_fixtures import (
@@ -104,7 +104,8 @@ def test_behind_a_closed_gate_sft_is_the_result(
     found = trainer.progress
     assert len(found.updates) == updates
     ppo.save(trainer, tmp_path / "out", paths)
-    ppo.write_curves(found, validator, tmp_path / "plots")
+    answers = validator.table([int(row["update"]) for row in found.validation], found.shown)
+    write_curves(found, answers, tmp_path / "plots")
     samples = pd.read_csv(tmp_path / "plots" / "samples.csv")
     answers = ["update 0", *(["update 2"] if updates else [])]
     assert list(samples) == ["question", "reference", *answers]

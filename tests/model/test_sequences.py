@@ -80,7 +80,7 @@ def say(trainer: PpoTrainer, rows: Sequences) -> dict[str, Tensor]:
     roles = trainer.roles
     with torch.no_grad():
         with roles.use(VALUE):
-            values = token_values(roles, trainer.value_head, rows)
+            values = token_values(roles, trainer.model.value_head, rows)
         with roles.use("reward0") as model:
             hidden = hidden_states(model, rows)
             logprobs = response_logprobs(model, hidden, rows)

@@ -7,7 +7,7 @@ import pytest
 from stages.rlhf.config.limits import Limits
 from stages.rlhf.ppo.selection import Kept, broken_limits, decide
 
-LIMITS = Limits(eos_slack=0.005, repetition_slack=0.005, length_band=0.15)
+LIMITS = Limits(eos_slack=0.005, repetition_slack=0.006, length_band=0.15)
 SFT = {
     "update": 0,
     "chrf": 70.0,
@@ -39,8 +39,8 @@ def test_the_best_chrf_is_kept() -> None:
     ("key", "within", "broken"),
     [
         ("eos_rate", 0.9851, 0.9849),
-        ("repetition", 0.0149, 0.0151),
-        ("copy_rate", 0.0249, 0.0251),
+        ("repetition", 0.0159, 0.0161),
+        ("copy_rate", 0.0259, 0.0261),
         ("length", 22.9, 23.1),
         ("length", 17.1, 16.9),
     ],

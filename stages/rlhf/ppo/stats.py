@@ -30,8 +30,11 @@ a step that is skipped because it is not finite counts as 0.
 """
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -39,8 +42,10 @@ from stages.rlhf.ppo.core import masked_mean
 from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.state import Progress
+from stages.rlhf.records import write_csv
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
+DRAWN = ("update", "score", "kl", "length")  # columns of updates.csv even without an update
 VALIDATED = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
 
 
@@ -143,6 +148,15 @@ def summary(progress: Progress) -> dict[str, Any]:
             "best": {key: rows[kept.update][key] for key in VALIDATED},
         },
     }
+
+
+def write_curves(progress: Progress, samples: list[dict[str, str]], plots: Path) -> None:
+    """plots/ppo: updates.csv, validation.csv, and samples.csv, a column per evaluation."""
+    shutil.rmtree(plots, ignore_errors=True)
+    plots.mkdir(parents=True)
+    write_csv(plots / "updates.csv", pd.DataFrame(progress.updates or {k: [] for k in DRAWN}))
+    write_csv(plots / "validation.csv", pd.DataFrame(progress.validation))
+    write_csv(plots / "samples.csv", pd.DataFrame(samples))
 
 
 def speed(samples: int, seconds: dict[str, float]) -> dict[str, float]:
