@@ -1,6 +1,7 @@
-"""Stage `base`: the base model, made from nothing on the corpus, or a pointer to the hub.
+"""Stage `base`: the base model, trained from scratch on the corpus, or a pointer to the hub.
 
-python -m stages.base --rows data/preprocess --out data/base --metrics metrics/base.json
+python -m stages.base --code data/check/base.json --rows data/preprocess --out data/base
+    --metrics metrics/base.json
 """
 
 import random
@@ -10,16 +11,20 @@ from pathlib import Path
 import click
 from transformers import PreTrainedTokenizerFast
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.config.base import load
 from stages.rlhf.config.models import BaseParams
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts
-from stages.rlhf.records import read_jsonl, write_metrics
+from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.train.pretraining import new_llama, pretrain
+
+HEADLINE = ("loss", "tokens", "parameters")
 
 
 def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
@@ -67,14 +72,12 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
 
 
 @click.command(help=__doc__)
-@click.option("--rows", type=click.Path(path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(rows: Path, out: Path, metrics: Path) -> None:
+@path_options("code", "rows", "out", "metrics")
+def main(code: Path, rows: Path, out: Path, metrics: Path) -> None:
     """Make the base model, or point at it."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(BaseParams)
         hub = params.base_model.hub
         inputs = {} if hub else {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
@@ -87,12 +90,11 @@ def main(rows: Path, out: Path, metrics: Path) -> None:
                 figures = {}
             else:
                 figures = make(params, rows, out, work)
-            write_metrics(metrics, figures)
+            write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 
-        run_cached("base", params, inputs, [out, metrics, seconds], run)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, metrics, details_file(metrics), seconds]
+        run_cached(Stage("base", params, code, inputs), outs, run)
 
 
 if __name__ == "__main__":

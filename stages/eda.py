@@ -1,4 +1,7 @@
-"""Figures of the data, each with the table behind it: seed figures 1 to 7.
+"""Stage `eda`: figures 1-7 of the original study, each with the table behind it.
+
+python -m stages.eda --code data/check/eda.json --rows data/preprocess --plots plots/eda
+    --metrics metrics/eda.json
 
 Shares and distributions are those of the training splits; 1_share.csv counts the others too.
 """
@@ -10,15 +13,24 @@ from typing import Any, cast
 import click
 import pandas as pd
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf.config.base import load
-from stages.rlhf.config.report import EdaParams
-from stages.rlhf.records import PromptRow, RmRow, write_metrics
+from stages.rlhf.config.measure import EdaParams
+from stages.rlhf.records import PromptRow, RmRow, write_stage_metrics
 from stages.rlhf.report import figures, tables
-from stages.rlhf.runs.provenance import recorded
+from stages.rlhf.runs.provenance import Stage, recorded
 
 NAMES = {"sft": "SFT", "rm": "RM", "ppo": "PPO"}
 FIELDS = {"category": "분야", "question_type": "질문 유형"}
 Train = dict[str, list[PromptRow]]
+
+HEADLINE = (
+    "question_length.sft.mean",
+    "answer_length.sft.mean",
+    "answer_length.rm.mean",
+    "rank.longest",
+    "rank.tied_groups",
+)
 
 
 def draw_share(items: pd.DataFrame, out: Path) -> None:
@@ -151,17 +163,14 @@ def draw(rows: Path, plots: Path, top: int) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--rows", type=click.Path(path_type=Path), required=True)
-@click.option("--plots", type=click.Path(path_type=Path), required=True)
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(rows: Path, plots: Path, metrics: Path) -> None:
+@path_options("code", "rows", "plots", "metrics")
+def main(code: Path, rows: Path, plots: Path, metrics: Path) -> None:
     """Read the rows, draw, count."""
-    try:
+    with one_sentence_errors():
         params = load(EdaParams)
-        with recorded("eda", params, {"rows": rows}, plots):
-            write_metrics(metrics, draw(rows, plots, params.eda.top_categories))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        with recorded(Stage("eda", params, code, {"rows": rows}), plots):
+            found = draw(rows, plots, params.eda.top_categories)
+            write_stage_metrics(metrics, found, HEADLINE)
 
 
 if __name__ == "__main__":

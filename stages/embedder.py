@@ -1,9 +1,9 @@
-"""Stage `embedder`: the ruler, a pointer to the hub or a StaticEmbedding model made on the corpus.
+"""Stage `embedder`: the similarity model, from the hub or a StaticEmbedding trained on the corpus.
 
-python -m stages.embedder --corpus data/preprocess/corpus.jsonl --sft data/preprocess/sft
-    --out data/embedder --runtime metrics/runtime/embedder.json
+python -m stages.embedder --code data/check/embedder.json --corpus data/preprocess/corpus.jsonl
+    --sft data/preprocess/sft --out data/embedder --runtime metrics/runtime/embedder.json
 
-Reads the training split alone: validation and test are what it measures.
+Reads the training split alone: it measures on validation and test.
 """
 
 import shutil
@@ -11,42 +11,37 @@ from pathlib import Path
 
 import click
 
-from stages.rlhf import runtime
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf.config.base import load
-from stages.rlhf.config.embedder import EmbedderParams
+from stages.rlhf.config.measure import EmbedderParams
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
-from stages.rlhf.runs.provenance import recorded
+from stages.rlhf.runs.provenance import Stage, recorded
+from stages.rlhf.runtime import Clock, start
 
 
 @click.command(help=__doc__)
-@click.option("--corpus", type=click.Path(path_type=Path), required=True)
-@click.option("--sft", type=click.Path(path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--runtime", "seconds", type=click.Path(path_type=Path), help="Where times go.")
-def main(corpus: Path, sft: Path, out: Path, seconds: Path | None) -> None:
-    """Make the ruler, or point at it."""
-    clock = runtime.Clock()
-    try:
+@path_options("code", "corpus", "sft", "out", "runtime")
+def main(code: Path, corpus: Path, sft: Path, out: Path, runtime: Path) -> None:
+    """Make the similarity model, or point at it."""
+    clock = Clock()
+    with one_sentence_errors():
         params = load(EmbedderParams)
-        knobs = params.embedder
-        runtime.start(params.threads, knobs.seed, "embedder")
+        config = params.embedder
+        start(params.threads, config.seed, "embedder")
         shutil.rmtree(out, ignore_errors=True)
         train = sft / "train.jsonl"
-        inputs = {} if knobs.hub else {"corpus": corpus, "train": train}
-        with recorded("embedder", params, inputs, out):
-            if knobs.hub is None:
+        inputs = {} if config.hub else {"corpus": corpus, "train": train}
+        with recorded(Stage("embedder", params, code, inputs), out):
+            if config.hub is None:
                 texts = [str(row["text"]) for row in read_jsonl(corpus)]
                 pairs = [(row.question, row.answer) for row in read_rows(train, SftRow)]
-                embedder.save(embedder.train(texts, pairs, knobs), out)
+                embedder.save(embedder.train(texts, pairs, config), out)
             else:
-                write_pointer(out, knobs.hub, knobs.revision)
+                write_pointer(out, config.hub, config.revision)
                 embedder.load(out)  # fails here rather than in evaluate
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    if seconds is not None:
-        clock.write(seconds)
+    clock.write(runtime)
 
 
 if __name__ == "__main__":

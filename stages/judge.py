@@ -1,9 +1,9 @@
-"""Stage `judge`: a second reward model, from base and on questions of its own, and the gate.
+"""Stage `judge`: a second reward model, from the base model and on questions of its own.
 
-It teaches nobody: it tells what the reward model's choice among SFT's answers is worth.
+It trains nobody: it reports, and decides the gate before PPO.
 
-python -m stages.judge --base data/base --sft data/sft --rm data/rm --rows data/preprocess/judge
-    --prompts data/preprocess/ppo/validation.jsonl --out data/judge --metrics metrics/judge.json
+python -m stages.judge --code data/check/judge.json --base data/base --rows data/preprocess/judge
+    --out data/judge --metrics metrics/judge.json
 """
 
 import random
@@ -13,23 +13,25 @@ from typing import Any
 
 import click
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import JudgeParams
 from stages.rlhf.measure.ranking import report
-from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
-from stages.rlhf.records import PromptRow, RmRow, read_rows, write_metrics
-from stages.rlhf.reward.best_of_n import GATE, GATE_OF, best_of_n_indices, gate, sample
+from stages.rlhf.model.store import load_base, load_tokenizer, save_card
+from stages.rlhf.records import RmRow, details_file, read_rows, runtime_file, write_stage_metrics
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups, questions_of
-from stages.rlhf.reward.model import RewardModel, load_reward_model, new_reward_model
+from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
-from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
+
+HEADLINE = ("accuracy", "length_only_accuracy", "accuracy_length_matched")
 
 
 def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list[RmRow]]:
@@ -44,15 +46,15 @@ def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list
 def trained(
     params: JudgeParams, paths: Paths, codec: Codec, work: Path
 ) -> tuple[RewardModel, list[EncodedGroup], dict[str, Any]]:
-    """The judge on the base model, its held-out groups, and what training told."""
+    """The judge on the base model, its held-out groups, and the figures of its training."""
     base_model, seed = params.base_model, (params.seed, "judge")
     roles = load_base(paths["base"], base_model.dtype, base_model.lora)
     window = roles.model.config.max_position_embeddings
     rows = read_rows(paths["rows"] / "train.jsonl", RmRow)
-    told, held = split(rows, params.judge.validation_share, derive_seed(*seed, "validation"))
+    train_rows, held = split(rows, params.judge.validation_share, derive_seed(*seed, "validation"))
     model = new_reward_model(roles, params.judge.head, 1, *seed, kind="judge")
     validation = encode_groups(held, codec, window)
-    groups = encode_groups(told, codec, window)
+    groups = encode_groups(train_rows, codec, window)
     figures = train(
         model,
         groups,
@@ -73,68 +75,24 @@ def trained(
     return model, test, figures
 
 
-def opens(
-    params: JudgeParams, paths: Paths, codec: Codec, judge: RewardModel, work: Path
-) -> dict[str, Any]:
-    """The gate's figures on the validation prompts, scores in sd over the judge's own answers."""
-    base_model = params.base_model
-    check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
-    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, judge.roles)
-    reward_model = load_reward_model(roles, paths["rm"])
-    prompts = [codec.prompt_ids(row.question) for row in read_rows(paths["prompts"], PromptRow)]
-    with roles.use(roles.reference) as sft:
-        asked = sample(
-            sft,
-            prompts,
-            GATE_OF,
-            codec,
-            base_model.max_answer_tokens,
-            base_model.generate.batch_size,
-            params.ppo.temperature,
-            params.seed,
-            "judge",
-            "gate",
-            checkpointer=Checkpointer(work / "gate"),
-        )
-    judged = judge.score(asked, codec).mean.view(-1, GATE_OF)
-    seed = derive_seed(params.seed, "judge", "gate resamples")
-    return gate(judged, best_of_n_indices(reward_model, asked, codec), params.judge.resamples, seed)
-
-
 def run(params: JudgeParams, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
-    """Train, measure on the judge's own test questions, and try the gate."""
+    """Train, and measure on the judge's own test questions."""
     codec = Codec(load_tokenizer(paths["base"]))
     judge, test, training = trained(params, paths, codec, work)
     assert judge.calibration is not None
     temperature = judge.calibration.temperature
     seed = derive_seed(params.seed, "judge", "resamples")
     block = report(scored(judge, test, codec), temperature, params.judge.resamples, seed)
-    return judge, {
-        **block,
-        "temperature": temperature,
-        "gate": {GATE: opens(params, paths, codec, judge, work)},
-        "training": training,
-    }
-
-
-def folder_option(name: str) -> Any:
-    """A required path option."""
-    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
+    return judge, {**block, "temperature": temperature, "training": training}
 
 
 @click.command(help=__doc__)
-@folder_option("base")
-@folder_option("sft")
-@folder_option("rm")
-@folder_option("rows")
-@folder_option("prompts")
-@folder_option("out")
-@folder_option("metrics")
-def main(out: Path, metrics: Path, **paths: Path) -> None:
-    """Train the judge and try the gate."""
+@path_options("code", "base", "rows", "out", "metrics")
+def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
+    """Train the judge."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(JudgeParams)
         runtime.start(params.threads, params.seed, "judge")
 
@@ -143,12 +101,11 @@ def main(out: Path, metrics: Path, **paths: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             judge.save(out)
             save_card(out, "judge", {"base": paths["base"]})
-            write_metrics(metrics, figures)
+            write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 
-        run_cached("judge", params, paths, [out, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, metrics, details_file(metrics), seconds]
+        run_cached(Stage("judge", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage `ppo`: the policy, taught by the reward model, kept near SFT.
 
-python -m stages.ppo --base data/base --sft data/sft --rm data/rm --judge data/judge
-    --gate metrics/judge.json --prompts data/preprocess/ppo/train.jsonl
+python -m stages.ppo --code data/check/ppo.json --base data/base --sft data/sft --rm data/rm
+    --judge data/judge --gate metrics/gate.json --prompts data/preprocess/ppo/train.jsonl
     --validation data/preprocess/sft/validation.jsonl
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pandas as pd
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
@@ -28,13 +29,31 @@ from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokeni
 from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.selection import CheckpointSelector, Validator
 from stages.rlhf.ppo.trainer import SINGLE_PROCESS, Outcome, PpoTrainer
-from stages.rlhf.records import PromptRow, SftRow, read_rows, write_metrics
-from stages.rlhf.reward.best_of_n import gate_failure
+from stages.rlhf.records import (
+    PromptRow,
+    SftRow,
+    details_file,
+    read_rows,
+    runtime_file,
+    write_stage_metrics,
+)
+from stages.rlhf.reward.gate import gate_failure
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.provenance import Stage
 
 Paths = dict[str, Path]
+
+HEADLINE = (
+    "kl",
+    "reward",
+    "eos_rate",
+    "best_update",
+    "skipped",
+    "validation.best.chrf",
+    "validation.best.exact",
+)
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 UPDATE_COLUMNS = ("update", "score", "kl", "length")  # of updates.csv, where there is no update
@@ -164,27 +183,15 @@ def launch(processes: int) -> None:
         raise ValueError(f"one of {processes} processes ended with {code}; its message is above")
 
 
-def folder_option(name: str) -> Any:
-    """A required path option."""
-    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
-
-
 @click.command(help=__doc__)
-@folder_option("base")
-@folder_option("sft")
-@folder_option("rm")
-@folder_option("judge")
-@folder_option("gate")
-@folder_option("prompts")
-@folder_option("validation")
-@folder_option("out")
-@folder_option("metrics")
-@folder_option("plots")
-def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
+@path_options(
+    "code", "base", "sft", "rm", "judge", "gate", "prompts", "validation", "out", "metrics", "plots"
+)
+def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the policy with PPO."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(PpoParams)
 
         def make(work: Path) -> None:
@@ -201,15 +208,14 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             shutil.rmtree(plots, ignore_errors=True)
             write_curves(outcome, validator, plots)
             figures = summary(outcome)
-            write_metrics(metrics, figures)
+            write_stage_metrics(metrics, figures, HEADLINE)
             clock.seconds.update(trainer.clock.seconds)
             clock.write(seconds, **speed(params, trainer))
             if outcome.best_update == 0:
                 click.echo(f"ppo: SFT's weights are the result: {figures['skipped_reason']}")
 
-        run_cached("ppo", params, paths, [out, plots, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, plots, metrics, details_file(metrics), seconds]
+        run_cached(Stage("ppo", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

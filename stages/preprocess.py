@@ -1,29 +1,43 @@
-"""Clean, split and cap the rows of a source: `data.source` and `data.path` of params.yaml."""
+"""Stage `preprocess`: read a source, clean, split and cap its rows.
+
+python -m stages.preprocess --code data/check/preprocess.json --out data/preprocess
+    --metrics metrics/preprocess.json
+
+The source is `data.source` and `data.path` of params.yaml.
+"""
 
 import os
 from pathlib import Path
 
 import click
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf.config.base import load
 from stages.rlhf.config.preprocess import PreprocessParams
 from stages.rlhf.ingest.pipeline import prepare
-from stages.rlhf.records import write_metrics
-from stages.rlhf.runs.provenance import recorded
+from stages.rlhf.records import write_stage_metrics
+from stages.rlhf.runs.provenance import Stage, recorded
+
+HEADLINE = (
+    "sft.read",
+    "sft.kept",
+    "rm.read",
+    "rm.kept",
+    "ppo.read",
+    "ppo.kept",
+    "tokens.sft_answer.p95",
+)
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="data/preprocess")
-@click.option("--metrics", type=click.Path(path_type=Path), required=True, help="counts (JSON)")
-def main(out: Path, metrics: Path) -> None:
+@click.command(help=__doc__)
+@path_options("code", "out", "metrics")
+def main(code: Path, out: Path, metrics: Path) -> None:
     """Write the files of stages/rlhf/records.py to OUT."""
-    try:
+    with one_sentence_errors():
         params = load(PreprocessParams)
         os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
-        with recorded("preprocess", params, {"source": Path(params.data.path)}, out):
-            write_metrics(metrics, prepare(params, out))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        with recorded(Stage("preprocess", params, code, {"source": params.data.path}), out):
+            write_stage_metrics(metrics, prepare(params, out), HEADLINE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Stage `rm`: the reward model, trained on groups of ranked answers.
 
-python -m stages.rm --base data/base --sft data/sft --rows data/preprocess/rm
-    --prompts data/preprocess/sft/validation.jsonl --out data/rm --metrics metrics/rm.json
-    --plots plots/rm
+python -m stages.rm --code data/check/rm.json --base data/base --sft data/sft
+    --rows data/preprocess/rm --prompts data/preprocess/sft/validation.jsonl --out data/rm
+    --metrics metrics/rm.json --plots plots/rm
 """
 
 import shutil
@@ -11,95 +11,66 @@ from typing import Any, NamedTuple
 
 import click
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import RmParams
-from stages.rlhf.measure.ranked_groups import accuracy
 from stages.rlhf.measure.ranking import full_report
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
-from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
+from stages.rlhf.records import (
+    RmRow,
+    SftRow,
+    details_file,
+    read_rows,
+    runtime_file,
+    write_stage_metrics,
+)
 from stages.rlhf.report.reward_figures import draw_all
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups
-from stages.rlhf.reward.hard_negatives import Fits, best_of, counts, for_training, held_out
+from stages.rlhf.reward.hard_negatives import Fits, counts, for_training
 from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
 
+HEADLINE = (
+    "accuracy",
+    "length_only_accuracy",
+    "accuracy_length_matched",
+    "ece",
+    "length_correlation_given_rank",
+    "by_kind.*.accuracy",
+)
+
 
 class Trained(NamedTuple):
-    """A reward model before it has a scale, the groups it was chosen by, and what training told."""
+    """A reward model without a scale yet, the groups that chose its epochs, training's figures."""
 
     model: RewardModel
     validation: list[EncodedGroup]
     figures: dict[str, Any]
 
 
-def measure_scale(
-    model: RewardModel, questions: list[str], codec: Codec, params: RmParams
-) -> list[tuple[float, float]]:
-    """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
-    if len(questions) < 2:
-        raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
-    base_model, roles = params.base_model, model.roles
-    prompts = [codec.prompt_ids(question) for question in questions]
-    draws = draw_uniforms(len(prompts), base_model.max_answer_tokens, params.seed, "rm", "scale")
-    with roles.use(roles.reference) as policy:
-        answers = generate_all(
-            policy,
-            prompts,
-            codec,
-            base_model.max_answer_tokens,
-            base_model.generate.batch_size,
-            params.ppo.temperature,
-            draws,
-        )
-    raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
-    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
-
-
-def hard_negative_accuracy(
-    model: RewardModel, rows: list[RmRow], codec: Codec, fits: Fits, *seed: object
-) -> dict[str, Any]:
-    """Per kind: share of best answers that score above what was made of them; null where none."""
-
-    def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
-        return list(model.score(read, codec).mean.tolist())
-
-    best = scores([(row, row.answers[best_of(row)]) for row in rows])
-    originals = {row.id: score for row, score in zip(rows, best, strict=True)}
-    found: dict[str, Any] = {}
-    for kind, twins in held_out(rows, fits, *seed).items():
-        if not twins:
-            found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
-            continue
-        worse = scores([(row, twin.text) for row, twin in twins])
-        found[kind] = accuracy(
-            originals[row.id] - score for (row, _), score in zip(twins, worse, strict=True)
-        )
-    return found
-
-
 def trained(
     params: RmParams, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
 ) -> Trained:
-    """The members, trained on the training rows and chosen by validation's."""
+    """The members, trained on the training rows, their epochs chosen on validation."""
     base_model, seed = params.base_model, (params.seed, "rm")
     window = roles.model.config.max_position_embeddings
-    told = read_rows(rows / "train.jsonl", RmRow)
-    extras = for_training(told, params.rm.hard_negatives, fits, *seed, "hard_negatives")
+    train_rows = read_rows(rows / "train.jsonl", RmRow)
+    extras = for_training(train_rows, params.rm.hard_negatives, fits, *seed, "hard_negatives")
     validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
     model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
     figures = train(
         model,
-        encode_groups(told, codec, window, extras),
+        encode_groups(train_rows, codec, window, extras),
         validation,
         params.rm,
         base_model.rm,
@@ -153,24 +124,13 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     }
 
 
-def folder_option(name: str) -> Any:
-    """A required path option."""
-    return click.option(f"--{name}", type=click.Path(path_type=Path), required=True)
-
-
 @click.command(help=__doc__)
-@folder_option("base")
-@folder_option("sft")
-@folder_option("rows")
-@folder_option("prompts")
-@folder_option("out")
-@folder_option("metrics")
-@folder_option("plots")
-def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
+@path_options("code", "base", "sft", "rows", "prompts", "out", "metrics", "plots")
+def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the reward model."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
-    try:
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
         params = load(RmParams)
         runtime.start(params.threads, params.seed, "rm")
 
@@ -180,12 +140,11 @@ def main(out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             model.save(out)
             save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
-            write_metrics(metrics, figures)
+            write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 
-        run_cached("rm", params, paths, [out, plots, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, plots, metrics, details_file(metrics), seconds]
+        run_cached(Stage("rm", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

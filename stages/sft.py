@@ -1,6 +1,6 @@
 """Stage `sft`: supervised fine-tuning with TRL's SFTTrainer, loss on the answer alone.
 
-python -m stages.sft --base data/base --rows data/preprocess/sft
+python -m stages.sft --code data/check/sft.json --base data/base --rows data/preprocess/sft
     --groups data/preprocess/rm/train.jsonl --out data/sft --metrics metrics/sft.json
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
@@ -17,12 +18,22 @@ from stages.rlhf.config.sft import SftParams
 from stages.rlhf.model.generation import answer_questions
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
-from stages.rlhf.records import RmRow, SftRow, read_rows, write_metrics
+from stages.rlhf.records import (
+    RmRow,
+    SftRow,
+    details_file,
+    read_rows,
+    runtime_file,
+    write_stage_metrics,
+)
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 
 ROLE = "default"  # any other name, and Trainer cannot find the best epoch's checkpoint again
+
+HEADLINE = ("loss", "eval_loss", "eos_rate", "exact")
 
 
 def phases(params: SftParams, rows: Path, groups: Path) -> list[Phase]:
@@ -106,28 +117,23 @@ def train(
 
 
 @click.command(help=__doc__)
-@click.option("--base", type=click.Path(path_type=Path), required=True)
-@click.option("--rows", type=click.Path(path_type=Path), required=True)
-@click.option("--groups", type=click.Path(path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--metrics", type=click.Path(path_type=Path), required=True)
-def main(base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None:
+@path_options("code", "base", "rows", "groups", "out", "metrics")
+def main(code: Path, base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None:
     """Fine-tune the base model on demonstrations, and on the best answers of groups if asked."""
     clock = runtime.Clock()
-    seconds = metrics.parent / "runtime" / metrics.name
+    seconds = runtime_file(metrics)
     inputs = {"base": base, "groups": groups}
     inputs |= {part: rows / f"{part}.jsonl" for part in ("train", "validation")}
-    try:
+    with one_sentence_errors():
         params = load(SftParams)
         runtime.start(params.threads, params.seed, "sft")
 
         def make(work: Path) -> None:
-            write_metrics(metrics, train(params, base, rows, groups, out, work))
+            write_stage_metrics(metrics, train(params, base, rows, groups, out, work), HEADLINE)
             clock.write(seconds)
 
-        run_cached("sft", params, inputs, [out, metrics, seconds], make)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        outs = [out, metrics, details_file(metrics), seconds]
+        run_cached(Stage("sft", params, code, inputs), outs, make)
 
 
 if __name__ == "__main__":

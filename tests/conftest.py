@@ -27,6 +27,7 @@ SMALL = {  # params with which the whole pipeline takes a minute
     "ppo.require_gate": False,
     "rm.resamples": 50,
     "judge.resamples": 50,
+    "gate.resamples": 50,
     "evaluate.resamples": 50,
 }
 

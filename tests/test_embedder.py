@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from stages.embedder import main
-from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.measure import similarity
 from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, write_jsonl

@@ -10,13 +10,26 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from stages import base, eda, embedder, evaluate, judge, ppo, preprocess, rm, sample, sft
+from stages import (
+    base,
+    check,
+    eda,
+    embedder,
+    evaluate,
+    gate,
+    judge,
+    ppo,
+    preprocess,
+    rm,
+    sample,
+    sft,
+)
 from stages.rlhf.config.base import load
 from stages.rlhf.files import RUN
-from tests.closure import ROOT
-from tests.conftest import SMALL, write_params
+from tests.conftest import ROOT, SMALL, write_params
 
 MODULES = {
+    "check": check,
     "sample": sample,
     "preprocess": preprocess,
     "eda": eda,
@@ -25,6 +38,7 @@ MODULES = {
     "sft": sft,
     "rm": rm,
     "judge": judge,
+    "gate": gate,
     "ppo": ppo,
     "evaluate": evaluate,
 }
@@ -54,7 +68,8 @@ def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run a stage by the command of dvc.yaml; the params it read."""
     seen: set[str] = set()
     module = MODULES[name]
-    monkeypatch.setattr(module, "load", lambda schema: Recorder(load(schema), "", seen))
+    if name != "check":  # which reads all of it
+        monkeypatch.setattr(module, "load", lambda schema: Recorder(load(schema), "", seen))
     result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
     assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
     return seen
@@ -76,7 +91,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set
 def test_stage_reads_no_param_it_does_not_declare(
     chain: tuple[Path, dict[str, set[str]]], stage: str
 ) -> None:
-    declared = STAGES[stage]["params"]
+    declared = STAGES[stage].get("params", [])
     undeclared = {
         key
         for key in chain[1][stage]
@@ -128,8 +143,11 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
 def test_metrics_have_the_names_that_tools_rely_on(
     chain: tuple[Path, dict[str, set[str]]],
 ) -> None:
-    metrics = {p.stem: json.loads(p.read_text()) for p in (chain[0] / "metrics").glob("*.json")}
+    metrics = {
+        p.stem: json.loads(p.read_text()) for p in (chain[0] / "metrics" / "details").glob("*.json")
+    }
     assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "judge", "ppo", "evaluate"}
+    gate = json.loads((chain[0] / "metrics" / "gate.json").read_text())["best_of_4"]
     assert {"loss", "eval_loss", "eos_rate"} <= set(metrics["sft"])
     ranking = {"accuracy", "accuracy_by_gap", "accuracy_by_kind", "margin_mean", "margin_std"}
     ranking |= {"p_margin_gt_0", "p_margin_gt_0_5", "kendall_tau", "spearman_rho", "top1"}
@@ -142,8 +160,8 @@ def test_metrics_have_the_names_that_tools_rely_on(
         assert ranking | intervals <= set(block["length_corrected"])
     assert {"by_kind", "hard_negatives", "length_correction"} <= set(metrics["rm"])
     assert ranking | intervals <= set(metrics["judge"])
-    gate = metrics["judge"]["gate"]["best_of_4"]
-    assert {"sft", "best_of_4", "passed"} <= set(gate)
+    intervals_of_gate = {"gain", "gain_ci_low", "gain_ci_high"}
+    assert set(gate) == {"questions", "sft", "best_of_4", "passed"} | intervals_of_gate
     assert gate["passed"] == (gate["gain_ci_low"] > 0)
     assert {"loop", "echo", "cut", "other", "filler", "empty"} <= set(
         metrics["rm"]["hard_negatives"]
@@ -161,6 +179,27 @@ def test_metrics_have_the_names_that_tools_rely_on(
     assert set(metrics["evaluate"]["gates"]) == gates
     part = metrics["preprocess"]["sft"]
     assert part["read"] == part["kept"] + sum(part["rejected"].values())
+
+
+def test_headlines_are_few_and_details_hold_them(
+    chain: tuple[Path, dict[str, set[str]]],
+) -> None:
+    def leaves(found: Any, address: str = "") -> dict[str, Any]:
+        if not isinstance(found, dict):
+            return {address: found}
+        parts = [leaves(value, f"{address}.{key}") for key, value in found.items()]
+        return {key: value for part in parts for key, value in part.items()}
+
+    folder, total = chain[0] / "metrics", 0
+    for file in sorted(folder.glob("*.json")):
+        shown = leaves(json.loads(file.read_text()))
+        assert 0 < len(shown) <= 12, f"{file.name}: {len(shown)} numbers"
+        if file.name != "gate.json":
+            details = leaves(json.loads((folder / "details" / file.name).read_text()))
+            assert {key: details[key] for key in shown} == shown
+        if file.stem not in {"preprocess", "eda"}:  # what another seed does not move
+            total += len(shown)
+    assert total <= 44, f"dvc metrics diff of two seeds would have {total} rows"
 
 
 def test_what_dvc_hashes_holds_no_time_and_no_path(
@@ -188,12 +227,12 @@ def test_a_second_run_gives_the_same_bytes(
             assert (tmp_path / name).read_bytes() == file.read_bytes(), f"{name} differs"
 
 
-def test_another_seed_moves_the_model_but_not_the_ruler(
+def test_another_seed_moves_the_model_but_not_the_embedder(
     chain: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_params(tmp_path, **SMALL, seed=1)
     monkeypatch.chdir(tmp_path)
-    for name in ("sample", "preprocess", "base", "embedder"):
+    for name in ("check", "sample", "preprocess", "base", "embedder"):
         run_stage(name, monkeypatch)
     same = "data/embedder/model.safetensors", "data/preprocess/sft/train.jsonl"
     for file in same:

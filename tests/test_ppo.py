@@ -72,8 +72,8 @@ def test_where_no_update_beats_sft_the_summary_says_so() -> None:
 
 
 def write_gate(folder: Path, **gate: Any) -> Path:
-    file = folder / "judge.json"
-    file.write_text(json.dumps({"gate": {"best_of_4": gate}}))
+    file = folder / "gate.json"
+    file.write_text(json.dumps({"best_of_4": gate}))
     return file
 
 

@@ -1,69 +1,12 @@
-"""Stage rm: the scale of the reward, what its report says, and its knobs."""
+"""Stage rm: its knobs."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stages import rm
-from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
-from stages.rlhf.model.generation import draw_uniforms, generate_all
-from stages.rlhf.records import RmRow
 from tests.conftest import naming, write_params
-from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
-from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
-
-MICRO = micro_params(max_answer_tokens=8)
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: str) -> None:
-    roles, codec = sft_roles(tmp_path, method), Codec(tiny_tokenizer())
-    model = random_reward_model(roles)
-    scales = rm.measure_scale(model, QUESTIONS, codec, MICRO)
-    prompts = [codec.prompt_ids(question) for question in QUESTIONS]
-    draws = draw_uniforms(len(prompts), 8, shipped().seed, "rm", "scale")
-    with roles.use(roles.reference) as sft:  # not the reward model's own adapters
-        temperature = shipped().ppo.temperature
-        answers = generate_all(sft, prompts, codec, 8, 3, temperature, draws)
-    read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
-    raw = model.raw_scores(read, codec)
-    for member, scores, (mean, sd) in zip(model.members, raw, scales, strict=True):
-        assert mean == pytest.approx(scores.mean().item(), abs=1e-5)
-        assert sd == pytest.approx(scores.std().item(), abs=1e-5)
-        member.mean, member.sd = mean, sd
-    assert scales[0] != scales[1]
-    scores = model.score(read, codec)
-    assert abs(scores.mean.mean()) < 1e-5
-    # each member has variance 1, so that of their mean and the mean of their variances make 1
-    n = len(prompts)
-    parts = scores.mean.var() + scores.variance.mean() * n / (n - 1)
-    assert parts.item() == pytest.approx(1.0, abs=1e-4)
-
-
-def test_one_question_has_no_sd(tmp_path: Path) -> None:
-    model = random_reward_model(sft_roles(tmp_path, "full"))
-    with pytest.raises(ValueError, match=naming(1, 2)):
-        rm.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
-
-
-def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
-    codec = Codec(tiny_tokenizer())
-    model = random_reward_model(sft_roles(tmp_path, "full"))
-    rows = [
-        RmRow(id=str(i), question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
-        for i, q in enumerate(QUESTIONS)
-    ]
-    found = rm.hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
-    assert set(found) == {"loop", "echo", "cut", "other", "filler", "empty", "empty_reason"}
-    assert found["empty"] is None
-    above = 0.0
-    for row in rows:
-        said = [codec.answer_ids(text) for text in (row.answers[0], row.question)]
-        best, echo = model.score([(codec.prompt_ids(row.question), said)], codec).mean.tolist()
-        above += best > echo
-    assert found["echo"] == above / len(rows)
 
 
 @pytest.mark.parametrize(

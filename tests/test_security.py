@@ -23,7 +23,7 @@ from stages import base, preprocess
 from stages.embedder import main as embedder_main
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.ingest.sources import Reader
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import Roles

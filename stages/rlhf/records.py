@@ -11,7 +11,7 @@ data/preprocess/
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +107,38 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(metrics, ""), ensure_ascii=False, indent=2, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def details_file(metrics: Path) -> Path:
+    """metrics/details/<stage>.json beside metrics/<stage>.json: every number, intervals too."""
+    return metrics.parent / "details" / metrics.name
+
+
+def runtime_file(metrics: Path) -> Path:
+    """metrics/runtime/<stage>.json beside metrics/<stage>.json: times and memory, never hashed."""
+    return metrics.parent / "runtime" / metrics.name
+
+
+def write_stage_metrics(path: Path, metrics: dict[str, Any], headline: Sequence[str]) -> None:
+    """Write all metrics to the details file, and the headline to `path`.
+
+    `headline` names keys of `metrics` by dotted address, `*` for any key.
+    """
+    write_metrics(details_file(path), metrics)
+    write_metrics(path, headlines(metrics, headline))
+
+
+def headlines(metrics: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
+    """Those of the nested metrics that the addresses name; absent ones are left out."""
+    found: dict[str, Any] = {}
+    for address in addresses:
+        key, _, rest = address.partition(".")
+        for name in metrics if key == "*" else [key] if key in metrics else []:
+            if not rest:
+                found[name] = metrics[name]
+            elif isinstance(metrics[name], Mapping) and (inner := headlines(metrics[name], [rest])):
+                found[name] = {**found.get(name, {}), **inner}
+    return found
 
 
 def _rounded(value: Any, key: str) -> Any:

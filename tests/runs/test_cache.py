@@ -1,4 +1,4 @@
-"""Work folders: the very same work once, its result kept, and nothing changed behind its back."""
+"""Work folders: the same run once, its result kept, and nothing changed behind its back."""
 
 import errno
 import json
@@ -8,21 +8,23 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.rlhf import files
-from stages.rlhf.config.whole import Params, load_params
-from stages.rlhf.runs import cache, provenance, signals
+from stages.rlhf.config.whole import load_params
+from stages.rlhf.runs import cache, closure, provenance, signals
 from stages.rlhf.runs.checkpoints import note
 from stages.rlhf.runs.prune import prune
 from stages.rlhf.runs.signals import Interrupted
 from tests.conftest import write_params
 from tests.model_fixtures import ROOT
 
-STAGE = "sft"
+STAGE, CODE = "sft", Path("data/check/sft.json")
 
 
 @pytest.fixture
@@ -31,22 +33,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_params(tmp_path)
     for name in ("stages", "rows"):
         (tmp_path / name).mkdir()
-    (tmp_path / "stages" / "sft.py").write_text("code\n")
+    (tmp_path / "stages" / "sft.py").write_text("code = 1\n")
     (tmp_path / "rows" / "train.jsonl").write_text("{}\n")
     (tmp_path / "dvc.yaml").write_text(
-        "stages: {sft: {deps: [rows, stages/sft.py], params: [seed, sft, 'models.${model}.sft']}}\n"
+        "stages: {sft: {deps: [rows], params: [seed, sft, 'models.${model}.sft']}}\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(closure, "ROOT", tmp_path)
     return tmp_path
 
 
-def params() -> Params:
-    return load_params()
-
-
-def inputs() -> dict[str, Path]:
-    return {"rows": Path("rows")}
+def stage() -> provenance.Stage:
+    """The stage, its fingerprint written anew as stage check would."""
+    CODE.parent.mkdir(parents=True, exist_ok=True)
+    CODE.write_text(json.dumps(closure.code_hashes(STAGE, closure.ROOT)))
+    return provenance.Stage(STAGE, load_params(), CODE, {"rows": Path("rows")})
 
 
 OUTS = [Path("data/sft"), Path("metrics/runtime/sft.json")]
@@ -72,7 +73,7 @@ def writes(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
 
 
 def run_cached(do: Callable[[Path], None]) -> None:
-    cache.run_cached(STAGE, params(), inputs(), OUTS, do)
+    cache.run_cached(stage(), OUTS, do)
 
 
 def found() -> tuple[str, str]:
@@ -80,10 +81,10 @@ def found() -> tuple[str, str]:
 
 
 def folder() -> Path:
-    return cache.folder_of(provenance.origin(STAGE, params(), inputs()))
+    return cache.folder_of(provenance.origin(stage()))
 
 
-# ---- the very same cache, once
+# ---- the same run, once
 
 
 def test_a_result_is_kept_and_taken_again(place: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_damaged_result_is_named_and_made_again(
     file.unlink() if harm == "lost" else file.write_text("other")
     run_cached(writes("second"))
     assert found() == ("second", "second")
-    assert "the work is done again" in capsys.readouterr().err
+    assert "the stage runs again" in capsys.readouterr().err
     run_cached(writes("third"))
     assert found() == ("second", "second")
 
@@ -123,7 +124,7 @@ def test_a_full_disk_costs_the_copy_and_not_the_result(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "seal", full)
+        patched.setattr(files, "write_manifest", full)
         run_cached(writes("first"))
     assert found() == ("first", "first")
     assert "could not be kept: [Errno 28] No space left" in capsys.readouterr().err
@@ -139,7 +140,7 @@ def changes() -> dict[str, Callable[[Path], Any]]:
         "model": lambda at: write_params(at, **{"models.tiny.sft.epochs": 9}),
         "inputs": lambda at: (at / "rows" / "train.jsonl").write_text("[]\n"),
         "more inputs": lambda at: (at / "rows" / "test.jsonl").write_text("{}\n"),
-        "code": lambda at: (at / "stages" / "sft.py").write_text("other code\n"),
+        "code": lambda at: (at / "stages" / "sft.py").write_text("code = 2\n"),
     }
 
 
@@ -171,7 +172,7 @@ def test_what_changed_while_it_ran_is_named_and_the_stage_fails(place: Path, wha
         changes()[what](place)
 
     name = NAMES[what].replace("$", r"\$").replace(".", r"\.")
-    with pytest.raises(ValueError, match=f"^sft: changed while it ran: {name}; .*run again"):
+    with pytest.raises(ValueError, match=f"^sft: changed while it ran: {name}; .*run it again"):
         run_cached(do)
     assert folder() != before
     assert (before / "done" / "0" / "model").read_text() == "first"
@@ -180,21 +181,21 @@ def test_what_changed_while_it_ran_is_named_and_the_stage_fails(place: Path, wha
 def test_what_a_stage_does_not_declare_may_change(place: Path) -> None:
     before = folder()
     write_params(place, **{"ppo.kl_coef": 0.7, "models.micro.sft.epochs": 9})
-    (place / "stages" / "rm.py").write_text("other code\n")
+    (place / "stages" / "rm.py").write_text("code = 2\n")
     assert folder() == before
 
 
 def test_the_place_counts_for_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = provenance.origin(STAGE, params(), inputs())
+    before = provenance.origin(stage())
     shutil.copytree(place, place.parent / "elsewhere")
     monkeypatch.chdir(place.parent / "elsewhere")
-    monkeypatch.setattr(provenance, "ROOT", Path.cwd())
-    assert provenance.origin(STAGE, params(), inputs()) == before
+    monkeypatch.setattr(closure, "ROOT", Path.cwd())
+    assert provenance.origin(stage()) == before
 
 
 def test_a_missing_input_is_named(place: Path) -> None:
     with pytest.raises(ValueError, match=r"^rows/none\.jsonl: no such file or folder"):
-        provenance.origin(STAGE, params(), {"rows": Path("rows/none.jsonl")})
+        provenance.origin(replace(stage(), inputs={"rows": Path("rows/none.jsonl")}))
 
 
 # ---- two processes
@@ -256,7 +257,7 @@ def test_a_signal_ends_a_stage_whose_work_is_done(
 
     with pytest.raises(Interrupted, match="interrupted when stage sft was done; the same command"):
         run_cached(do)
-    assert f"{number.name}: this step is finished and saved" in capsys.readouterr().err
+    assert f"{number.name}: finishing and saving this step" in capsys.readouterr().err
     assert not signals.stop_requested()
     run_cached(writes("second"))
     assert found() == ("first", "first")
@@ -311,9 +312,15 @@ def test_pruning_takes_what_is_old_and_idle(place: Path) -> None:
     assert found() == ("third", "third")
 
 
-def test_every_stage_can_tell_what_it_comes_of() -> None:
-    for stage in ("sample", "preprocess", "eda", "base", "embedder", "sft", "rm", "judge", "ppo"):
-        made = provenance.origin(stage, load_params(ROOT / "params.yaml"), {})
-        assert made.params
-        assert f"stages/{stage}.py" in made.code
-        assert len(made.fingerprint) == 64
+STAGES = set(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]) - {"check"}  # which makes them
+
+
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_every_stage_has_a_fingerprint(name: str, tmp_path: Path) -> None:
+    code = tmp_path / "code.json"
+    code.write_text(json.dumps(closure.code_hashes(name)))
+    params = load_params(ROOT / "params.yaml")
+    made = provenance.origin(provenance.Stage(name, params, code, {}))
+    assert made.params
+    assert f"stages/{name}.py" in made.code
+    assert len(made.fingerprint) == 64

@@ -1,4 +1,4 @@
-"""Sections `rm`, `judge` and `gate`, and `rm` and `judge` of a base model."""
+"""Sections `rm` and `judge`, and `rm` and `judge` of a base model."""
 
 from typing import Annotated, Literal
 
@@ -44,7 +44,7 @@ class RmConfig(RewardLosses):
 
 
 class JudgeConfig(RewardLosses):
-    """The reward model that only reports and opens the gate: one member, questions of its own."""
+    """The reward model that only reports and decides the gate: one member, its own questions."""
 
     validation_share: Annotated[float, Field(gt=0, lt=1)]
 
@@ -82,5 +82,4 @@ class JudgeParams(StageParams):
     """What stage `judge` reads."""
 
     judge: JudgeConfig
-    ppo: SamplingTemperature
     base_model: JudgeModel

@@ -5,11 +5,11 @@ from pathlib import Path
 from pydantic import ConfigDict, model_validator
 
 from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
-from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.limits import GateConfig
+from stages.rlhf.config.measure import EdaConfig, EmbedderConfig, EvaluateConfig
 from stages.rlhf.config.models import ModelEntry
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig
-from stages.rlhf.config.report import EdaConfig, EvaluateConfig
 from stages.rlhf.config.reward import JudgeConfig, RewardScale, RmConfig
 from stages.rlhf.config.sample import SampleConfig
 from stages.rlhf.config.sft import SftConfig, SftScale
@@ -40,6 +40,7 @@ class Params(Section):
     sft: SftConfig
     rm: RmConfig
     judge: JudgeConfig
+    gate: GateConfig
     ppo: PpoConfig
     evaluate: EvaluateConfig
     models: dict[str, Model]

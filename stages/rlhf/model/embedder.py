@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from stages.rlhf.config.embedder import EmbedderConfig
+from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.files import RUN, folder_hash
 from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.korean import sentence_ends

@@ -1,12 +1,10 @@
-"""Best-of-n: n answers sampled to each question, the one that the reward model likes most kept.
+"""Best-of-n: n responses sampled to each prompt, the one with the highest reward kept.
 
-And the gate before PPO: a reward model whose choice among SFT's own answers does not please a judge
-trained on other questions is no signal to follow. Q questions, n answers each.
+And the gate before PPO: a reward model whose choice among SFT's own responses does not score higher
+with a judge trained on other questions is no signal to follow. Q prompts, n responses each.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +14,6 @@ from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.model import PromptWithResponses, RewardModel
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
-
-GATE_OF = 4  # SFT's samples per question in the gate before PPO
-GATE = f"best_of_{GATE_OF}"  # its key in metrics/judge.json
 
 
 def sample(
@@ -48,42 +43,23 @@ def best_of_n_indices(
     return reward_model.corrected_scores(sampled, codec).view(len(sampled), -1).argmax(-1)
 
 
-def gate(judged: Tensor, chosen: Tensor, resamples: int, seed: int) -> dict[str, Any]:
-    """(Q, n) scores by the judge, (Q,) places chosen by the reward model -> the gate's figures.
+def gate(judge_scores: Tensor, indices: Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """(Q, n) scores by the judge, (Q,) indices chosen by the reward model -> the gate's figures.
 
-    `sft` is the mean over all n answers, which is what one answer scores on average; `best_of_<n>`
-    that of the chosen ones. Passed where the interval of their difference, a paired bootstrap over
-    the Q questions, lies above 0. Raises ValueError with fewer than two questions.
+    `sft` is the mean over all n responses, the expected score of a single one; `best_of_<n>` that
+    of the chosen ones. Passed if the interval of their difference, a paired bootstrap over the Q
+    prompts, lies above 0. Raises ValueError with fewer than two prompts.
     """
-    questions, n = judged.shape
-    if questions < 2:
-        raise ValueError(f"{questions} validation prompts: the gate needs 2 or more")
-    plain = judged.double().mean(-1).numpy()
-    best = judged.double().gather(-1, chosen[:, None]).squeeze(-1).numpy()
-    gain = mean_and_interval("gain", best - plain, resamples, seed, "no questions")
+    prompts, n = judge_scores.shape
+    if prompts < 2:
+        raise ValueError(f"{prompts} validation prompts: the gate needs 2 or more")
+    mean = judge_scores.double().mean(-1).numpy()
+    best = judge_scores.double().gather(-1, indices[:, None]).squeeze(-1).numpy()
+    gain = mean_and_interval("gain", best - mean, resamples, seed, "no questions")
     return {
-        "questions": questions,
-        "sft": float(plain.mean()),
+        "questions": prompts,
+        "sft": float(mean.mean()),
         f"best_of_{n}": float(best.mean()),
         **gain,
         "passed": gain["gain_ci_low"] > 0,
     }
-
-
-def gate_failure(file: Path) -> str | None:
-    """Why PPO should not be tried, by the judge's metrics; None where the gate is open.
-
-    Raises ValueError where the file holds no gate.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["gate"][GATE]
-        gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
-        passed: bool = found["passed"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: gate.{GATE} of stage judge was expected: {error!r}") from error
-    if passed:
-        return None
-    return (
-        f"by the judge, best-of-{GATE_OF} under the reward model is worth {gain:+.3f} sd"
-        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
-    )

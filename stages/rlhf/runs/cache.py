@@ -1,36 +1,34 @@
-"""Where a stage keeps what it must not lose: outside its outs, which DVC removes before a run.
+"""Resumable stage runs and a result cache, kept outside DVC outs, which DVC removes before a run.
 
-    $KOQA_WORK/<stage>/<fingerprint>/  checkpoints while it works; done/, its result, from then on
+    $KOQA_WORK/<stage>/<fingerprint>/  checkpoints while it runs; done/, its result, from then on
 
-or .work/ beside the repository, also for the copies of it in which DVC runs queued experiments. The
-fingerprint is provenance's, so that only the very same work is gone on with. One process works in a
-folder; another that wants the same result waits, and takes it.
+or .work/ beside the repository, shared by the copies in which DVC runs queued experiments. The
+fingerprint is provenance's, so that only the same work is resumed. One process works in a folder;
+another that wants the same result waits, then takes it.
 
-Nothing here is removed by itself: `python -m stages.rlhf.runs.prune`.
+Nothing here is removed by itself: `koqa prune`.
 """
 
 import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import click
-
 from stages.rlhf import files
-from stages.rlhf.config.base import StageParams
 from stages.rlhf.records import write_metrics
 from stages.rlhf.runs import provenance, signals
 from stages.rlhf.runs.checkpoints import resumed_from_steps
+from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.runtime import circumstances
 
 EXPERIMENTS = Path(".dvc") / "tmp" / "exps"  # DVC's copies of the repository lie below it
 DONE, LOCK = "done", "lock"
-WAIT = 0.5  # seconds between two looks at a lock
+WAIT = 0.5  # seconds between two attempts at a lock
 
 
 def root() -> Path:
@@ -45,45 +43,40 @@ def root() -> Path:
 
 
 def folder_of(origin: provenance.Origin) -> Path:
-    """The work folder of this very work."""
+    """The work folder of this run and of every run with the same fingerprint."""
     return root() / origin.stage / origin.fingerprint[:16]
 
 
-def run_cached(
-    stage: str,
-    params: StageParams,
-    inputs: Mapping[str, Path],
-    outs: Sequence[Path],
-    do: Callable[[Path], None],
-) -> None:
-    """Make a stage's outs by `do(work folder)`, or take them from where they were made before.
+def run_cached(stage: provenance.Stage, outs: Sequence[Path], do: Callable[[Path], None]) -> None:
+    """Make a stage's outs by `do(work folder)`, or restore them where they were made before.
 
     The first of `outs`, a folder, gets run.json. The last, a file of times, gets beside it
-    runs/<its name>: when, from which commit, on what, and from which steps it went on.
+    runs/<its name>: when, from which commit, on what, and from which steps it resumed.
 
     Raises ValueError where code, params or inputs changed meanwhile, Interrupted where the process
     was asked to end.
     """
     started = datetime.now(UTC)
-    origin = provenance.origin(stage, params, inputs)
+    origin = provenance.origin(stage)
     folder = folder_of(origin)
-    told = outs[-1].parent / "runs" / outs[-1].name
+    runs_file = outs[-1].parent / "runs" / outs[-1].name
     if "RANK" in os.environ:  # one of several: the process that launched it does the rest
         with signals.catch_signals():
             do(folder)
         return
     with signals.catch_signals(), locked(folder):
         if restore(folder / DONE, outs):
-            click.echo(f"{stage}: taken from {folder / DONE}", err=True)
-            write_metrics(told, circumstances(started, restored_from_cache=True))
+            notice(f"{stage.name}: restored from {folder / DONE}")
+            write_metrics(runs_file, circumstances(started, restored_from_cache=True))
             return
         do(folder)
         origin.write(outs[0])
-        write_metrics(told, circumstances(started, resumed_from_steps=resumed_from_steps(folder)))
+        resumed = resumed_from_steps(folder)
+        write_metrics(runs_file, circumstances(started, resumed_from_steps=resumed))
         keep(folder, outs)
-        provenance.check_unchanged(origin, params, inputs)
+        provenance.check_unchanged(origin, stage)
         if signals.stop_requested():
-            raise Interrupted(f"when stage {stage} was done")
+            raise Interrupted(f"when stage {stage.name} was done")
 
 
 @contextmanager
@@ -109,7 +102,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _acquire(handle: int, folder: Path, wait: bool) -> None:
-    told = False
+    announced = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,9 +112,9 @@ def _acquire(handle: int, folder: Path, wait: bool) -> None:
                 raise
         if signals.stop_requested():
             raise Interrupted(f"while waiting for {folder}")
-        if not told:
-            click.echo(f"{folder}: another process does this very work; waiting", err=True)
-            told = True
+        if not announced:
+            notice(f"{folder}: another process is running this stage on the same inputs; waiting")
+            announced = True
         time.sleep(WAIT)
 
 
@@ -132,22 +125,22 @@ def _is_named(handle: int, path: Path) -> bool:
 
 
 def keep(folder: Path, outs: Sequence[Path]) -> None:
-    """Copy finished outs to <folder>/done; checkpoints are not needed from then on.
+    """Copy finished outs to <folder>/done and delete the checkpoints.
 
-    A disk that refuses it is named, and the stage has its result all the same.
+    A disk error is reported, and the stage keeps its result.
     """
     draft = folder / f"{DONE}.tmp"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for place, out in enumerate(outs):
-            _copy(out, draft / str(place))
+        for index, out in enumerate(outs):
+            _copy(out, draft / str(index))
         files.write_manifest(draft)
         shutil.rmtree(folder / DONE, ignore_errors=True)
         files.rename(draft, folder / DONE)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        click.echo(f"{draft}: the result could not be kept: {error}", err=True)
+        notice(f"{draft}: the result could not be kept: {error}")
         return
     for path in folder.iterdir():
         if path.is_dir() and path.name != DONE:
@@ -155,20 +148,20 @@ def keep(folder: Path, outs: Sequence[Path]) -> None:
 
 
 def restore(done: Path, outs: Sequence[Path]) -> bool:
-    """Put the result that lies in `done` where the stage's outs are; False where none lies there.
+    """Copy the result kept in `done` to the stage's outs; False where there is none.
 
-    A damaged one is named on stderr and passed over.
+    A damaged one is reported on stderr and ignored.
     """
     if not done.is_dir():
         return False
     problem = files.verify_manifest(done)
     if problem:
-        click.echo(f"{done}: {problem}; the work is done again", err=True)
+        notice(f"{done}: {problem}; the stage runs again")
         return False
-    for place, out in enumerate(outs):
+    for index, out in enumerate(outs):
         if out.is_dir():
             shutil.rmtree(out)
-        _copy(done / str(place), out)
+        _copy(done / str(index), out)
     return True
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints that a kill at any moment leaves whole: tensors and plain values, step by step.
+"""Crash-safe checkpoints of a loop: tensors and plain values, step by step.
 
     <folder>/step-12/state.safetensors, state.json, manifest.json {file: sha256}
     <folder>/LATEST
 
-A checkpoint is written beside its place, synced to disk, renamed, and only then named in LATEST.
-Nothing is unpickled.
+A checkpoint is written to a draft folder, synced to disk, renamed, and only then named in LATEST.
+A kill at any moment leaves a whole one. Nothing is unpickled.
 """
 
 import json
@@ -16,19 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.rlhf import files, tensors
 from stages.rlhf.runs import signals
+from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
 
 LATEST, LOG, PREFIX = "LATEST", "log.jsonl", "step-"
 KEPT = 2
-SECONDS = "KOQA_CHECKPOINT_SECONDS"  # between two checkpoints, 30 where it is not set
-COST = 0.05  # the most that saving may take of all time
+SECONDS = "KOQA_CHECKPOINT_SECONDS"  # between two checkpoints; default 30
+COST = 0.05  # share of the run time that saving may take
 
 
 class Checkpoint(NamedTuple):
@@ -43,40 +43,40 @@ State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 
 class Timer:
-    """When to save: every so many seconds, and seldom enough for saving to cost little."""
+    """When to save: every so many seconds, less often where saving is slow."""
 
     def __init__(self) -> None:
         self._wait = float(os.environ.get(SECONDS, "30"))
-        self._last = self._asked = time.monotonic()
+        self._last = self._checked = time.monotonic()
 
     def due(self) -> bool:
         """Whether it is time."""
-        self._asked = time.monotonic()
-        return self._asked - self._last >= self._wait
+        self._checked = time.monotonic()
+        return self._checked - self._last >= self._wait
 
     def saved(self) -> None:
-        """Start anew; the time since `due` was asked is what saving took."""
+        """Restart the wait; saving took the time since `due` was called."""
         self._last = time.monotonic()
         if self._wait:
-            self._wait = max(self._wait, (self._last - self._asked) / COST)
+            self._wait = max(self._wait, (self._last - self._checked) / COST)
 
 
 class Checkpointer:
-    """A loop's checkpoints: it offers its state at the end of every step, and this one saves.
+    """Saves a loop's state at the end of a step, when it is time or when a signal came.
 
-    Without a folder it neither saves nor ends: what has no checkpoints is finished.
+    Without a folder it does nothing: such a loop runs to its end.
     """
 
     def __init__(self, folder: Path | None, writes: bool = True) -> None:
         self.folder, self.writes, self._timer = folder, writes, Timer()
 
     def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint, of which a line in log.jsonl tells; None: from zero."""
+        """The newest whole checkpoint, logged in log.jsonl; None: start from zero."""
         found = load(self.folder) if self.folder else None
         if self.folder and self.writes:
             note(self.folder, "from", found.step if found else 0)
         if found:
-            click.echo(f"{self.folder}: goes on from step {found.step}", err=True)
+            notice(f"{self.folder}: resumes from step {found.step}")
         return found
 
     def maybe_save(
@@ -84,20 +84,20 @@ class Checkpointer:
         step: int,
         state: Callable[[], State],
         now: bool = False,
-        asked: bool | None = None,
+        stop: bool | None = None,
     ) -> None:
-        """Save `state()` if it is time or `now`; if the process is asked to end, save and do.
+        """Save `state()` if it is time, or `now`, or a stop was requested; then raise Interrupted.
 
-        A process_group agrees on `asked`; alone, it is interruption's. Raises Interrupted.
+        Several processes agree on `stop` first; None: whether a signal came to this process.
         """
         if self.folder is None:
             return
-        asked = signals.stop_requested() if asked is None else asked
-        if self.writes and (self._timer.due() or now or asked):
+        stop = signals.stop_requested() if stop is None else stop
+        if self.writes and (self._timer.due() or now or stop):
             save(self.folder, step, *state())
             note(self.folder, "saved", step)
             self._timer.saved()
-        if asked:
+        if stop:
             raise Interrupted(f"after step {step} ({self.folder})")
 
 
@@ -105,23 +105,23 @@ NO_CHECKPOINTS = Checkpointer(None)
 
 
 def note(folder: Path, what: str, step: int) -> None:
-    """Add to log.jsonl beside the folder: a process went on `from` a step, or `saved` one."""
+    """Log beside the folder that a process resumed `from` a step, or `saved` one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / LOG).open("a", encoding="utf-8") as log:
         log.write(json.dumps({"checkpointer": folder.name, what: step, "pid": os.getpid()}) + "\n")
 
 
 def resumed_from_steps(folder: Path) -> dict[str, list[int]]:
-    """By checkpointer of a work folder, the steps other than 0 at which processes went on."""
+    """By checkpointer of a work folder, the steps other than 0 from which processes resumed."""
     found: dict[str, list[int]] = {}
-    for told in log_of(folder):
-        if told.get("from", 0) > 0:
-            found.setdefault(told["checkpointer"], []).append(told["from"])
+    for line in log_of(folder):
+        if line.get("from", 0) > 0:
+            found.setdefault(line["checkpointer"], []).append(line["from"])
     return found
 
 
 def log_of(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a work folder's log.jsonl; one that a kill cut is left out."""
+    """The lines of a work folder's log.jsonl, without one that a kill cut short."""
     if (folder / LOG).is_file():
         for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
             with suppress(json.JSONDecodeError):
@@ -129,7 +129,7 @@ def log_of(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def strip_prefix(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without it."""
+    """The tensors whose names start with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
@@ -139,13 +139,13 @@ def add_prefix(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors."""
+    """An optimizer's state as named tensors."""
     states = optimizer.state_dict()["state"].items()
     return {f"{i}.{key}": value for i, state in states for key, value in state.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
-    """Give an optimiser of the same parameters that state."""
+    """Restore the state of an optimizer of the same parameters."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in found.items():
         i, key = name.split(".", 1)
@@ -154,12 +154,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]
 
 
 def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """Write a checkpoint and take away all but the newest `KEPT`.
+    """Write a checkpoint and delete all but the newest `KEPT`.
 
-    Raises ValueError where the disk refuses it; earlier ones stay as they are.
+    Raises ValueError on a disk error; earlier checkpoints stay as they are.
     """
-    place = folder / f"{PREFIX}{step}"
-    draft = folder / f"{place.name}.tmp"
+    target = folder / f"{PREFIX}{step}"
+    draft = folder / f"{target.name}.tmp"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -167,10 +167,10 @@ def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[st
         save_file(whole, draft / "state.safetensors")
         (draft / "state.json").write_text(json.dumps(plain), encoding="utf-8")
         files.write_manifest(draft)
-        shutil.rmtree(place, ignore_errors=True)
-        files.rename(draft, place)
+        shutil.rmtree(target, ignore_errors=True)
+        files.rename(draft, target)
         latest = folder / f"{LATEST}.tmp"
-        latest.write_text(place.name, encoding="utf-8")
+        latest.write_text(target.name, encoding="utf-8")
         files.sync(latest)
         files.rename(latest, folder / LATEST)
     except OSError as error:
@@ -181,26 +181,23 @@ def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[st
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; a damaged one is named on stderr and passed over.
-
-    None where there is none.
-    """
-    for place in _newest_first(folder):
-        damage = files.verify_manifest(place)
-        if damage:
-            click.echo(f"{place}: {damage}; the checkpoint before it is used", err=True)
+    """The newest whole checkpoint or None; damaged ones are reported and skipped."""
+    for target in _newest_first(folder):
+        problem = files.verify_manifest(target)
+        if problem:
+            notice(f"{target}: {problem}; the checkpoint before it is used")
             continue
-        plain = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return Checkpoint(_step(place), tensors.read(place / "state.safetensors"), plain)
+        plain = json.loads((target / "state.json").read_text(encoding="utf-8"))
+        return Checkpoint(_step(target), tensors.read(target / "state.safetensors"), plain)
     return None
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Finished checkpoints: the one LATEST names, then by step."""
+    """Finished checkpoints: the one that LATEST names, then by step."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
     named = (folder / LATEST).read_text(encoding="utf-8") if (folder / LATEST).is_file() else ""
     return sorted(found, key=lambda p: (p.name == named, _step(p)), reverse=True)
 
 
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix(PREFIX))
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))

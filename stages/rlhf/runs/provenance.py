@@ -1,6 +1,7 @@
-"""What a stage's result comes of: params, inputs, code and packages, each by value or sha256.
+"""Fingerprint of everything that determines a stage's output.
 
-Params and code are those that dvc.yaml declares for the stage; tests hold that to what it reads.
+Params are those that dvc.yaml declares for the stage, code is its import closure; tests hold both
+to what the stage reads.
 """
 
 import hashlib
@@ -12,20 +13,36 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from ruamel.yaml import YAML
 
-from stages.rlhf.config.base import StageParams
 from stages.rlhf.files import RUN, file_hash, folder_hash
+from stages.rlhf.runs import closure
 
-ROOT = Path(__file__).parents[3]
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "sentence_transformers", "pandas")
+
+
+class Readable(Protocol):
+    """Params of a stage, which can be read once more: `config.base.StageParams` and the whole."""
+
+    def reread(self) -> Self:
+        """The same sections as params.yaml has them now."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage about to run: its name, its params, its fingerprint file, its inputs by name."""
+
+    name: str
+    params: Readable
+    code: Path  # data/check/<name>.json
+    inputs: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Everything that decides a stage's result, and nothing that does not: no time, no place."""
+    """Everything that determines a stage's result, and nothing else: no time, no place."""
 
     stage: str
     params: dict[str, Any]
@@ -45,7 +62,7 @@ class Origin:
         (folder / RUN).write_text(text + "\n", encoding="utf-8")
 
     def changed(self, now: "Origin") -> list[str]:
-        """What is another thing now, each by its name."""
+        """Names of the params, inputs, code files and packages that differ from `now`."""
         return [
             f"{part} {name}"
             for part, before in asdict(self).items()
@@ -55,55 +72,57 @@ class Origin:
         ]
 
 
-def origin(stage: str, params: StageParams, inputs: Mapping[str, Path]) -> Origin:
-    """A stage's, from its params and its input files or folders by name.
+def origin(stage: Stage) -> Origin:
+    """What determines the result of this run.
 
-    Raises ValueError where an input is missing.
+    Raises ValueError where an input is missing, or where the code is newer than its fingerprint.
     """
-    declared = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"][stage]
-    code = [name for name in declared["deps"] if name.startswith("stages/")]
+    return _origin(stage, closure.check_fingerprint(stage.name, stage.code, closure.ROOT))
+
+
+def _origin(stage: Stage, code: dict[str, str]) -> Origin:
+    declared = YAML(typ="safe", pure=True).load(closure.ROOT / "dvc.yaml")["stages"][stage.name]
     loaded = [name for name in PACKAGES if name in sys.modules]  # preprocess has no torch
     return Origin(
-        stage,
-        {name: _value(params, name) for name in declared["params"]},
-        {name: _hash(path) for name, path in inputs.items()},
-        {name: file_hash(ROOT / name) for name in code},
+        stage.name,
+        {name: _value(stage.params, name) for name in declared["params"]},
+        {name: _hash(path) for name, path in stage.inputs.items()},
+        code,
         {"python": platform.python_version(), **{name: version(name) for name in loaded}},
     )
 
 
 @contextmanager
-def recorded(
-    stage: str, params: StageParams, inputs: Mapping[str, Path], out: Path
-) -> Iterator[None]:
+def recorded(stage: Stage, out: Path) -> Iterator[None]:
     """Around the making of `out`: run.json into it, and a check that nothing changed meanwhile."""
-    before = origin(stage, params, inputs)
+    before = origin(stage)
     yield
     before.write(out)
-    check_unchanged(before, params, inputs)
+    check_unchanged(before, stage)
 
 
-def check_unchanged(before: Origin, params: StageParams, inputs: Mapping[str, Path]) -> None:
+def check_unchanged(before: Origin, stage: Stage) -> None:
     """DVC hashes params and code after a stage ends: it must have run on those.
 
-    Raises ValueError naming what was changed meanwhile.
+    Raises ValueError naming what changed meanwhile.
     """
-    changed = before.changed(origin(before.stage, params.reread(), inputs))
+    code = closure.code_hashes(stage.name, closure.ROOT)
+    now = Stage(stage.name, stage.params.reread(), stage.code, stage.inputs)
+    changed = before.changed(_origin(now, code))
     if changed:
         raise ValueError(
-            f"{before.stage}: changed while it ran: {', '.join(changed)}; this result is of"
-            " what was there before; run again"
+            f"{stage.name}: changed while it ran: {', '.join(changed)}; this result was made from"
+            " what was there before; run it again"
         )
 
 
-def _value(params: StageParams, name: str) -> Any:
-    """A param, without the place of the data: what lies there is an input."""
+def _value(params: Readable, name: str) -> Any:
+    """A param, without the data's path: what lies there is an input."""
     found: Any = params
     for key in name.replace("models.${model}", "base_model").split("."):
         found = getattr(found, key)
-    if not hasattr(found, "model_dump"):
-        return found
-    return found.model_dump(mode="json", exclude={"path"})
+    dump = getattr(found, "model_dump", None)
+    return dump(mode="json", exclude={"path"}) if dump else found
 
 
 def _hash(path: Path) -> str:

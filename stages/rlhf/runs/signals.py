@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a stage to end: it finishes its step, saves, and says how to go on.
+"""SIGINT and SIGTERM ask a stage to stop: it finishes its step, saves, and says how to resume.
 
 A second signal ends it at once.
 """
@@ -9,46 +9,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import click
+from stages.rlhf.runs.notice import notice
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(ValueError):
-    """The stage was asked to end, and what it had done is saved."""
+    """The stage was asked to stop; what it had done is saved."""
 
     def __init__(self, done: str) -> None:
-        super().__init__(f"interrupted {done}; the same command goes on from there")
+        super().__init__(f"interrupted {done}; the same command resumes from there")
 
 
-class _Bell:
-    rung = False
+class _Stop:
+    requested = False  # no threading.Event: a handler may not wait for a lock
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to end."""
-    return _Bell.rung
+    """Whether this process was asked to stop."""
+    return _Stop.requested
 
 
 @contextmanager
 def catch_signals() -> Iterator[None]:
-    """Within, the first signal is noted for `asked`; a second is KeyboardInterrupt."""
+    """Within, the first signal sets `stop_requested`; a second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _note) for number in SIGNALS}
-    _Bell.rung = False
+    before = {number: signal.signal(number, _request_stop) for number in SIGNALS}
+    _Stop.requested = False
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _Bell.rung = False
+        _Stop.requested = False
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    if _Bell.rung:
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    if _Stop.requested:
         raise KeyboardInterrupt
-    _Bell.rung = True
+    _Stop.requested = True
     name = signal.Signals(number).name
-    click.echo(f"{name}: this step is finished and saved; once more to end at once", err=True)
+    notice(f"{name}: finishing and saving this step; send it again to end at once")

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
@@ -26,6 +25,7 @@ from stages.rlhf.precision import autocasts
 from stages.rlhf.records import SftRow
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Timer, note
+from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
 
 
@@ -146,7 +146,7 @@ def newest(folder: Path) -> Path | None:
             problem = best and files.verify_manifest(Path(best))
         if problem is None:
             return place
-        click.echo(f"{place}: {problem}; the checkpoint before it is used", err=True)
+        notice(f"{place}: {problem}; the checkpoint before it is used")
         shutil.rmtree(place)
     return None
 

@@ -1,10 +1,10 @@
-"""Sections `eda` and `evaluate`."""
+"""Sections `eda`, `embedder` and `evaluate`: what describes and measures."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.rlhf.config.base import Positive, Section, StageParams, View
+from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, StageParams, View
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
 
 
@@ -12,6 +12,19 @@ class EdaConfig(Section):
     """Figures of the data."""
 
     top_categories: Positive
+
+
+class EmbedderConfig(Section):
+    """The SentenceTransformer that measures similarity."""
+
+    hub: str | None
+    revision: str | None
+    seed: NotNegative
+    vocab_size: Annotated[int, Field(ge=300)]
+    dimensions: Positive
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Rate
 
 
 class EvaluateConfig(Section):
@@ -27,6 +40,12 @@ class EdaParams(StageParams):
     """What stage `eda` reads."""
 
     eda: EdaConfig
+
+
+class EmbedderParams(StageParams):
+    """What stage `embedder` reads."""
+
+    embedder: EmbedderConfig
 
 
 class DataSource(View):

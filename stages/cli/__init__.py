@@ -1,0 +1,1 @@
+"""What people type: `koqa`, and the options that the stages share."""

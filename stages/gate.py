@@ -1,0 +1,97 @@
+"""Stage `gate`: does the reward model choose among SFT's responses what the judge prefers, too?
+
+python -m stages.gate --code data/check/gate.json --base data/base --sft data/sft --rm data/rm
+    --judge data/judge --prompts data/preprocess/ppo/validation.jsonl --out data/gate
+    --metrics metrics/gate.json
+
+It trains nothing: best-of-4 under the reward model against the mean response, scored by the judge.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.cli.options import one_sentence_errors, path_options
+from stages.rlhf import runtime
+from stages.rlhf.chat import Codec
+from stages.rlhf.config.base import load
+from stages.rlhf.config.limits import GateParams
+from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
+from stages.rlhf.records import PromptRow, read_rows, runtime_file, write_jsonl, write_metrics
+from stages.rlhf.reward.best_of_n import best_of_n_indices, gate, sample
+from stages.rlhf.reward.gate import GATE, GATE_OF
+from stages.rlhf.reward.model import load_reward_model
+from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.provenance import Stage
+from stages.rlhf.runtime import derive_seed
+
+Paths = dict[str, Path]
+
+
+def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The gate's figures on the validation prompts, and the responses with the judge's scores."""
+    base_model = params.base_model
+    check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
+    check_card(paths["judge"], {"base": paths["base"]})
+    codec = Codec(load_tokenizer(paths["base"]))
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    judge = load_reward_model(bare, paths["judge"])
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
+    reward_model = load_reward_model(roles, paths["rm"])
+    questions = [row.question for row in read_rows(paths["prompts"], PromptRow)]
+    with roles.use(roles.reference) as sft:
+        sampled = sample(
+            sft,
+            [codec.prompt_ids(question) for question in questions],
+            GATE_OF,
+            codec,
+            base_model.max_answer_tokens,
+            base_model.generate.batch_size,
+            params.ppo.temperature,
+            params.seed,
+            "judge",
+            "gate",
+            checkpointer=Checkpointer(work / "gate"),
+        )
+    judge_scores = judge.score(sampled, codec).mean.view(-1, GATE_OF)
+    indices = best_of_n_indices(reward_model, sampled, codec)
+    seed = derive_seed(params.seed, "judge", "gate resamples")
+    rows = [
+        {
+            "question": question,
+            "answers": [codec.text(response) for response in responses],
+            "judge_scores": [round(score, 4) for score in scores],
+            "chosen": chosen,
+        }
+        for question, (_, responses), scores, chosen in zip(
+            questions, sampled, judge_scores.tolist(), indices.tolist(), strict=True
+        )
+    ]
+    return {GATE: gate(judge_scores, indices, params.gate.resamples, seed)}, rows
+
+
+@click.command(help=__doc__)
+@path_options("code", "base", "sft", "rm", "judge", "prompts", "out", "metrics")
+def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
+    """Try the gate."""
+    clock = runtime.Clock()
+    seconds = runtime_file(metrics)
+    with one_sentence_errors():
+        params = load(GateParams)
+        runtime.start(params.threads, params.seed, "gate")
+
+        def make(work: Path) -> None:
+            figures, rows = run(params, paths, work)
+            shutil.rmtree(out, ignore_errors=True)
+            write_jsonl(out / "samples.jsonl", rows)
+            write_metrics(metrics, figures)
+            clock.write(seconds)
+
+        run_cached(Stage("gate", params, code, paths), [out, metrics, seconds], make)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What is compared on test: every model's responses, scored by the reward model and the judge."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.config.measure import EvaluateParams
+from stages.rlhf.model.generation import Answer, answer_of, generate_all
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
+from stages.rlhf.report import structure
+from stages.rlhf.reward.best_of_n import best_of_n_indices, sample
+from stages.rlhf.reward.model import load_reward_model
+from stages.rlhf.runs.checkpoints import Checkpointer
+
+
+class Generations(NamedTuple):
+    """By model (base, sft, ppo, best_of_n): a response per question, and its scores."""
+
+    responses: dict[str, list[Answer]]
+    scores: dict[str, list[float]]
+    judge_scores: dict[str, list[float]]
+    temperature: float  # of the judge's calibration
+    structure: list[structure.Part]
+    numbers: dict[str, Any]  # of the structure
+
+
+def generate(
+    params: EvaluateParams,
+    paths: Mapping[str, Path],
+    questions: Sequence[str],
+    lap: Callable[[str], None],
+    work: Path,
+) -> Generations:
+    """Greedy responses of base, SFT and PPO, best-of-n of SFT's samples; all of them scored.
+
+    `lap(phase)` is called when a phase ends. Raises ValueError where a model was trained on others.
+    """
+    base_model = params.base_model
+    parents = {"base": paths["base"], "sft": paths["sft"]}
+    check_card(paths["rm"], parents)
+    check_card(paths["ppo"], {**parents, "rm": paths["rm"]})
+    check_card(paths["judge"], {"base": paths["base"]})
+    codec = Codec(load_tokenizer(paths["base"]))
+    prompts = [codec.prompt_ids(question) for question in questions]
+    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
+    roles.load(POLICY, paths["ppo"])
+
+    responses = {}
+    holders = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
+    for name, (holder, role) in holders.items():
+        checkpointer = Checkpointer(work / name)
+        with holder.use(role) as model:
+            responses[name] = generate_all(model, prompts, *limits, checkpointer=checkpointer)
+    with roles.use(roles.reference) as model:
+        sampled = sample(
+            model,
+            prompts,
+            params.evaluate.best_of,
+            *limits,
+            params.ppo.temperature,
+            params.seed,
+            "evaluate",
+            "best_of_n",
+            checkpointer=Checkpointer(work / "best_of_n"),
+        )
+    lap("generate")
+    reward_model = load_reward_model(roles, paths["rm"])
+    best = best_of_n_indices(reward_model, sampled, codec).tolist()
+    responses["best_of_n"] = [own[i] for (_, own), i in zip(sampled, best, strict=True)]
+    judge = load_reward_model(bare, paths["judge"])
+    assert judge.calibration is not None, "stage judge calibrates what it saves"
+    scores, judge_scores = {}, {}
+    for name, ids in responses.items():
+        pairs = [(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
+        scores[name] = reward_model.corrected_scores(pairs, codec).tolist()
+        judge_scores[name] = judge.score(pairs, codec).mean.tolist()
+    lap("score")
+    return Generations(
+        {name: [answer_of(one, codec) for one in ids] for name, ids in responses.items()},
+        scores,
+        judge_scores,
+        judge.calibration.temperature,
+        structure.parts(roles.model),
+        structure.summary(roles, POLICY),
+    )

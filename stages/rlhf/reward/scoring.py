@@ -1,0 +1,57 @@
+"""What a trained reward model says of data it was not trained on: its scale, its hard negatives."""
+
+from typing import Any
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.config.reward import RmParams
+from stages.rlhf.measure.ranked_groups import accuracy
+from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.records import RmRow
+from stages.rlhf.reward.hard_negatives import Fits, best_of, held_out
+from stages.rlhf.reward.model import RewardModel
+
+
+def measure_scale(
+    model: RewardModel, questions: list[str], codec: Codec, params: RmParams
+) -> list[tuple[float, float]]:
+    """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
+    if len(questions) < 2:
+        raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
+    base_model, roles = params.base_model, model.roles
+    prompts = [codec.prompt_ids(question) for question in questions]
+    draws = draw_uniforms(len(prompts), base_model.max_answer_tokens, params.seed, "rm", "scale")
+    with roles.use(roles.reference) as policy:
+        answers = generate_all(
+            policy,
+            prompts,
+            codec,
+            base_model.max_answer_tokens,
+            base_model.generate.batch_size,
+            params.ppo.temperature,
+            draws,
+        )
+    raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
+    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
+
+
+def hard_negative_accuracy(
+    model: RewardModel, rows: list[RmRow], codec: Codec, fits: Fits, *seed: object
+) -> dict[str, Any]:
+    """Per kind: share of best answers that score above what was made of them; null where none."""
+
+    def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
+        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
+        return list(model.score(read, codec).mean.tolist())
+
+    best = scores([(row, row.answers[best_of(row)]) for row in rows])
+    originals = {row.id: score for row, score in zip(rows, best, strict=True)}
+    found: dict[str, Any] = {}
+    for kind, twins in held_out(rows, fits, *seed).items():
+        if not twins:
+            found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
+            continue
+        worse = scores([(row, twin.text) for row, twin in twins])
+        found[kind] = accuracy(
+            originals[row.id] - score for (row, _), score in zip(twins, worse, strict=True)
+        )
+    return found
