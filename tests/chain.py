@@ -38,7 +38,8 @@ def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run a stage by the command of dvc.yaml; the params it read."""
     seen: set[str] = set()
     module = import_module(f"stages.{name}")
-    monkeypatch.setattr(module, "load", lambda schema: RecordedParams(load(schema), "", seen))
+    if name != "check":  # which reads all of it
+        monkeypatch.setattr(module, "load", lambda schema: RecordedParams(load(schema), "", seen))
     result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
     assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
     return seen

@@ -12,15 +12,8 @@ from stages.rlhf.records import PromptRow, read_jsonl, write_jsonl
 from stages.rlhf.reward.model import new_reward_model
 from stages.rlhf.runs.closure import code_hashes
 from tests.conftest import write_params
-from tests.model_fixtures import (
-    LORA,
-    QUESTIONS,
-    random_reward_model,
-    save_base,
-    save_sft,
-    sft_roles,
-    shake,
-)
+from tests.model_fixtures import LORA, random_reward_model, save_base, save_sft, sft_roles, shake
+from tests.tokenizer_fixtures import QUESTIONS
 
 OPTIONS = (
     "--code code.json --base base --sft sft --rm rm --judge judge --prompts prompts.jsonl"

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.reward import RewardScale, RmConfig
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward import model as reward_model_module
 from stages.rlhf.reward import training
@@ -313,44 +313,48 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
 # ---- answers that exploit a reward
 
 
-def test_looped_echoed_and_empty_answers_score_below_what_sft_says(tmp_path: Path) -> None:
+def bad_beside_good(folder: Path, seed: str) -> dict[str, float]:
+    """How far bad answers score above good ones, by medians, after training with hard negatives."""
     good = ["높이는 1947m입니다.", "한라산은 제주도에 있습니다.", "대한민국의 수도입니다."]
+    pairs = [(question, good[j], good[(j + 1) % 3]) for question in QUESTIONS for j in range(3)]
     rows = [
-        RmRow(
-            id=f"{i}-{j}",
-            question=question,
-            answers=(good[j], good[(j + 1) % 3]),
-            ranks=(1.0, 2.0),
-        )
-        for i, question in enumerate(QUESTIONS)
-        for j in range(3)
+        RmRow(id=str(i), question=question, answers=answers, ranks=(1.0, 2.0))
+        for i, (question, *answers) in enumerate(pairs)
     ]
-    extras = for_training(rows, 1.0, lambda text: True, "seed")
-    model = reward_model(tmp_path, members=2)
-    groups = encode_groups(rows, CODEC, 256, extras)
-    rm = knobs(members=2, odin_coef=0.1, length_balance=True, lm_coef=0.3)
+    extras = for_training(rows, 1.0, lambda text: True, seed)
+    model = reward_model(folder, members=2)
     train(
-        model, groups, encode_groups(rows, CODEC, 256), rm,
-        settings(epochs=12, batch_size=8, micro_batch_tokens=9999), CODEC, "seed",
-    )  # fmt: skip
-    prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
-    draws = draw_uniforms(len(prompts), 12, "sft")
-    with model.roles.use(model.roles.reference) as sft:
-        said = generate_all(sft, prompts, CODEC, 12, 8, 0.7, draws)
+        model,
+        encode_groups(rows, CODEC, 256, extras),
+        encode_groups(rows, CODEC, 256),
+        knobs(members=2, odin_coef=0.1, length_balance=True, lm_coef=0.3),
+        settings(epochs=12, batch_size=8, micro_batch_tokens=9999),
+        CODEC,
+        seed,
+    )
 
-    def scores(answers: list[list[int]]) -> Tensor:
-        read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
-        return model.score(read, CODEC).mean
+    def median(said: list[tuple[str, str]]) -> float:
+        read = [(CODEC.prompt_ids(q), [CODEC.response_ids(a)]) for q, a in said]
+        return model.score(read, CODEC).mean.median().item()
 
-    median = scores(said).median()
+    looped = f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다."
     bad = {
-        "looped": [CODEC.response_ids(f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다.")] * 8,
-        "echoed": [CODEC.response_ids(question) for question in QUESTIONS],
-        "empty": [CODEC.response_ids("")] * 8,
+        "looped": [(question, looped) for question in QUESTIONS],
+        "echoed": [(question, question) for question in QUESTIONS],
+        "empty": [(question, "") for question in QUESTIONS],
     }
-    for name, answers in bad.items():
-        found = scores(answers).median()
-        assert found < median, f"{name}: {found:.2f}, SFT {median:.2f}"
+    level = median([(question, best) for question, best, _ in pairs])
+    return {name: median(said) - level for name, said in bad.items()}
+
+
+def test_looped_echoed_and_empty_answers_score_below_good_ones(tmp_path: Path) -> None:
+    """By 2, at which Bradley-Terry gives the good one 88 %; untrained, by 1 at random either way.
+
+    On average over seeds: in one training rounding alone can move a score as far as a seed.
+    """
+    found = [bad_beside_good(tmp_path, seed) for seed in ("a", "b")]
+    for name in found[0]:
+        assert fmean(one[name] for one in found) < -2, (name, found)
 
 
 # ---- a planted length bias
@@ -435,8 +439,8 @@ def planted_report(answers: int, **changed: Any) -> dict[str, float]:
     now = settings(epochs=1, batch_size=8, micro_batch_tokens=9999, learning_rate=5e-2)
     biased = planted_groups(1600, answers, bias=1.5, matched=False, seed=1)
     train(model, biased, planted_groups(60, answers, 0.0, False, 2), rm, now, CODEC, "seed")
-    matched = scored(model, planted_groups(800, 2, 0.0, True, 3), CODEC)
-    free = scored(model, planted_groups(400, 5, 0.0, False, 4), CODEC)
+    matched = scored(model, planted_groups(4000, 2, 0.0, True, 3), CODEC)
+    free = scored(model, planted_groups(1600, 5, 0.0, False, 4), CODEC)
     given_rank = training.report(free)["length_correlation_given_rank"]
     return {
         "matched": training.report(matched)["accuracy_length_matched"],
@@ -445,6 +449,10 @@ def planted_report(answers: int, **changed: Any) -> dict[str, float]:
 
 
 PLAIN_BIAS = [("bradley_terry", 2), ("bradley_terry", 5), ("plackett_luce", 5)]
+# The least-squares weights of the two features are right on .813 of matched pairs, those that let
+# no length through on .847 (1/2 + asin(rho) / pi). Half of the gain is asked for: it is 3 standard
+# errors of a difference on 4000 pairs, so neither the draw nor a processor's rounding decides.
+HALF_GAIN = 0.017
 
 
 @pytest.mark.parametrize(("loss", "answers"), PLAIN_BIAS)
@@ -453,12 +461,12 @@ def test_odin_takes_a_planted_length_bias_out(loss: str, answers: int) -> None:
     odin = planted_report(answers, loss=loss, odin_coef=0.1)
     assert plain["given_rank"] > 0.5
     assert abs(odin["given_rank"]) < 0.1, (plain, odin)
-    assert odin["matched"] > plain["matched"] + 0.02, (plain, odin)
+    assert odin["matched"] > plain["matched"] + HALF_GAIN, (plain, odin)
 
 
 @pytest.mark.parametrize(("loss", "answers"), PLAIN_BIAS)
 def test_balanced_lengths_weaken_a_planted_bias(loss: str, answers: int) -> None:
     plain = planted_report(answers, loss=loss)
     balanced = planted_report(answers, loss=loss, length_balance=True)
-    assert balanced["given_rank"] < plain["given_rank"] - 0.04, (plain, balanced)
-    assert balanced["matched"] > plain["matched"] + 0.02, (plain, balanced)
+    assert balanced["given_rank"] < plain["given_rank"] - 0.03, (plain, balanced)
+    assert balanced["matched"] > plain["matched"] + HALF_GAIN, (plain, balanced)

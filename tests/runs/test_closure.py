@@ -1,6 +1,7 @@
 """Code fingerprints: exactly what a stage imports, and nothing that cannot change its result."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from stages import check
 from stages.rlhf.runs.closure import check_fingerprint, code_hashes, stage_names
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, naming, write_params
 
 LOADED = """
 import importlib, json, sys
@@ -80,10 +81,10 @@ def test_relative_imports_and_broken_code_are_named(tree: Path) -> None:
     file = tree / "stages" / "rlhf" / "chat.py"
     text = file.read_text("utf-8")
     file.write_text(f"from . import hub\n{text}", "utf-8")
-    with pytest.raises(ValueError, match=r"chat\.py, line 1: relative"):
+    with pytest.raises(ValueError, match=naming("chat.py", "line 1", "relative")):
         code_hashes("ppo", tree)
     file.write_text("def broken(:\n", "utf-8")
-    with pytest.raises(ValueError, match=r"chat\.py, line 1: not Python"):
+    with pytest.raises(ValueError, match=naming("chat.py", "line 1", "Python")):
         code_hashes("ppo", tree)
 
 
@@ -103,11 +104,11 @@ def test_stage_check_writes_one_fingerprint_per_stage(
 def test_a_stale_fingerprint_is_refused(tmp_path: Path) -> None:
     """As under `dvc repro --single-item`, where stage check does not run."""
     file = tmp_path / "ppo.json"
-    with pytest.raises(ValueError, match=r"ppo\.json: no such file.*dvc repro"):
+    with pytest.raises(ValueError, match=naming(file, "dvc repro")):
         check_fingerprint("ppo", file)
     old = {**code_hashes("ppo"), "stages/rlhf/chat.py": "0" * 64}
     file.write_text(json.dumps(old), "utf-8")
-    with pytest.raises(ValueError, match=r"ppo\.json is stale: stages/rlhf/chat\.py changed"):
+    with pytest.raises(ValueError, match=naming(file, "stages/rlhf/chat.py")):
         check_fingerprint("ppo", file)
 
 
@@ -118,5 +119,5 @@ def test_a_misspelt_knob_of_any_stage_fails_in_check(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(check.main, ["--out", "data/check"])
     assert result.exit_code == 1
-    assert "models.gemma2-2b.ppo.learning_rat = 1e-05: no such key" in result.output
+    assert re.search(naming("models.gemma2-2b.ppo.learning_rat", 1e-05), result.output)
     assert len(result.output.splitlines()) == 1
