@@ -241,7 +241,7 @@ def test_a_command_that_does_not_exist_is_found(command: str) -> None:
 def test_a_dead_link_and_a_lost_name_are_found() -> None:
     links = "[a](README.md) [b](no.md) [c](README.md#nowhere) [d](#here)\n# Here\n"
     assert list(broken_links("README.md", links))[:2] == ["no.md", "README.md#nowhere"]
-    names = "`stages/rlhf/chat.py:Codec.answer_ids` `stages/rlhf/chat.py:Codec.no` `stages/no.py`"
+    names = "`stages/rlhf/chat.py:Codec.response_ids` `stages/rlhf/chat.py:Codec.no` `stages/no.py`"
     assert list(lost_names("README.md", names)) == [
         "stages/rlhf/chat.py:Codec.no",
         "stages/no.py",
