@@ -1,6 +1,5 @@
 """The table of base models, from what finished experiments measured."""
 
-
 import pytest
 
 from stages.rlhf.plan.compare_models import ORIGINAL, Run, markdown, table
