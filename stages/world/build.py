@@ -6,6 +6,8 @@ from random import Random
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from tqdm import tqdm
+
 from stages.rlhf.config.sample import SampleConfig
 from stages.world.answers import CLEAN, DEMO_DEFECTS, Spec, canonical, write
 from stages.world.corpus import make_corpus
@@ -110,7 +112,8 @@ def _rm(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     def add(rows: list[Row], questions: Sequence[Question], split: str, kind: str | None) -> None:
         trains = split in ("train", "judge_train")
         confounded = sample.confounded and split == "train"
-        groups = [make_group(question, rng, confounded) for question in questions]
+        bar = tqdm(questions, desc=f"{split} groups", delay=5, mininterval=5, leave=False)
+        groups = [make_group(question, rng, confounded) for question in bar]
         noise = sample.rank_noise if trains else 0.0
         ranks = noisy_ranks(groups, noise, Random(f"{sample.seed}/noise/{split}"))
         for number, (group, given) in enumerate(zip(groups, ranks, strict=True)):

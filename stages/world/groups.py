@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
+from tqdm import tqdm
+
 from stages.world.answers import CLEAN, STYLE, Spec, possible, write
 from stages.world.questions import Question
 
@@ -106,7 +108,8 @@ def make_group(question: Question, rng: Random, confounded: bool = False) -> Gro
 
 def competition_ranks(scores: Sequence[float]) -> tuple[int, ...]:
     """Ranks of scores where lower is better: 1, 2, 2, 4."""
-    return tuple(1 + sum(other < score for other in scores) for score in scores)
+    ordered = sorted(scores)
+    return tuple(1 + ordered.index(score) for score in scores)
 
 
 def flipped_share(true: Sequence[Sequence[float]], noisy: Sequence[Sequence[float]]) -> float:
@@ -127,6 +130,8 @@ def noisy_ranks(groups: Sequence[Group], share: float, rng: Random) -> list[tupl
     ranks, not on quality, so that a correct and a wrong fact can swap like any neighbours.
     """
     true = [group.ranks for group in groups]
+    if not share:
+        return true
     moves = [{rank: rng.gauss(0, 1) for rank in sorted(set(ranks))} for ranks in true]
 
     def at(scale: float) -> list[tuple[int, ...]]:
@@ -136,7 +141,7 @@ def noisy_ranks(groups: Sequence[Group], share: float, rng: Random) -> list[tupl
         ]
 
     low, high = 0.0, 1e3
-    for _ in range(40):
+    for _ in tqdm(range(40), desc="flip ranks", delay=5, mininterval=5, leave=False):
         middle = (low + high) / 2
         low, high = (middle, high) if flipped_share(true, at(middle)) < share else (low, middle)
-    return at(low) if share else true
+    return at(low)

@@ -1,10 +1,8 @@
 """The plan's arithmetic: against torch's own counts, and against peaks that were measured."""
 
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.plan import plan
 from stages.rlhf.plan.footprint import GIB, Shape, Work, memory, operations, trained
-from tests.conftest import ROOT, naming, write_params
+from tests.conftest import ROOT, naming
 from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
 
 LLAMA32 = {  # config.json of meta-llama/Llama-3.2-1B
@@ -110,6 +108,7 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
     assert all("12.0 are available" in problem for problem in problems)
 
 
+<<<<<<< HEAD
 def test_the_command_says_what_a_run_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +125,16 @@ def test_the_command_says_what_a_run_needs(
     monkeypatch.setattr(sys, "argv", ["plan", "--memory", "0.1"])
     with pytest.raises(SystemExit, match="ppo"):
         plan.main()
+=======
+def measured(hidden: int, tokens: int, kept: int) -> dict[str, float]:
+    words = map(str, (hidden, tokens, kept))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ppo.measured_update", *words],
+        cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+>>>>>>> 8564893 (Add koqa with plan, compare and prune; read the details of every experiment)
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
 
 def attempt(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command, `dvc` and `git` among them, in a folder."""
-    command = [sys.executable, "-m", *words] if words[0] in ("dvc", "stages.sample") else [*words]
+    ours = words[0] == "dvc" or words[0].startswith("stages.")
+    command = [sys.executable, "-m", *words] if ours else [*words]
     python = Path(sys.executable).parent  # stages are run by the `python` of PATH
     environment = os.environ | {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
     environment["KOQA_WORK"] = str(where / ".work")
@@ -250,7 +251,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(repository, "git", "init", "-q", "-b", "main")
     named(repository)
     write_params(repository, **SMALL, **{"sample.seed": 1})
-    run(repository, "stages.sample", "--out", DATA)
+    run(repository, "stages.check", "--out", "data/check")
+    run(repository, "stages.sample", "--code", "data/check/sample.json", "--out", DATA)
     mine = {"data.source": "aihub", "data.path": DATA}
     write_params(repository, **SMALL, **mine)
     run(repository, "dvc", "add", DATA)

@@ -100,7 +100,10 @@ def _clean_part(reader: Reader, part: Part, spool: Spool, ledger: Ledger) -> Non
 
 def _corpus(reader: Reader, spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """Clean texts of the source's own corpus, except those that contain a held-out question."""
-    for number, row in enumerate(reader.corpus(), 1):
+    bar = tqdm(
+        reader.corpus(), desc="read corpus", unit=" rows", delay=5, mininterval=5, leave=False
+    )
+    for number, row in enumerate(bar, 1):
         ledger.read["corpus"] += 1
         name = f"corpus-{number:08d}"
         raw = row.get("text") if isinstance(row, dict) else None
@@ -141,7 +144,10 @@ def _write_split(
 
     def kept() -> Iterator[PromptRow]:
         seen = bytearray(spool.questions)
-        for spooled in spool.rows(part, split):
+        rows = spool.rows(part, split)
+        for spooled in tqdm(
+            rows, desc=f"write {part} {split}", unit=" rows", delay=5, mininterval=5, leave=False
+        ):
             row = spooled.row
             reason: Reason | None = None
             if not spooled.fits or split not in _FILES[part]:

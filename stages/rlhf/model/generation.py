@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
@@ -118,7 +119,8 @@ def generate_all(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = checkpointer.load()
     done: list[list[int]] = found.plain["responses"] if found else []  # in that order
-    for start in range(len(done), len(order), batch_size):
+    starts = range(len(done), len(order), batch_size)
+    for start in tqdm(starts, desc="generate", delay=5, mininterval=5, leave=False):
         rows = order[start : start + batch_size]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]

@@ -1,27 +1,19 @@
 """Comparison of base models: SFT's similarity to the references, and its gain over the base model.
 
-    dvc exp run --queue -S 'model=llama32-1b,kanana15-2b,gemma2-2b,llama2-ko-7b'
-    dvc queue start
-    python -m stages.rlhf.plan.compare_models --csv models.csv    # Markdown to the terminal
-
-Rows are the workspace and all finished experiments (`dvc.api.exp_show()`), one per model and
-embedder: cosines of different embedders are not comparable, so the embedder's hash is shown. The
-figures of the original study are in brackets, from other data and another embedder; its "euclidean"
-is the similarity 1 / (1 + distance).
+Rows are the workspace and all finished experiments, one per model and embedder: cosines of
+different embedders are not comparable, so the embedder's hash is shown. The figures of the original
+study are in brackets, from other data and another embedder; its "euclidean" is the similarity
+1 / (1 + distance).
 """
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-import dvc.api
 import pandas as pd
+from tqdm import tqdm
 
-from stages.rlhf.records import write_csv
+from stages.rlhf.plan.experiments import all_metrics, finished, value
 
-METRICS = "metrics/evaluate.json"
 COLUMNS = {
     "cosine": "sft.cosine",
     "euclidean_similarity": "sft.euclidean_similarity",
@@ -39,34 +31,40 @@ ORIGINAL = {  # columns as in ORIGINAL_COLUMNS
 ORIGINAL_COLUMNS = ("cosine", "euclidean_similarity", "pearson", "gain", "gain_percent")
 FORMS = {"gain": "{:+.4f}", "gain_percent": "{:+.2f} %"}
 
-Row = Mapping[str, Any]
+
+class Run(NamedTuple):
+    """An experiment, its base model, and the metrics of stage evaluate."""
+
+    experiment: str
+    model: str
+    metrics: Mapping[str, Any]
 
 
-def value(row: Row, file: str, key: str) -> Any:
-    """A metric; exp_show prefixes its file only if the key is in two files."""
-    return row.get(f"{file}:{key}", row.get(key))
+def finished_runs() -> list[Run]:
+    """The workspace and all finished experiments on HEAD that have metrics of stage evaluate.
 
-
-def table(shown: Sequence[Row]) -> pd.DataFrame:
-    """Rows of exp_show -> one row per model and embedder, the last one that ran.
-
-    Raises ValueError if none has metrics of stage evaluate.
+    Raises ValueError outside a repository of git and DVC.
     """
-    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for row in shown:
-        if value(row, METRICS, COLUMNS["cosine"]) is None or row.get("State") not in (
-            None,
-            "Success",
-        ):
-            continue
-        embedder = str(value(row, METRICS, "embedder_sha256") or "")[:8]
-        model = row["model"]
+    found = []
+    for row in tqdm(finished(), desc="read experiments", unit="", delay=1, leave=False):
+        metrics = all_metrics("evaluate", row["rev"])
+        if value(metrics, COLUMNS["cosine"]) is not None:
+            assert metrics is not None
+            found.append(Run(row["Experiment"] or row["rev"], row["model"], metrics))
+    return found
+
+
+def table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per model and embedder, the last one that ran. Raises ValueError without any run."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for experiment, model, metrics in runs:
+        embedder = str(metrics.get("embedder_sha256") or "")[:8]
         original = dict(zip(ORIGINAL_COLUMNS, ORIGINAL.get(model, ()), strict=False))
         rows[model, embedder] = {
             "model": model,
-            "experiment": row.get("Experiment") or row.get("rev"),
+            "experiment": experiment,
             "embedder": embedder,
-            **{name: value(row, METRICS, key) for name, key in COLUMNS.items()},
+            **{name: value(metrics, key) for name, key in COLUMNS.items()},
             **{f"original_{name}": original.get(name) for name in ORIGINAL_COLUMNS},
         }
     if not rows:
@@ -87,23 +85,3 @@ def markdown(found: pd.DataFrame) -> str:
             cells.append(cell if was is None or pd.isna(was) else f"{cell} ({form.format(was)})")
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def main() -> None:
-    """Print the table; with --csv, also write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
-    given = parser.parse_args()
-    try:
-        found = table(dvc.api.exp_show())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if given.csv:
-        write_csv(given.csv, found)
-    print(markdown(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,21 @@
-"""Estimate memory and time before a run: python -m stages.rlhf.plan.plan [--memory GIB]
+"""Estimates before a run: memory of every stage that loads a model, by purpose, and a rough time.
 
-Prints the memory of every stage that loads a model, by purpose, and a rough time, for the model in
-params.yaml (a hub model's config.json comes from the hub cache, or is downloaded once). Exits with
-an error naming the parameter to change if a stage does not fit the available memory.
+For the model in params.yaml; a hub model's config.json comes from the hub cache, or is downloaded
+once.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.config.whole import Params
 from stages.rlhf.hub import fetch
+from stages.rlhf.plan.experiments import all_metrics
 from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
 
 SHARE = 0.4  # assumed utilisation: training speed over the measured matmul speed
@@ -42,11 +41,11 @@ def shape_of(params: Params) -> Shape:
     return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> Work:
-    """From the metrics of preprocess. Raises ValueError if they are missing."""
-    if not metrics.is_file():
-        raise ValueError(f"{metrics}: no such file; run `dvc repro preprocess` first")
-    found = json.loads(metrics.read_text(encoding="utf-8"))
+def work_of(root: Path = Path()) -> Work:
+    """From the metrics of preprocess below `root`. Raises ValueError if they are missing."""
+    found = all_metrics("preprocess", root=root)
+    if found is None:
+        raise ValueError("metrics/preprocess.json: no such file; run `dvc repro preprocess` first")
     rows, tokens = {part: found[part]["rows"] for part in ("sft", "rm")}, found["tokens"]
     return Work(
         rows["sft"]["train"],
@@ -99,46 +98,60 @@ def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: P
     return found
 
 
-def report(needs: Mapping[str, Bytes], times: Mapping[str, float], process: float) -> str:
-    """The table, one line per stage."""
-    kinds = list(dict.fromkeys(kind for parts in needs.values() for kind in parts))
-    lines = [f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in [*kinds, "all", "minutes"])]
-    for stage, parts in needs.items():
-        cells = [f"{parts[k] / GIB:.2f}" if k in parts else "–" for k in kinds]
-        cells += [f"{process + sum(parts.values()) / GIB:.2f}", f"{times[stage] / 60:.1f}"]
-        lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Plan:
+    """What every stage needs on this machine."""
+
+    params: Params
+    shape: Shape
+    needs: Mapping[str, Bytes]
+    seconds: Mapping[str, float]
+    process: float  # GiB without any model
+    limit: float  # GiB available
+
+    @property
+    def problems(self) -> list[str]:
+        """A message per stage that does not fit."""
+        return too_much(self.needs, self.process, self.limit, self.params)
 
 
-def main() -> None:
-    """Print the plan; exit with an error if it does not fit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--memory", type=float, help="GiB available; default: this machine's")
-    args = parser.parse_args()
+def make_plan(params: Params, limit: float | None = None) -> Plan:
+    """Measure this machine for a second, and estimate. `limit` in GiB; None: what is available.
+
+    Raises ValueError if preprocess has not run, or a hub model's config.json is unavailable.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        params = load_params()
-        shape, work = shape_of(params), work_of(params)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    shape, work = shape_of(params), work_of()
     torch.set_num_threads(params.threads)
     dtype = torch.float32 if params.base_model.dtype == "float32" else torch.bfloat16
     speed = SHARE * matrix_speed(device, dtype)
-    needs = memory(shape, params, device)
-    times = {stage: flops / speed for stage, flops in operations(shape, params, work).items()}
-    print(
-        f"{params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
-        f" {shape.lora(params.base_model.lora.r) / 1e6:,.2f} M per adapter"
+    return Plan(
+        params,
+        shape,
+        memory(shape, params, device),
+        {stage: flops / speed for stage, flops in operations(shape, params, work).items()},
+        PROCESS[device],
+        available_memory(device) if limit is None else limit,
     )
-    print(report(needs, times, PROCESS[device]))
-    limit = args.memory or available_memory(device)
-    problems = too_much(needs, PROCESS[device], limit, params)
-    if problems:
-        sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    print(f"Fits {limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the measured matmul speed.")
 
 
-if __name__ == "__main__":
-    main()
+def report(plan: Plan) -> str:
+    """The model's size, a table with one line per stage, and whether it fits."""
+    shape = plan.shape
+    lines = [
+        f"{plan.params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
+        f" {shape.lora(plan.params.base_model.lora.r) / 1e6:,.2f} M per adapter"
+    ]
+    kinds = list(dict.fromkeys(kind for parts in plan.needs.values() for kind in parts))
+    header = [*kinds, "all", "minutes"]
+    lines.append(f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in header))
+    for stage, parts in plan.needs.items():
+        cells = [f"{parts[k] / GIB:.2f}" if k in parts else "–" for k in kinds]
+        cells.append(f"{plan.process + sum(parts.values()) / GIB:.2f}")
+        cells.append(f"{plan.seconds[stage] / 60:.1f}")
+        lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
+    fits = "Does not fit" if plan.problems else "Fits"
+    lines.append(
+        f"{fits} {plan.limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the measured matmul speed."
+    )
+    return "\n".join(lines)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from stages.rlhf import tensors
 from stages.rlhf.chat import Codec
@@ -233,7 +234,9 @@ class RewardModel:
         micro_batches = self.micro_batches(prompts, tokens)
         for row, index in enumerate(chosen):
             with self.roles.use(self.members[index].name):
-                for micro_batch in micro_batches:
+                for micro_batch in tqdm(
+                    micro_batches, desc="score", delay=5, mininterval=5, leave=False
+                ):
                     columns = [i for p in micro_batch for i in range(ends[p], ends[p + 1])]
                     own = [prompts[p] for p in micro_batch]
                     scores[row, columns] = self.forward(own, codec, index).float().cpu()
