@@ -205,7 +205,7 @@ def test_pickles_in_a_checkpoint(
     found = checkpoints.load(tmp_path / "work")
     assert found is not None
     assert found.step == 1
-    assert "is not what manifest.json says" in capsys.readouterr().err
+    assert "does not match manifest.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

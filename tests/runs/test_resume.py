@@ -208,7 +208,7 @@ def test_sft_passes_over_what_is_damaged(
     assert same(whole, run(tmp_path / "cut")) == []
     told = capsys.readouterr().err
     assert "checkpoint-4: damaged" in told  # not sealed yet
-    assert "checkpoint-3: optimizer.pt is not what manifest.json says" in told
+    assert "checkpoint-3: optimizer.pt does not match manifest.json" in told
     assert started_from(tmp_path / "cut") == [0, 2]
 
 
