@@ -76,7 +76,7 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
     """The metrics, each model's measured responses, and the sample rows."""
     rows = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
-        raise ValueError(f"{paths['rows']}: no rows; test questions were expected")
+        raise ValueError(f"{paths['rows']}: no rows; expected test questions")
     found = generate(params, paths, [row.question for row in rows], clock.lap, work)
     similarity_model = embedder.load(paths["embedder"])
     references = embedder.encode(similarity_model, [row.answer for row in rows])
@@ -150,7 +150,7 @@ def params_of(paths: Paths) -> Iterator[dict[str, Any]]:
 
 
 def run_file(paths: Paths, name: str) -> Path:
-    """A stage's run.json; PPO's lies above its two models."""
+    """A stage's run.json; PPO's is one folder above its two models."""
     return (paths[name].parent if name == "ppo" else paths[name]) / RUN
 
 

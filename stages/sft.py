@@ -119,7 +119,7 @@ def train(
 @click.command(help=__doc__)
 @path_options("code", "base", "rows", "groups", "out", "metrics")
 def main(code: Path, base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None:
-    """Fine-tune the base model on demonstrations, and on the best answers of groups if asked."""
+    """Fine-tune on demonstrations, and on the best answers of groups if configured."""
     clock = runtime.Clock()
     seconds = runtime_file(metrics)
     inputs = {"base": base, "groups": groups}

@@ -50,7 +50,7 @@ class EmbedderParams(StageParams):
 
 
 class DataSource(View):
-    """Where the rows come from, without their place."""
+    """The format of the rows, without their path."""
 
     source: Literal["sample", "aihub", "kochatgpt", "jsonl"]
 

@@ -10,7 +10,7 @@ from stages.rlhf.config.models import ModelEntry
 
 
 class PpoConfig(Section):
-    """PPO, whatever the model."""
+    """PPO, for every model."""
 
     kl_coef: Annotated[float, Field(ge=0)]
     kl_target: Annotated[float, Field(gt=0)] | None

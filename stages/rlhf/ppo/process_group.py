@@ -19,7 +19,7 @@ from stages.rlhf.runs import signals
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among all."""
+    """This process's rank among all."""
 
     rank: int = 0
     size: int = 1
@@ -57,7 +57,7 @@ class ProcessGroup:
         if rows < self.size:
             raise ValueError(
                 f"ppo.batch_size / ppo.minibatches ({rows}) leaves some of {self.size} processes"
-                " without a response; at least one each was expected"
+                " without a response; expected at least one each"
             )
 
     def sum(self, tensors: list[Tensor]) -> None:
@@ -126,7 +126,7 @@ class BatchShard:
 def launch(module: str, processes: int) -> None:
     """Run this process's command as so many processes under torchrun, and pass signals on.
 
-    Raises ValueError where one fails, Interrupted where they were asked to stop.
+    Raises ValueError where one fails, Interrupted where a stop was requested.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", "-m", module, *sys.argv[1:]]

@@ -1,4 +1,4 @@
-"""What an update learns from: the rollout, and the three ways a model is asked about it.
+"""What an update learns from: the rollout, and the three ways the models read it.
 
 In the order of an update: `sample` responses, `Forward` passes for their log-probabilities and
 values, `score_responses`. `trainer.PpoTrainer.rollout` calls them and does the arithmetic.
@@ -106,8 +106,8 @@ def sample(
 ) -> list[list[int]]:
     """B prompts, (B, R) uniforms that decide each token -> B responses of at most R ids."""
     own, longest = shard.rows, uniforms.shape[1]
-    asked = [prompts[i].ids for i in own]
-    made = generate_all(policy, asked, codec, longest, len(own), temperature, uniforms[own])
+    ids = [prompts[i].ids for i in own]
+    made = generate_all(policy, ids, codec, longest, len(own), temperature, uniforms[own])
     return shard.gather_ids(made, longest)
 
 
@@ -130,7 +130,7 @@ def minibatches(rows: Sequence[int], settings: PpoScale) -> list[list[int]]:
 class Forward:
     """Forward passes over all rows, in the micro-batches that the first epoch will take.
 
-    A row's last digits depend on the rows beside it: only so are its first ratios exactly 1.
+    A row's last digits depend on the rows batched with it: only so are its first ratios exactly 1.
     """
 
     sequences: Sequences  # B responses

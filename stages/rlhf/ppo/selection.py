@@ -1,4 +1,4 @@
-"""Which model is PPO's result: the one place that decides it.
+"""Which model is PPO's result: decided here and nowhere else.
 
 SFT behind a closed gate; else the update with the best validation chrF within the limits; SFT where
 none beats it. Neither the reward nor the judge chooses: whoever selects does not grade.

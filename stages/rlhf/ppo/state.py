@@ -89,14 +89,14 @@ class Resume:
             restore(found, model, progress, clock)
 
     def maybe_save(self, step: int, now: bool) -> None:
-        """Save if it is time or `now`. Raises Interrupted where a process is asked to stop."""
+        """Save if it is time or `now`. Raises Interrupted where a stop was requested."""
         running = self._progress.stopped is None
-        asked = running and self._group.any(signals.stop_requested())
+        stop = running and self._group.any(signals.stop_requested())
 
         def state() -> State:
             return snapshot(self._model, self._progress, self._clock)
 
-        self._checkpointer.maybe_save(step, state, now, asked)
+        self._checkpointer.maybe_save(step, state, now, stop)
         self._clock.lap("checkpoint")
 
 

@@ -61,8 +61,8 @@ class PpoTrainer:
     def train(self, validate: Validate, decide: Decide, resume_in: Path | None = None) -> Progress:
         """Run all updates; those up to 0 warm up the value model alone.
 
-        Checkpoints go to the folder `resume_in`; where one lies there already, the run goes on from
-        it, to the same bits. Raises Interrupted where the process is asked to stop.
+        Checkpoints go to the folder `resume_in`; where it has one already, the run resumes from it,
+        to the same bits. Raises Interrupted where a stop was requested.
         """
         ppo, progress, size = self.ppo, self.progress, self.settings.batch_size
         resume = Resume(resume_in, self.model, progress, self.clock, self.process_group)
@@ -117,7 +117,7 @@ class PpoTrainer:
         ppo, roles, model, codec = self.ppo, self.roles, self.model, self.codec
         shard = BatchShard.of(self.process_group, minibatches(range(len(prompts)), self.settings))
 
-        # 1. Sample a response to each prompt; uniforms drawn beforehand decide every token.
+        # 1. Sample a response to each prompt; uniforms sampled beforehand decide every token.
         seed = (self.seed, "ppo", "draws", update)
         uniforms = draw_uniforms(len(prompts), self.max_new_tokens, *seed)  # (B, R)
         with roles.merged_copy(POLICY) as policy:

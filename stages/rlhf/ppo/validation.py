@@ -63,16 +63,16 @@ class Validator:
     def table(self, updates: list[int], shown: list[list[str]]) -> list[dict[str, str]]:
         """One row per question shown: question, reference, and the answer after each update."""
         found = []
-        for place, i in enumerate(self._shown):
+        for column, i in enumerate(self._shown):
             row = {"question": self.rows[i].question, "reference": self.rows[i].answer}
             for update, answers in zip(updates, shown, strict=True):
-                row[f"update {update}"] = answers[place]
+                row[f"update {update}"] = answers[column]
             found.append(row)
         return found
 
 
 def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
-    """Means over N answers of what their texts tell beside the N references."""
+    """Means over N answers of their texts compared with the N references."""
     pairs = list(zip((answer.text for answer in answers), rows, strict=True))
     return {
         "chrf": fmean(chrf(text, row.answer) for text, row in pairs),
