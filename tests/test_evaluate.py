@@ -101,7 +101,7 @@ def test_blocks(models: dict[str, comparison.Measured]) -> None:
     assert sft["level_consistency"] is None
     assert "sentences" in sft["level_consistency_reason"]
     assert ppo["polite_rate"] == 1
-    words = [answer.text.split() for answer in models["ppo"].answers]
+    words = [answer.text.split() for answer in models["ppo"].responses]
     assert ppo["distinct_1"] == len({w for ws in words for w in ws}) / sum(map(len, words))
     assert base["by_kind"]["unseen_wording"]["distinct_1"] == 1
 
@@ -185,7 +185,7 @@ def test_ppo_against_sft_is_paired(models: dict[str, comparison.Measured]) -> No
     assert 0 < found["win_rate_length_controlled"] < 0.5
     assert found["chrf_win_rate_decided"] == 1
     assert found["judge_agreement"] == 0
-    fonder = {**models, "ppo": replace(models["ppo"], judged=[0.0, 9.0, 0.0, 0.0])}
+    fonder = {**models, "ppo": replace(models["ppo"], judge_scores=[0.0, 9.0, 0.0, 0.0])}
     assert report(fonder)["ppo_vs_sft"]["judge_agreement"] == 0.5
     assert report(fonder)["ppo_vs_sft"]["chrf_win_rate_decided"] == 1
     assert set(found["by_kind"]) == {"unseen_wording", "never_asked"}

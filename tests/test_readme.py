@@ -18,6 +18,7 @@ from dvc.cli import parse_args
 from ruamel.yaml import YAML
 
 from stages.rlhf.config.whole import Params
+from stages.rlhf.plan.experiments import WORKSPACE
 from tests import readme as written
 from tests.benchmarks import experiments, rivals
 from tests.readme import READMES, ROOT, rendered
@@ -135,7 +136,8 @@ def names_in(file: Path) -> set[str]:
 
 def lost_names(page: str, text: str) -> Iterator[str]:
     """`file` and `file:name` of a page that are not there; what a run makes is not looked for."""
-    folders = (ROOT, ROOT / "stages" / "rlhf", (ROOT / page).parent)
+    room = (ROOT / page).parent
+    folders = (ROOT, ROOT / "stages" / "rlhf", room, ROOT / "tests" / room.name)
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
         path, _, name = code.partition(":")
         if not re.fullmatch(OURS, path) or path.startswith(("metrics/details/", "metrics/runtime")):
@@ -298,7 +300,7 @@ FIGURES = {  # of every run made up below, by key; 0.5 where none is named
 
 def made_up(folder: Path, name: str, **changed: Mapping[str, Any]) -> None:
     """A table of experiments whose rows hold FIGURES, with changes by row."""
-    columns = experiments.TABLES[name].read({"row": {}}, {})["row"]
+    columns = experiments.TABLES[name].read({"row": {"rev": WORKSPACE}}, {})["row"]
     cells = {
         row: {key: {**FIGURES, **changed.get(row, {})}.get(key, 0.5) for key in columns}
         for row in experiments.TABLES[name].rows

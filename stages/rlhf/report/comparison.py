@@ -174,7 +174,7 @@ def compared(
         found |= mean_and_interval(name, outcome, resamples, seed, "all are ties")
     for name in ours.values.columns:
         column = (frames[0][name] - frames[1][name]).to_numpy(dtype=np.float64)
-        reason = "defined for both responses to no question"
+        reason = "no question where it is defined for both responses"
         found |= mean_and_interval(f"{name}_gain", column, resamples, seed, reason)
     return found
 
