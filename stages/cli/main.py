@@ -1,4 +1,4 @@
-"""The command `koqa`, beside `dvc`.
+"""The command `koqa`, next to `dvc`.
 
 A subcommand is a file, `stages/cli/<name>.py` with a click command `main`, and its name in
 COMMANDS. It is imported when used, and imports the library inside `main`, so help loads no torch.
@@ -28,7 +28,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def koqa() -> None:
-    """Korean question answering by RLHF: tools beside `dvc repro`."""
+    """Korean question answering by RLHF: tools next to `dvc repro`."""
 
 
 if __name__ == "__main__":

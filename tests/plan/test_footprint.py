@@ -108,35 +108,6 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
     assert all("12.0 are available" in problem for problem in problems)
 
 
-<<<<<<< HEAD
-def test_the_command_says_what_a_run_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_params(tmp_path, model="micro", threads=torch.get_num_threads())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["plan"])
-    with pytest.raises(SystemExit, match=naming("metrics/preprocess.json")):
-        plan.main()
-    (tmp_path / "metrics").mkdir()
-    shutil.copy(ROOT / "metrics" / "preprocess.json", tmp_path / "metrics")
-    plan.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:7]] == ["sft", "rm", "judge", "ppo", "evaluate"]
-    monkeypatch.setattr(sys, "argv", ["plan", "--memory", "0.1"])
-    with pytest.raises(SystemExit, match="ppo"):
-        plan.main()
-=======
-def measured(hidden: int, tokens: int, kept: int) -> dict[str, float]:
-    words = map(str, (hidden, tokens, kept))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ppo.measured_update", *words],
-        cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
->>>>>>> 8564893 (Add koqa with plan, compare and prune; read the details of every experiment)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "tokens"), [(384, 4096), (768, 1024)])
 def test_activations_of_widths_held_out_of_the_fit_are_what_is_measured(
