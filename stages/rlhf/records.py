@@ -150,14 +150,19 @@ def write_stage_metrics(path: Path, metrics: dict[str, Any], headline: Sequence[
 
 def headlines(metrics: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
     """Those of the nested metrics that the addresses name; absent ones are left out."""
-    found: dict[str, Any] = {}
+    wanted: dict[str, list[str]] = {}
     for address in addresses:
         key, _, rest = address.partition(".")
-        for name in metrics if key == "*" else [key] if key in metrics else []:
-            if not rest:
-                found[name] = metrics[name]
-            elif isinstance(metrics[name], Mapping) and (inner := headlines(metrics[name], [rest])):
-                found[name] = {**found.get(name, {}), **inner}
+        for name in metrics if key == "*" else [key]:
+            wanted.setdefault(name, []).append(rest)
+    found: dict[str, Any] = {}
+    for name, rests in wanted.items():
+        value = metrics.get(name)
+        if isinstance(value, Mapping) and "" not in rests:
+            if inner := headlines(value, rests):
+                found[name] = inner
+        elif name in metrics and "" in rests:
+            found[name] = value
     return found
 
 
