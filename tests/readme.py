@@ -373,7 +373,7 @@ def finding(language: str) -> str:
         "en": "**PPO beats SFT here, but plain SFT on the best-ranked answers beats PPO**, by {},"
         " {} and {} points of exactly right answers on the three kinds of test question.",
         "ko": "**여기서 PPO는 SFT보다 낫지만, 1위 답변으로 SFT를 이어 가는 단순한 방법이 PPO보다 더"
-        " 낫습니다.** 정확히 맞힌 비율이 세 종류의 시험 질문에서 각각 {}, {}, {} 포인트 높습니다.",
+        " 낫습니다.** 정확히 맞힌 비율이 세 종류의 테스트 질문에서 각각 {}%p, {}%p, {}%p 높습니다.",
     }
     return forms[language].format(*points)
 
@@ -408,7 +408,7 @@ def help_table(language: str) -> str:
         " a second reward model, compares the two answers where they differ: {} of {} test"
         " questions, default run, 95% interval.",
         "ko": "참조 답변과 글자까지 똑같은 답의 비율이며 시드 {}개의 평균입니다. 판정 모델은 따로"
-        " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 기본 실행의 시험 질문"
+        " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 기본 실행의 테스트 질문"
         " {}개(전체 {}개), 95% 신뢰구간입니다.",
     }
     asked = metrics("evaluate")["questions"]

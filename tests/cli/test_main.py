@@ -16,8 +16,11 @@ HEAVY = ("torch", "transformers", "dvc", "pandas", "numpy", "pydantic", "ruamel"
 PREPROCESSED = {
     "sft": {"rows": {"train": 300, "test": 70}},
     "rm": {"rows": {"train": 200, "judge_train": 40}},
+    "ppo": {"rows": {"validation": 100}},
     "tokens": {"question": {"p50": 8}, "sft_answer": {"p50": 15}},
 }
+
+STAGES = ["sft", "rm", "judge", "gate", "ppo", "evaluate"]
 
 
 def run(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +91,7 @@ def test_plan_says_what_a_run_needs(tmp_path: Path) -> None:
     done = run(tmp_path, "plan")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[2:7]] == ["sft", "rm", "judge", "ppo", "evaluate"]
+    assert [line.split()[0] for line in lines[2:8]] == STAGES
     assert lines[-1].startswith("Fits ")
     tight = run(tmp_path, "plan", "--memory", "0.1")
     assert tight.returncode == 1

@@ -25,7 +25,7 @@ LLAMA32 = {  # config.json of meta-llama/Llama-3.2-1B
     "vocab_size": 128256,
     "tie_word_embeddings": True,
 }
-WORK = Work(3200, 16000, 3000, 750, 5, 8, 15)
+WORK = Work(3200, 16000, 3000, 100, 750, 5, 8, 15)
 
 
 def chosen(model: str) -> Any:

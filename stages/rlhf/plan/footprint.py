@@ -131,6 +131,7 @@ class Work:
     sft: int
     groups: int
     judge_groups: int
+    prompts: int  # of the gate
     test: int
     answers: int  # per group
     prompt: float
@@ -171,18 +172,22 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
             "logits": LOGITS_COPIES * 4.0 * sft_tokens * shape.vocab,
         }
     }
-    members = {"rm": params.rm.members, "judge": 1}
-    for stage, count in members.items():
-        settings = model.rm if stage == "rm" else model.judge
-        adapters = count + sft_adapters + (params.rm.members if stage == "judge" else 0)
+    adapters = {"rm": params.rm.members + sft_adapters, "judge": 1}
+    for stage, settings in {"rm": model.rm, "judge": model.judge}.items():
         found[stage] = {
             "weights": weights,
-            "adapters": 4.0 * adapter * adapters,
+            "adapters": 4.0 * adapter * adapters[stage],
             "training": trained(adapter),
             "activations": max(settings.micro_batch_tokens, row) * worked,
             "tile": tile,
-            "decoding": decoding(model.generate.batch_size),
         }
+    found["rm"]["decoding"] = decoding(model.generate.batch_size)  # for the scale of its scores
+    found["gate"] = {
+        "weights": weights * (2 if whole else 1),  # SFT, and the base model for the judge
+        "adapters": 4.0 * adapter * (1 + params.rm.members + sft_adapters),
+        "activations": 6.0 * SCORING_TOKENS * shape.hidden * size,
+        "decoding": decoding(model.generate.batch_size),
+    }
     ppo = model.ppo
     found["ppo"] = {
         "weights": weights * (2 if whole else 1),  # SFT, and the base model for the judge
@@ -219,6 +224,7 @@ def operations(shape: Shape, params: Params, work: Work) -> dict[str, float]:
         "sft": work.sft * sft.epochs * passes * both,
         "rm": work.groups * model.rm.epochs * members * 2 * group,
         "judge": work.judge_groups * model.judge.epochs * 2 * group,
+        "gate": work.prompts * 4 * (2 + members) * both,  # sampled; scored by members and judge
         "ppo": ppo.updates * ppo.batch_size * (once + learned),
         "evaluate": work.test * read * both,
     }

@@ -46,11 +46,12 @@ def work_of(root: Path = Path()) -> Work:
     found = all_metrics("preprocess", root=root)
     if found is None:
         raise ValueError("metrics/preprocess.json: no such file; run `dvc repro preprocess` first")
-    rows, tokens = {part: found[part]["rows"] for part in ("sft", "rm")}, found["tokens"]
+    rows, tokens = {part: found[part]["rows"] for part in ("sft", "rm", "ppo")}, found["tokens"]
     return Work(
         rows["sft"]["train"],
         rows["rm"]["train"],
         rows["rm"].get("judge_train", 0),
+        rows["ppo"]["validation"],
         rows["sft"]["test"],
         5,
         tokens["question"]["p50"],
