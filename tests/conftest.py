@@ -75,19 +75,19 @@ def naming(*facts: object) -> str:
 
 
 def write_params(folder: Path, **overrides: Any) -> Path:
-    """A copy of the repository's params.yaml, with changes: `**{"model": "micro", "a.b": 1}`."""
+    """Copies of params.yaml and models.yaml, with changes: `**{"model": "micro", "a.b": 1}`."""
     yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
+    files = {name: yaml.load(ROOT / name) for name in ("models.yaml", "params.yaml")}
     for address, value in overrides.items():
         *sections, key = address.split(".")
-        section = params
+        section = files["models.yaml" if address.startswith("models.") else "params.yaml"]
         for name in sections:
             section = section[name]
         section[key] = str(value) if isinstance(value, Path) else value
-    target = folder / "params.yaml"
-    with target.open("w", encoding="utf-8") as out:
-        yaml.dump(params, out)
-    return target
+    for name, content in files.items():
+        with (folder / name).open("w", encoding="utf-8") as out:
+            yaml.dump(content, out)
+    return folder / "params.yaml"
 
 
 def write_fingerprint(folder: Path, stage: str) -> Path:
