@@ -1,4 +1,4 @@
-"""Stage `check`: params.yaml is valid, and here is a fingerprint of each stage's code.
+"""Stage `check`: all parameters are valid; a fingerprint of each stage's code.
 
 python -m stages.check --out data/check
 
@@ -20,7 +20,7 @@ from stages.rlhf.runs.closure import code_hashes, stage_names
 @click.command(help=__doc__)
 @path_options("out")
 def main(out: Path) -> None:
-    """Validate params.yaml; write a fingerprint per stage."""
+    """Validate all parameters; write a fingerprint per stage."""
     with one_sentence_errors():
         load_params()
         fingerprints = {stage: code_hashes(stage) for stage in stage_names() if stage != "check"}

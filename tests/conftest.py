@@ -75,19 +75,20 @@ def naming(*facts: object) -> str:
 
 
 def write_params(folder: Path, **overrides: Any) -> Path:
-    """A copy of the repository's params.yaml, with changes: `**{"model": "micro", "a.b": 1}`."""
+    """Copies of params.yaml and stages/models.yaml with changes, `**{"ppo.gamma": 1}`; the first."""
     yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
+    files = {name: yaml.load(ROOT / name) for name in ("stages/models.yaml", "params.yaml")}
     for address, value in overrides.items():
         *sections, key = address.split(".")
-        section = params
+        section = files["stages/models.yaml" if address.startswith("models.") else "params.yaml"]
         for name in sections:
             section = section[name]
         section[key] = str(value) if isinstance(value, Path) else value
-    target = folder / "params.yaml"
-    with target.open("w", encoding="utf-8") as out:
-        yaml.dump(params, out)
-    return target
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / name).open("w", encoding="utf-8") as out:
+            yaml.dump(content, out)
+    return folder / "params.yaml"
 
 
 def write_fingerprint(folder: Path, stage: str) -> Path:

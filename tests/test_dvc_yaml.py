@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stages.rlhf.runs.provenance import declared_params
 from tests.conftest import ROOT
 
 PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
@@ -73,7 +74,7 @@ def test_it_is_short() -> None:
 
 def test_an_experiment_with_the_reward_model_leaves_the_judge_alone() -> None:
     judge = STAGES["judge"]
-    reads = {*judge["deps"], *judge["params"]}
+    reads = {*judge["deps"], *declared_params(judge)}
     assert not {name for name in reads if "rm" in name.split(".")[0].split("/") or "sft" in name}
     assert {"data/rm", "data/judge"} <= set(STAGES["gate"]["deps"])
     assert "metrics/gate.json" in STAGES["ppo"]["deps"]

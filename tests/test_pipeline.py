@@ -26,6 +26,7 @@ from stages import (
 )
 from stages.rlhf.config.base import load
 from stages.rlhf.files import RUN
+from stages.rlhf.runs.provenance import declared_params
 from tests.conftest import ROOT, SMALL, write_params
 
 MODULES = {
@@ -91,7 +92,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set
 def test_stage_reads_no_param_it_does_not_declare(
     chain: tuple[Path, dict[str, set[str]]], stage: str
 ) -> None:
-    declared = STAGES[stage].get("params", [])
+    declared = declared_params(STAGES[stage])
     undeclared = {
         key
         for key in chain[1][stage]

@@ -563,4 +563,4 @@ def test_hub_model_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_nothing_is_written_elsewhere(preprocess: Any, tmp_path: Path) -> None:
     preprocess(pinned())
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"params.yaml", "source", "out", "out.json"}
+    assert names == {"params.yaml", "stages", "source", "out", "out.json"}

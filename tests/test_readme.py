@@ -188,16 +188,23 @@ def check_command(command: str) -> None:
 
 
 def check_param(address: str, values: str) -> None:
-    """Raises where params.yaml has no such param, or may not have one of these values."""
+    """Raises where the file has no such param, or may not have one of these values.
+
+    The address may begin with its file, `stages/models.yaml:`, otherwise it is params.yaml.
+    """
+    file, _, name = address.rpartition(":")
     for value in values.split(","):
-        params = YAML(typ="safe").load(ROOT / "params.yaml")
-        *sections, key = address.split(".")
-        section = params
-        for name in sections:
-            section = section[name]
+        content = {
+            n: YAML(typ="safe").load(ROOT / n) for n in ("params.yaml", "stages/models.yaml")
+        }
+        *sections, key = name.split(".")
+        section = content[file or "params.yaml"]
+        for part in sections:
+            assert part in section, f"{address}: no such param"
+            section = section[part]
         assert key in section, f"{address}: no such param"
         section[key] = YAML(typ="safe").load(value)
-        Params.model_validate(params)
+        Params.model_validate(content["params.yaml"] | content["stages/models.yaml"])
 
 
 def check_koqa(words: list[str]) -> None:
@@ -217,7 +224,7 @@ def check_koqa(words: list[str]) -> None:
 def test_commands_name_what_exists(page: str) -> None:
     for command in commands(TEXTS[page]):
         check_command(command)
-    for change in re.findall(r"`-S ([\w.]+=[^`\s]+)`", TEXTS[page]):
+    for change in re.findall(r"`-S ([\w.:]+=[^`\s]+)`", TEXTS[page]):
         check_param(*change.split("=", 1))
 
 
@@ -226,6 +233,8 @@ def test_commands_name_what_exists(page: str) -> None:
     [
         "dvc exp run -S ppo.no_such_knob=1",
         "dvc exp run -S model=llama9",
+        "dvc exp run -S models.tiny.ppo.updates=9",
+        "dvc exp run -S stages/models.yaml:models.tiny.ppo.updates=0",
         "dvc repro no_such_stage",
         "dvc metrics diff --no-such-option",
         "python -m tests.no_such_module",

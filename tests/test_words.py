@@ -53,7 +53,7 @@ def sources() -> list[Path]:
         for path in sorted((ROOT / "stages").rglob(f"*.{suffix}"))
     ]
     assert len(found) > 80, "the sources have moved"
-    return [*found, ROOT / "params.yaml"]
+    return [*found, ROOT / "params.yaml", ROOT / "stages" / "models.yaml"]
 
 
 def retired(text: str) -> list[str]:

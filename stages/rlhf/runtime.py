@@ -14,6 +14,8 @@ import transformers
 
 from stages.rlhf.records import write_metrics
 
+CODE = ("stages", "params.yaml")
+
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed derived from the global seed and the names of its use; one stream per use."""
@@ -46,7 +48,7 @@ def circumstances(started: datetime, **more: Any) -> dict[str, Any]:
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
-        "uncommitted_code": bool(git("status", "--porcelain", "--", "stages", "params.yaml")),
+        "uncommitted_code": bool(git("status", "--porcelain", "--", *CODE)),
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
         **more,
     }

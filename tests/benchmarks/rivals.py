@@ -45,7 +45,8 @@ TEST = "data/preprocess/sft/test.jsonl"
 SAMPLES = "data/evaluate/samples.jsonl"
 # What a rival may not change: the questions, what the base model reads, what the ranks say.
 SHARED = (TEST, "data/preprocess/corpus.jsonl", "data/preprocess/rm/train.jsonl")
-MODEL = ("params.yaml", "data/base", "data/sft")
+CONFIG = ("params.yaml", "stages/models.yaml")
+MODEL = (*CONFIG, "data/base", "data/sft")
 
 Cells = dict[str, Any]
 
@@ -71,7 +72,7 @@ def read(found: Mapping[str, str], taught: Mapping[int, str]) -> dict[str, Cells
     """
     with tempfile.TemporaryDirectory(prefix="koqa-rivals-") as name:
         folder = Path(name)
-        fetch(taught[0], ("params.yaml", "data/embedder", *SHARED), folder / "default")
+        fetch(taught[0], (*CONFIG, "data/embedder", *SHARED), folder / "default")
         params = load_params(folder / "default" / "params.yaml")
         ruler = embedder.load(folder / "default" / "data/embedder")
         asked = comparison.spread(

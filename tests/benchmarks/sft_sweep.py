@@ -14,9 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_fingerprint, write_params
 
 SETTINGS = ((5.0e-4, 4), (1.0e-3, 4), (2.0e-3, 4), (4.0e-3, 4))  # learning rate, epochs
 TABLE = ROOT / "metrics" / "tables" / "sft_sweep.csv"
@@ -24,15 +22,14 @@ TABLE = ROOT / "metrics" / "tables" / "sft_sweep.csv"
 
 def run(learning_rate: float, epochs: int) -> dict[str, object]:
     """One setting of the tiny model, its figures on validation."""
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    params["threads"] = 1
-    params["models"]["tiny"]["sft"].update(learning_rate=learning_rate, epochs=epochs)
+    entry = "models.tiny.sft"
+    changed = {f"{entry}.learning_rate": learning_rate, f"{entry}.epochs": epochs, "threads": 1}
     with tempfile.TemporaryDirectory() as folder:
-        yaml.dump(params, Path(folder) / "params.yaml")
+        write_params(Path(folder), **changed)
+        code = write_fingerprint(Path(folder), "sft")
         inputs = ["--base", ROOT / "data/base", "--rows", ROOT / "data/preprocess/sft"]
         inputs += ["--groups", ROOT / "data/preprocess/rm/train.jsonl"]
-        outputs = ["--out", "sft", "--metrics", "sft.json"]
+        outputs = ["--code", code, "--out", "sft", "--metrics", "sft.json"]
         subprocess.run(
             [sys.executable, "-m", "stages.sft", *inputs, *outputs],
             cwd=folder,

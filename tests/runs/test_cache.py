@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository: params.yaml, dvc.yaml, one file of code, one of input."""
     write_params(tmp_path)
     for name in ("stages", "rows"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / "stages" / "sft.py").write_text("code = 1\n")
     (tmp_path / "rows" / "train.jsonl").write_text("{}\n")
     (tmp_path / "dvc.yaml").write_text(

@@ -1,4 +1,4 @@
-"""How a stage reads params.yaml: frozen, closed and bounded, its own sections alone.
+"""How a stage reads its parameters: frozen, closed and bounded, its own sections alone.
 
 A stage names its sections in a subclass of `StageParams`; `whole.Params` has all of them, and stage
 `check` validates the file by it: a misspelt parameter fails in a second, whichever stage reads it.
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 FILE = Path("params.yaml")
+MODELS = "stages/models.yaml"  # section `models`, apart because DVC shows all of params.yaml
 RETIRED = {  # keys of earlier versions -> what became of them
     "kept_tokens": "PPO keeps no activations between rollout and update",
 }
@@ -61,10 +62,30 @@ Params = TypeVar("Params", bound=BaseModel)
 
 
 def load(schema: type[Params], path: Path = FILE) -> Params:
-    """Read params.yaml and check the sections of `schema`.
+    """Read params.yaml and stages/models.yaml, and check the sections of `schema`.
 
     Raises ValueError naming the file, the key, the value and the expectation.
     """
+    raw = _read(path)
+    if "models" in raw:
+        raise ValueError(f"{path}: models: no such key; base models are in {MODELS}")
+    models = _read(path.parent / MODELS)
+    if set(models) != {"models"}:
+        found = ", ".join(map(str, models))
+        raise ValueError(f"{path.parent / MODELS}: expected one section, models, not {found}")
+    try:
+        return schema.model_validate({**raw, **models})
+    except ValidationError as error:
+        faults: dict[Path, list[str]] = {}
+        for problem in error.errors():
+            line = _explain(problem, f"models.{raw.get('model')}")
+            file = path.parent / MODELS if line.startswith("models.") else path
+            faults.setdefault(file, []).append(line)
+        texts = [f"{file}: " + "; ".join(lines) for file, lines in faults.items()]
+        raise ValueError("; ".join(texts)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run from the repository's root")
     try:
@@ -73,12 +94,7 @@ def load(schema: type[Params], path: Path = FILE) -> Params:
         raise ValueError(f"{path}: not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping, not {type(raw).__name__}")
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        entry = f"models.{raw.get('model')}"
-        lines = [_explain(problem, entry) for problem in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+    return raw
 
 
 def _explain(problem: Any, base_model: str) -> str:

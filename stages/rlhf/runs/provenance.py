@@ -85,11 +85,19 @@ def _origin(stage: Stage, code: dict[str, str]) -> Origin:
     loaded = [name for name in PACKAGES if name in sys.modules]  # preprocess has no torch
     return Origin(
         stage.name,
-        {name: _value(stage.params, name) for name in declared["params"]},
+        {name: _value(stage.params, name) for name in declared_params(declared)},
         {name: _hash(path) for name, path in stage.inputs.items()},
         code,
         {"python": platform.python_version(), **{name: version(name) for name in loaded}},
     )
+
+
+def declared_params(stage: Mapping[str, Any]) -> list[str]:
+    """Names of the params of a stage of dvc.yaml, those of stages/models.yaml too."""
+    names: list[str] = []
+    for entry in stage.get("params", []):
+        names += [entry] if isinstance(entry, str) else next(iter(entry.values()))
+    return names
 
 
 @contextmanager
