@@ -7,6 +7,7 @@ from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException, PathMissingError
+from tqdm import tqdm
 
 from stages.rlhf.records import details_file
 
@@ -19,7 +20,8 @@ def finished(root: Path = Path()) -> list[dict[str, Any]]:
     Raises ValueError outside a repository of git and DVC.
     """
     try:
-        shown = dvc.api.exp_show(str(root))
+        with tqdm(total=1, desc="dvc exp show", leave=False, disable=None):
+            shown = dvc.api.exp_show(str(root))
     except DvcException as error:
         raise ValueError(
             f"{root.resolve()}: no experiments can be read ({error}); run this at the root of a"
