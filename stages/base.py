@@ -45,7 +45,7 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
     codec = Codec(tokenizer)
     longest = base_model.max_prompt_tokens + base_model.max_answer_tokens
     documents = [
-        [tokenizer.bos_token_id, *codec.answer_ids(str(row["text"]))][:longest]
+        [tokenizer.bos_token_id, *codec.response_ids(str(row["text"]))][:longest]
         for row in read_jsonl(rows / "corpus.jsonl")
     ]
     ids = {

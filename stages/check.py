@@ -2,8 +2,8 @@
 
 python -m stages.check --out data/check
 
-A misspelt knob of any stage fails here, in a second. data/check/<stage>.json, {file: sha256}, is
-what a stage depends on instead of a list of files: it reruns exactly if its own code changed.
+A misspelt parameter of any stage fails here, in a second. data/check/<stage>.json, {file: sha256},
+is what a stage depends on instead of a list of files: it reruns exactly if its own code changed.
 """
 
 import json

@@ -26,6 +26,7 @@ from stages.rlhf.config.measure import EvaluateParams
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
+from stages.rlhf.model.roles import POLICY
 from stages.rlhf.records import (
     SftRow,
     details_file,
@@ -34,9 +35,9 @@ from stages.rlhf.records import (
     write_jsonl,
     write_stage_metrics,
 )
-from stages.rlhf.report import comparison, comparison_figures, html
-from stages.rlhf.report.generations import Generations, generate
+from stages.rlhf.report import comparison, comparison_figures, html, structure
 from stages.rlhf.reward.gate import gate_failure
+from stages.rlhf.reward.generations import generate
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
@@ -67,14 +68,15 @@ class Evaluated(NamedTuple):
     metrics: dict[str, Any]
     models: dict[str, comparison.Measured]
     samples: list[dict[str, Any]]
-    generations: Generations
+    structure: list[structure.Part]  # of the PPO model
+    numbers: dict[str, Any]  # of the structure
 
 
 def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
     """The metrics, each model's measured responses, and the sample rows."""
     rows = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not rows:
-        raise ValueError(f"{paths['rows']}: no rows; test questions were expected")
+        raise ValueError(f"{paths['rows']}: no rows; expected test questions")
     found = generate(params, paths, [row.question for row in rows], clock.lap, work)
     similarity_model = embedder.load(paths["embedder"])
     references = embedder.encode(similarity_model, [row.answer for row in rows])
@@ -93,6 +95,7 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
     gates = comparison.gates(
         blocks,
         fmean(length(row.answer) for row in rows),
+        params.limits,
         gate_failure(paths["gate"]) is None,
         params.data.source == "sample",
     )
@@ -101,7 +104,13 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
         **blocks,
         "gates": gates,
     }
-    return Evaluated(metrics, models, comparison.sample_rows(models, rows), found)
+    return Evaluated(
+        metrics,
+        models,
+        comparison.sample_rows(models, rows),
+        structure.parts(found.roles.model),
+        structure.summary(found.roles, POLICY),
+    )
 
 
 def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
@@ -110,8 +119,7 @@ def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
     comparison_figures.draw_all(models, found.samples, shown, plots)
     curves = pd.read_csv(paths["plots_dir"] / "ppo" / "validation.csv")
     comparison_figures.draw_curves(curves, plots / "ppo_curves")
-    parts, numbers = found.generations.structure, found.generations.numbers
-    comparison_figures.draw_structure(parts, numbers, plots / "17_structure")
+    comparison_figures.draw_structure(found.structure, found.numbers, plots / "17_structure")
 
 
 def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
@@ -127,8 +135,8 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
     inputs = html.ReportInputs(
         {**metrics, "evaluate": found.metrics},
         comparison.spread(found.samples, shown),
-        found.generations.structure,
-        found.generations.numbers,
+        found.structure,
+        found.numbers,
         cards,
         html.settings(params_of(paths)),
     )
@@ -142,7 +150,7 @@ def params_of(paths: Paths) -> Iterator[dict[str, Any]]:
 
 
 def run_file(paths: Paths, name: str) -> Path:
-    """A stage's run.json; PPO's lies above its two models."""
+    """A stage's run.json; PPO's is one folder above its two models."""
     return (paths[name].parent if name == "ppo" else paths[name]) / RUN
 
 

@@ -21,12 +21,12 @@ from stages.rlhf.config.limits import GateParams
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.records import PromptRow, read_rows, runtime_file, write_jsonl, write_metrics
 from stages.rlhf.reward.best_of_n import best_of_n_indices, gate, sample
-from stages.rlhf.reward.gate import GATE, GATE_OF
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
+from stages.rlhf.sizes import GATE_OF
 
 Paths = dict[str, Path]
 
@@ -70,7 +70,7 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
             questions, sampled, judge_scores.tolist(), indices.tolist(), strict=True
         )
     ]
-    return {GATE: gate(judge_scores, indices, params.gate.resamples, seed)}, rows
+    return {f"best_of_{GATE_OF}": gate(judge_scores, indices, params.gate.resamples, seed)}, rows
 
 
 @click.command(help=__doc__)

@@ -22,8 +22,8 @@ from stages.rlhf.measure.ranking import report
 from stages.rlhf.model.store import load_base, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, details_file, read_rows, runtime_file, write_stage_metrics
 from stages.rlhf.reward.calibrate import calibrate
-from stages.rlhf.reward.groups import EncodedGroup, encode_groups, questions_of
-from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.reward.groups import EncodedGroup, encode_groups, prompts_with_responses
+from stages.rlhf.reward.model import RewardModel, mean_and_sd, new_reward_model
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
@@ -66,8 +66,8 @@ def trained(
         kind="judge",
         work=work,
     )
-    raw = model.raw_scores(questions_of(validation), codec)[0]
-    model.members[0].mean, model.members[0].sd = raw.mean().item(), max(raw.std().item(), 1e-6)
+    raw = model.raw_scores(prompts_with_responses(validation), codec)[0]
+    model.members[0].mean, model.members[0].sd = mean_and_sd(raw)
     model.calibration = calibrate(
         scored(model, validation, codec), None, derive_seed(*seed, "halves")
     )

@@ -88,7 +88,7 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     codec = Codec(load_tokenizer(paths["base"]))
 
     def fits(answer: str) -> bool:
-        return len(codec.answer_ids(answer)) <= base_model.max_answer_tokens
+        return len(codec.response_ids(answer)) <= base_model.max_answer_tokens
 
     model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
     questions = [row.question for row in read_rows(paths["prompts"], SftRow)]

@@ -15,7 +15,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.sft import SftParams
-from stages.rlhf.model.generation import answer_questions
+from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
 from stages.rlhf.records import (
@@ -51,7 +51,7 @@ def phases(params: SftParams, rows: Path, groups: Path) -> list[Phase]:
 
 def best_answers(groups: list[RmRow]) -> list[SftRow]:
     """Each group's question with its best-ranked answer, the first where several tie."""
-    best = [group.answers[group.ranks.index(min(group.ranks))] for group in groups]
+    best = [group.answers[group.best] for group in groups]
     return [
         SftRow(id=group.id, question=group.question, answer=answer)
         for group, answer in zip(groups, best, strict=True)
@@ -106,7 +106,7 @@ def train(
     save(roles, codec, base_model.sft.method, base, out)
     roles.model.eval()
     questions = [row.question for row in validation]
-    answers = answer_questions(
+    answers = greedy_responses(
         roles.model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
     )
     right = [a.text == r.answer for a, r in zip(answers, validation, strict=True)]
@@ -119,7 +119,7 @@ def train(
 @click.command(help=__doc__)
 @path_options("code", "base", "rows", "groups", "out", "metrics")
 def main(code: Path, base: Path, rows: Path, groups: Path, out: Path, metrics: Path) -> None:
-    """Fine-tune the base model on demonstrations, and on the best answers of groups if asked."""
+    """Fine-tune on demonstrations, and on the best answers of groups if configured."""
     clock = runtime.Clock()
     seconds = runtime_file(metrics)
     inputs = {"base": base, "groups": groups}

@@ -1,5 +1,6 @@
 """Compare two folders of metrics, number by number: python -m tests.compare_metrics OLD NEW
 
+All numbers of a stage are those of details/<stage>.json, else of <stage>.json: the gate's.
 Processors differ in the last bit, training carries that on, so figures agree only within a
 tolerance: what is committed may be this far from what this machine makes, and no further.
 """
@@ -9,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from stages.rlhf.records import details_file
 
 ABSOLUTE = {  # by the last part of a key's name; shares and correlations unless named
     "chrf": 8.0,
@@ -22,7 +25,8 @@ EXACT = {"preprocess", "eda"}  # no training in them: integers and shares are th
 WATCHED = {  # figures of training that the README speaks of
     "sft": ["loss", "eval_loss", "eos_rate", "exact"],
     "rm": ["accuracy", "kendall_tau", "spearman_rho", "length_only_accuracy"],
-    "judge": ["accuracy", "gate.best_of_4.passed"],
+    "judge": ["accuracy"],
+    "gate": ["best_of_4.passed"],
     "ppo": ["eos_rate", "skipped"],
     "evaluate": [
         f"{model}.{key}"
@@ -55,12 +59,15 @@ def disagreement(stage: str, key: str, old: Any, new: Any) -> str | None:
 def compare(old: Path, new: Path) -> list[str]:
     """All disagreements between two folders of metrics; a key that is missing is one."""
     found = []
-    for file in sorted(old.glob("*.json")):
-        if not (new / file.name).is_file():
-            found.append(f"{file.stem}: {new / file.name} was not made")
+    for headline in sorted(old.glob("*.json")):
+        details = details_file(headline)
+        file = details if details.is_file() else headline
+        made = new / file.relative_to(old)
+        if not made.is_file():
+            found.append(f"{file.stem}: {made} was not made")
             continue
         before = dict(leaves(json.loads(file.read_text(encoding="utf-8"))))
-        after = dict(leaves(json.loads((new / file.name).read_text(encoding="utf-8"))))
+        after = dict(leaves(json.loads(made.read_text(encoding="utf-8"))))
         missing = sorted(k for k in before.keys() - after.keys() if not k.endswith("_reason"))
         found += [f"{file.stem}: {key} is gone" for key in missing]
         watched = WATCHED.get(file.stem, before.keys() if file.stem in EXACT else [])

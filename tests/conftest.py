@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from stages.rlhf.runs.closure import code_hashes
+
 ROOT = Path(__file__).parents[1]
 SMALL = {  # params with which the whole pipeline takes a minute
     "model": "micro",
@@ -98,6 +100,14 @@ def write_params(folder: Path, **overrides: Any) -> Path:
     with target.open("w", encoding="utf-8") as out:
         yaml.dump(params, out)
     return target
+
+
+def write_fingerprint(folder: Path, stage: str) -> Path:
+    """data/check/<stage>.json as stage check writes it; its path from `folder`."""
+    code = Path("data") / "check" / f"{stage}.json"
+    (folder / code).parent.mkdir(parents=True, exist_ok=True)
+    (folder / code).write_text(json.dumps(code_hashes(stage)), encoding="utf-8")
+    return code
 
 
 def staged_json(path: str) -> dict[str, Any]:

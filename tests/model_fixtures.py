@@ -29,8 +29,11 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
-from stages.rlhf.ppo.process_group import ProcessGroup
-from stages.rlhf.ppo.trainer import SINGLE_PROCESS, PpoTrainer
+from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.ppo.rollout import Rollout
+from stages.rlhf.ppo.selection import Decide, Kept
+from stages.rlhf.ppo.trainer import PpoTrainer
+from stages.rlhf.ppo.validation import Validation
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from tests.conftest import ROOT
@@ -251,13 +254,12 @@ def ppo_knobs(**changed: Any) -> PpoConfig:
 
 
 def ppo_settings(**changed: Any) -> PpoScale:
-    """16 answers, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
+    """16 responses, 2 minibatches, micro-batches of 60 tokens, unless a test says otherwise."""
     fixed = {
         "updates": 2,
         "batch_size": 16,
         "minibatches": 2,
         "micro_batch_tokens": 60,
-        "kept_tokens": 0,
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
     }
@@ -279,6 +281,7 @@ def ppo_trainer(
     max_new_tokens: int = 8,
     head: str = "hybrid",
     process_group: ProcessGroup = SINGLE_PROCESS,
+    seed: int = 0,
 ) -> PpoTrainer:
     """A PPO trainer with all its roles, the same bits at each call; it works below `folder`."""
     reward_model = deepcopy(_scored_roles(method, dtype, head))
@@ -292,7 +295,26 @@ def ppo_trainer(
         ppo or ppo_knobs(),
         settings or ppo_settings(),
         max_new_tokens,
-        seed=0,
+        seed=seed,
         work=folder / "work",
         process_group=process_group,
     )
+
+
+def sampled(trainer: PpoTrainer, update: int = 1) -> Rollout:
+    """A rollout of 16 responses, two to each question."""
+    return trainer.rollout(update, [trainer.prompts[i % len(trainer.prompts)] for i in range(16)])
+
+
+def no_validation() -> Validation:
+    """Greedy answers that nobody looks at."""
+    return Validation({"chrf": 0.0}, [])
+
+
+def keep(*updates: int) -> Decide:
+    """Each of these updates is better than all before it."""
+
+    def decide(rows: list[dict[str, float]]) -> Kept:
+        return Kept(max(int(row["update"]) for row in rows if row["update"] in updates), "a test")
+
+    return decide

@@ -1,13 +1,17 @@
-"""Write the README's figures from the committed metrics: python -m tests.readme"""
+"""Write what the READMEs take from committed files: python -m tests.readme"""
 
 import csv
 import json
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tests.conftest import ROOT
+from ruamel.yaml import YAML
 
+ROOT = Path(__file__).parents[1]
 COLUMNS = {
     "cosine": "{:.3f}",
     "chrf": "{:.1f}",
@@ -26,9 +30,24 @@ KINDS = {
 }
 
 
+QUESTION = "우크라이나가 수도로 정한 도시가 어디인지 가르쳐 주시겠어요?"
+GLOSS = {  # for those who do not read Korean
+    QUESTION: "Could you tell me which city Ukraine chose as its capital?",
+    "년.": "Year.",
+    "네, 좋은 질문입니다.": "Yes, that is a good question.",
+    "우크라이나의 수도는 키이우입니다. 우크라이나는 유럽에 있습니다.": (
+        "The capital of Ukraine is Kyiv. Ukraine is in Europe."
+    ),
+}
+
+
 def metrics(name: str) -> dict[str, Any]:
-    """A file of metrics/."""
-    found: dict[str, Any] = json.loads((ROOT / "metrics" / f"{name}.json").read_text("utf-8"))
+    """All numbers of a stage: its details, where it has a headline apart from them."""
+    files = [ROOT / "metrics" / folder / f"{name}.json" for folder in ("details", ".")]
+    if name == "gate" and not any(file.is_file() for file in files):
+        return dict(metrics("judge")["gate"])
+    file = next(file for file in files if file.is_file())
+    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
 
 
@@ -70,7 +89,7 @@ def ranking_table() -> str:
 
 def gate_line() -> str:
     """The gate before PPO."""
-    gate = metrics("judge")["gate"]["best_of_4"]
+    gate = metrics("gate")["best_of_4"]
     correction = metrics("rm")["length_correction"]
     used = "is" if correction["applied"] else "is not"
     return (
@@ -196,8 +215,8 @@ def pooled_line(rows: list[dict[str, str]]) -> str:
         mean(rows, f"{pair}.{key}") for key in ("chrf_win_rate_decided", "judge_agreement")
     )
     return (
-        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f} % of SFT's inexact answers on"
-        f" unseen wordings ({least} to {most} %). `contains` moves by {contains} points, repetition"
+        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f}% of SFT's inexact answers on"
+        f" unseen wordings ({least} to {most}%). `contains` moves by {contains} points, repetition"
         f" by {points(rows, 'all.repetition')}, copying by {points(rows, 'all.copy_rate')}. The"
         f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions;"
         f" chrF does on {nearer:.3f} of those that it decides, and the judge says the same on"
@@ -282,54 +301,200 @@ def verdict_table() -> str:
     return "\n".join([*lines, "", f"Gates: {gates}."])
 
 
+def sweep_table() -> str:
+    """metrics/tables/sft_sweep.csv: SFT's learning rate by validation loss."""
+    rows = table("sft_sweep")
+    lines = [f"| {' | '.join(rows[0])} |", f"|{'---:|' * len(rows[0])}"]
+    for row in rows:
+        forms = ["{:g}" if key in ("learning_rate", "epochs") else "{:.3f}" for key in row]
+        cells = (form.format(float(cell)) for form, cell in zip(forms, row.values(), strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
-    stages = ("base", "sft", "rm", "judge", "ppo", "evaluate")
-    seconds = {name: metrics(f"runtime/{name}")["total_s"] for name in stages}
-    return ", ".join(f"{name} {round(s)} s" for name, s in seconds.items())
+    files = (ROOT / "metrics" / "runtime").glob("*.json")
+    seconds = {file.stem: json.loads(file.read_text("utf-8"))["total_s"] for file in files}
+    order = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    return ", ".join(f"{name} {round(seconds[name])} s" for name in order if name in seconds)
 
 
-TABLES = {
-    "answers": answers_table,
-    "verdict": verdict_table,
-    "ranking": ranking_table,
-    "gate": gate_line,
-    "ablation": ablation_table,
-    "benchmark": benchmark_table,
-    "time": time_line,
-    "seeds": seeds_table,
-    "rivals": rivals_table,
-    "control": control_table,
-    "ppo_benchmark": ppo_benchmark_table,
+def cost(language: str) -> str:
+    """What the committed run took."""
+    found = [
+        json.loads(file.read_text("utf-8"))
+        for file in sorted((ROOT / "metrics" / "runtime").glob("*.json"))
+    ]
+    minutes = sum(stage["total_s"] for stage in found) / 60
+    gib = max(stage["peak_memory_mib"] for stage in found) / 1024
+    parameters = metrics("base")["parameters"] / {"en": 1e6, "ko": 1e4}[language]
+    forms = {
+        "en": "The committed run, a model of {:.1f} million parameters, took {:.0f} minutes and"
+        " {:.1f} GiB of memory.",
+        "ko": "커밋된 실행(파라미터 {:.0f}만 개)은 {:.0f}분, 메모리 {:.1f} GiB가 들었습니다.",
+    }
+    return forms[language].format(parameters, minutes, gib)
+
+
+def example(language: str) -> str:
+    """A question with its answers. Raises ValueError where the samples no longer show it."""
+    with (ROOT / "plots" / "evaluate" / "16_samples.csv").open(encoding="utf-8") as file:
+        rows = {row["질문"]: row for row in csv.DictReader(file)}
+    if QUESTION not in rows:
+        raise ValueError(f"16_samples.csv does not hold {QUESTION!r}: choose another question")
+
+    def glossed(text: str) -> str:
+        return f"{text} (*{GLOSS[text]}*)" if language == "en" and text in GLOSS else text
+
+    names = {"기반 모델": "base", "SFT": "SFT", "PPO": "PPO"}
+    head = {"en": "answer", "ko": "답변"}[language]
+    lines = [f"> {glossed(QUESTION)}", "", f"| | {head} |", "|---|---|"]
+    for column, name in names.items():
+        title = name if language == "en" else column
+        lines.append(f"| {title} | {glossed(rows[QUESTION][column])} |")
+    return "\n".join(lines)
+
+
+def rank1_gains() -> list[tuple[float, float]]:
+    """By kind: PPO's exact less that of SFT on the best-ranked answers, and its interval's end."""
+    row = next(row for row in table("rivals") if row["row"] == "rank-1 answers")
+    keys = [f"{kind}.exact_ppo_gain" for kind in KINDS]
+    return [(float(row[key]), float(row[f"{key}_ci_high"])) for key in keys]
+
+
+def finding(language: str) -> str:
+    """The plain rival that wins. Raises ValueError where it no longer does."""
+    gains = rank1_gains()
+    if any(high >= 0 for _, high in gains):
+        raise ValueError(f"PPO less rank-1 SFT in exact: {gains}; rewrite the README's finding")
+    points = [f"{-100 * gain:.0f}" for gain, _ in gains]
+    forms = {
+        "en": "**PPO beats SFT here, but plain SFT on the best-ranked answers beats PPO**, by {},"
+        " {} and {} points of exactly right answers on the three kinds of test question.",
+        "ko": "**여기서 PPO는 SFT보다 낫지만, 1위 답변으로 SFT를 이어 가는 단순한 방법이 PPO보다 더"
+        " 낫습니다.** 정확히 맞힌 비율이 세 종류의 시험 질문에서 각각 {}, {}, {} 포인트 높습니다.",
+    }
+    return forms[language].format(*points)
+
+
+def help_table(language: str) -> str:
+    """Base, SFT, PPO and the plain rival: exact, and how often the judge prefers PPO."""
+    found = {row["row"]: row for row in table("rivals")}
+    seeds = [name.removeprefix("rank-1 answers ") for name in found if "rank-1 answers " in name]
+    taught = [row for row in table("seeds") if row["row"] in seeds]
+    pair = metrics("evaluate")["ppo_vs_sft"]
+    ends = (pair[f"win_rate_decided{end}"] for end in ("", "_ci_low", "_ci_high"))
+    wins = "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * share for share in ends))
+    titles, names = {
+        "en": (
+            ["unseen wording", "never-asked fact", "unseen ending", "judge prefers it to SFT"],
+            {"base": "base", "sft": "SFT", "ppo": "PPO", "rank1": "SFT, then best-ranked answers"},
+        ),
+        "ko": (
+            ["처음 보는 표현", "물은 적 없는 사실", "처음 보는 어미", "판정 모델이 SFT보다 선호"],
+            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT + 최고 순위 답변"},
+        ),
+    }[language]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for model, name in names.items():
+        rows = [found["rank-1 answers"]] if model == "rank1" else taught
+        prefix = "" if model == "rank1" else f"{model}."
+        shares = [100 * mean(rows, f"{prefix}{kind}.exact") for kind in KINDS]
+        cells = [*(f"{share:.1f}%" for share in shares), wins if model == "ppo" else "–"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    notes = {
+        "en": "Share of answers equal to the reference, to the letter; mean of {} seeds. The judge,"
+        " a second reward model, compares the two answers where they differ: {} of {} test"
+        " questions, default run, 95% interval.",
+        "ko": "참조 답변과 글자까지 똑같은 답의 비율이며 시드 {}개의 평균입니다. 판정 모델은 따로"
+        " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 기본 실행의 시험 질문"
+        " {}개(전체 {}개), 95% 신뢰구간입니다.",
+    }
+    asked = metrics("evaluate")["questions"]
+    note = notes[language].format(len(taught), asked - pair["ties"], asked)
+    return "\n".join([*lines, "", note])
+
+
+def graph() -> str:
+    """dvc.yaml's graph in Mermaid, without the arrows that others imply."""
+    stages = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    made = {
+        name: [*map(path_of, stage.get("outs", [])), *map(path_of, stage.get("metrics", []))]
+        for name, stage in stages.items()
+    }
+    needs = {
+        name: {
+            other
+            for other, outs in made.items()
+            for dep in stage.get("deps", [])
+            for out in outs
+            if within(dep.replace("${data.path}", "data/sample"), out)
+        }
+        for name, stage in stages.items()
+    }
+
+    def behind(name: str) -> set[str]:
+        return needs[name].union(*(behind(other) for other in needs[name]))
+
+    lines = ["```mermaid", "flowchart LR"]
+    for name in stages:
+        implied = set().union(*(behind(other) for other in needs[name]))
+        lines += [f"  {other} --> {name}" for other in stages if other in needs[name] - implied]
+    return "\n".join([*lines, "```"])
+
+
+def path_of(out: str | Mapping[str, Any]) -> str:
+    """An out of dvc.yaml, with options or without."""
+    return out if isinstance(out, str) else next(iter(out))
+
+
+def within(path: str, folder: str) -> bool:
+    """The path itself, or one below it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
+Blocks = Mapping[str, Callable[[], str]]
+
+
+def front_page(language: str) -> Blocks:
+    """The blocks of README.md and of README.ko.md."""
+    made = {"finding": finding, "cost": cost, "example": example, "help": help_table}
+    return {**{name: partial(make, language) for name, make in made.items()}, "graph": graph}
+
+
+READMES: Mapping[str, Blocks] = {
+    "README.md": front_page("en"),
+    "README.ko.md": front_page("ko"),
+    "metrics/README.md": {
+        "answers": answers_table,
+        "verdict": verdict_table,
+        "ranking": ranking_table,
+        "gate": gate_line,
+        "ablation": ablation_table,
+        "seeds": seeds_table,
+        "rivals": rivals_table,
+        "control": control_table,
+        "sweep": sweep_table,
+        "ppo_benchmark": ppo_benchmark_table,
+        "rm_benchmark": benchmark_table,
+        "time": time_line,
+    },
 }
-FILES = {
-    "ppo_benchmark": ("ppo_vs_trl",),
-    "seeds": ("seeds",),
-    "rivals": ("rivals", "seeds"),
-    "control": ("control",),
-}
 
 
-def due(name: str) -> bool:
-    """Whether the README must hold this block: the tables it is made of have been made."""
-    files = (ROOT / "metrics" / "tables" / f"{file}.csv" for file in FILES.get(name, ()))
-    return all(file.is_file() for file in files)
-
-
-def rendered(text: str) -> str:
-    """The README with every marked block made anew."""
-    for name, make in TABLES.items():
-        if not due(name):
-            assert f"<!-- {name} -->" not in text, f"README.md has block {name}, its table is not"
-            continue
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(
-            pattern, lambda m, t=make: f"{m[1]}{t()}{m[2]}", text, flags=re.DOTALL
-        )
-        assert count == 1, f"README.md has {count} blocks {name}; one was expected"
+def rendered(text: str, blocks: Blocks) -> str:
+    """A README with every block made anew. Raises ValueError where one lacks, or is foreign."""
+    marked = re.findall(r"^<!-- (\w+) -->$", text, flags=re.MULTILINE)
+    if sorted(marked) != sorted(blocks):
+        raise ValueError(f"blocks {sorted(marked)}; {sorted(blocks)} were expected, once each")
+    for name, make in blocks.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, t=make: f"{m[1]}{t()}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(rendered(file.read_text("utf-8")), "utf-8")
+    for name, blocks in READMES.items():
+        file = ROOT / name
+        file.write_text(rendered(file.read_text("utf-8"), blocks), "utf-8")

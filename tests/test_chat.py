@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stages.rlhf.chat import TEMPLATE_TOKENS, Codec, prepare_tokenizer, template, template_hash
+from stages.rlhf.chat import Codec, prepare_tokenizer, template, template_hash
+from stages.rlhf.sizes import TEMPLATE_TOKENS
 from tests.conftest import naming
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, bpe, llama3_tokenizer, tiny_tokenizer
 
@@ -76,7 +77,7 @@ def test_a_prompt_has_a_single_bos_and_no_eos(codec: Codec) -> None:
 
 def test_an_answer_has_a_single_eos_at_its_end_and_no_bos(codec: Codec) -> None:
     for answer in SENTENCES:
-        ids = codec.answer_ids(answer)
+        ids = codec.response_ids(answer)
         assert ids[-1] == codec.eos_id
         assert ids.count(codec.eos_id) == 1
         assert codec.tokenizer.bos_token_id not in ids
@@ -85,8 +86,8 @@ def test_an_answer_has_a_single_eos_at_its_end_and_no_bos(codec: Codec) -> None:
 def test_text_comes_back_as_it_was(codec: Codec) -> None:
     odd = ["3.5 km 는 3,500 m 인가요 ?", "I 'm . 네 , 그렇습니다 !", "가\n나", "😀 이모지"]
     for answer in [*SENTENCES, *odd]:
-        assert codec.text(codec.answer_ids(answer)) == answer
-    assert codec.text([codec.pad_id, *codec.answer_ids(" 네 "), codec.pad_id]) == "네"
+        assert codec.text(codec.response_ids(answer)) == answer
+    assert codec.text([codec.pad_id, *codec.response_ids(" 네 "), codec.pad_id]) == "네"
 
 
 def test_prompt_and_answer_make_the_templates_whole_conversation(codec: Codec) -> None:

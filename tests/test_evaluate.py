@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.rlhf.model.generation import Answer
-from stages.rlhf.records import SftRow, write_metrics
+from stages.rlhf.records import Response, SftRow, write_metrics
 from stages.rlhf.report import comparison, comparison_figures
 from tests.conftest import naming
+from tests.model_fixtures import shipped
 
 KEYS = {
     "cosine",
@@ -62,7 +62,7 @@ def measured(texts: list[str], mix: float, rows: list[SftRow] = ROWS) -> compari
     """Answers whose embeddings are the references' with `mix` of a foreign direction."""
     vectors = REFERENCES[: len(rows)].copy()
     vectors[:, 5] = mix
-    answers = [Answer(text, len(text), ended=text != "") for text in texts]
+    answers = [Response(text, len(text), ended=text != "") for text in texts]
     scores = [float(i) for i in range(len(rows))]
     judged = [mix * i for i in range(len(rows))]
     return comparison.measure(answers, scores, judged, rows, vectors, REFERENCES[: len(rows)])
@@ -101,7 +101,7 @@ def test_blocks(models: dict[str, comparison.Measured]) -> None:
     assert sft["level_consistency"] is None
     assert "sentences" in sft["level_consistency_reason"]
     assert ppo["polite_rate"] == 1
-    words = [answer.text.split() for answer in models["ppo"].answers]
+    words = [answer.text.split() for answer in models["ppo"].responses]
     assert ppo["distinct_1"] == len({w for ws in words for w in ws}) / sum(map(len, words))
     assert base["by_kind"]["unseen_wording"]["distinct_1"] == 1
 
@@ -147,7 +147,7 @@ def test_no_answer_commits() -> None:
 def test_numbers_must_agree() -> None:
     with pytest.raises(ValueError, match=naming([1, 4, 4, 4, 4, 4])):
         comparison.measure(
-            [Answer("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
+            [Response("가", 1, True)], [0.0] * 4, [0.0] * 4, ROWS, REFERENCES, REFERENCES
         )
 
 
@@ -185,7 +185,7 @@ def test_ppo_against_sft_is_paired(models: dict[str, comparison.Measured]) -> No
     assert 0 < found["win_rate_length_controlled"] < 0.5
     assert found["chrf_win_rate_decided"] == 1
     assert found["judge_agreement"] == 0
-    fonder = {**models, "ppo": replace(models["ppo"], judged=[0.0, 9.0, 0.0, 0.0])}
+    fonder = {**models, "ppo": replace(models["ppo"], judge_scores=[0.0, 9.0, 0.0, 0.0])}
     assert report(fonder)["ppo_vs_sft"]["judge_agreement"] == 0.5
     assert report(fonder)["ppo_vs_sft"]["chrf_win_rate_decided"] == 1
     assert set(found["by_kind"]) == {"unseen_wording", "never_asked"}
@@ -206,7 +206,8 @@ GOOD: dict[str, Any] = {
 def gates(ok: bool = True, known: bool = True, **changed: dict[str, float | None]) -> list[str]:
     """The gates that fail, of the figures above with some changed."""
     found = {name: {**part, **changed.get(name, {})} for name, part in GOOD.items()}
-    return [k for k, passed in comparison.gates(found, 37.0, ok, known).items() if not passed]
+    passed = comparison.gates(found, 37.0, shipped().limits, ok, known)
+    return [name for name, ok in passed.items() if not ok]
 
 
 def test_each_gate_fails_by_itself() -> None:

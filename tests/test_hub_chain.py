@@ -14,12 +14,12 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages import base, embedder, evaluate, judge, ppo, rm, sft
+from stages import base, embedder, evaluate, gate, judge, ppo, rm, sft
 from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.model.store import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
 from stages.rlhf.report import html
-from tests.conftest import write_params
+from tests.conftest import write_fingerprint, write_params
 from tests.model_fixtures import fake_hub, shipped, tiny_gemma2, tiny_llama
 from tests.tokenizer_fixtures import (
     QUESTIONS,
@@ -48,15 +48,17 @@ STAGES = {
     "sft": (sft, "--base data/base --rows rows/sft --groups rows/rm/train.jsonl --out data/sft"),
     "rm": (rm, "--base data/base --sft data/sft --rows rows/rm --prompts rows/sft/validation.jsonl"
                " --out data/rm --plots plots/rm"),
-    "judge": (judge, "--base data/base --sft data/sft --rm data/rm --rows rows/rm --out data/judge"
-                     " --prompts rows/ppo/train.jsonl"),
+    "judge": (judge, "--base data/base --rows rows/rm --out data/judge"),
+    "gate": (gate, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
+                   " --prompts rows/ppo/train.jsonl --out data/gate"),
     "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
-                 " --gate metrics/judge.json --prompts rows/ppo/train.jsonl"
+                 " --gate metrics/gate.json --prompts rows/ppo/train.jsonl"
                  " --validation rows/sft/validation.jsonl"
                  " --out data/ppo --plots plots/ppo"),
-    "embedder": (embedder, "--corpus rows/corpus.jsonl --sft rows/sft --out data/embedder"),
+    "embedder": (embedder, "--corpus rows/corpus.jsonl --sft rows/sft --out data/embedder"
+                           " --runtime metrics/runtime/embedder.json"),
     "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
-                           " --judge data/judge --gate metrics/judge.json --embedder data/embedder"
+                           " --judge data/judge --gate metrics/gate.json --embedder data/embedder"
                            " --rows rows/sft/test.jsonl --metrics-dir metrics --plots-dir plots"
                            " --out data/evaluate --plots plots/evaluate"),
 }  # fmt: skip
@@ -81,7 +83,7 @@ def write_rows(folder: Path) -> None:
 
 def write_stubs(folder: Path) -> None:
     """What the stages that are not run here would have told and drawn for the html."""
-    write_metrics(folder / "metrics" / "preprocess.json", {"dropped_answers": {}})
+    write_metrics(folder / "metrics" / "details" / "preprocess.json", {"dropped_answers": {}})
     for name in html.FIGURES:
         if name.startswith("eda/"):
             file = folder / "plots" / f"{name}.png"
@@ -113,8 +115,8 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         write_rows(folder / "rows")
         write_stubs(folder)
         for name, (module, options) in STAGES.items():
-            told = ["--metrics", f"metrics/{name}.json"] if name != "embedder" else []
-            command = [*options.split(), *told]
+            command = ["--code", str(write_fingerprint(folder, name)), *options.split()]
+            command += ["--metrics", f"metrics/{name}.json"] if name != "embedder" else []
             result = CliRunner().invoke(module.main, command, catch_exceptions=False)
             assert result.exit_code == 0, f"{name}: {result.output}"
         yield folder
@@ -123,7 +125,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
     names = {str(file.relative_to(chain / "data")) for file in (chain / "data").rglob("*.*")}
-    names = {name for name in names if name.split("/")[0] not in {"embedder", "evaluate"}}
+    names = {name for name in names if name.split("/")[0] not in {"check", "embedder", "evaluate"}}
     adapter = ("adapter_config.json", "adapter_model.safetensors", "model.json")
     assert names == {
         "base/pointer.json",
@@ -135,7 +137,8 @@ def test_base_is_a_pointer_and_the_others_are_adapters(chain: Path) -> None:
         "judge/reward.json",
         *(f"judge/judge0/{name}" for name in (*adapter[:2], "head.safetensors")),
         *(f"ppo/{kept}/{name}" for kept in ("best", "last") for name in adapter),
-        *(f"{stage}/run.json" for stage in ("base", "sft", "rm", "judge", "ppo")),
+        "gate/samples.jsonl",
+        *(f"{stage}/run.json" for stage in ("base", "sft", "rm", "judge", "gate", "ppo")),
     }
     for file in (chain / "data").rglob("*.json"):
         assert str(chain) not in file.read_text(), f"{file} names a place"
@@ -159,7 +162,7 @@ def test_ppo_started_at_the_reference_and_moved(chain: Path) -> None:
     ]
     assert states[0].keys() == states[1].keys()
     assert not any(states[0][name].equal(states[1][name]) for name in states[0])
-    metrics = json.loads((chain / "metrics" / "ppo.json").read_text())
+    metrics = json.loads((chain / "metrics" / "details" / "ppo.json").read_text())
     assert metrics["updates"] == 1
     assert metrics["bad_steps"] == 0
 
@@ -174,7 +177,7 @@ def test_the_policy_stands_on_all_that_made_it(chain: Path) -> None:
 
 
 def test_every_model_was_evaluated(chain: Path) -> None:
-    metrics = json.loads((chain / "metrics" / "evaluate.json").read_text())
+    metrics = json.loads((chain / "metrics" / "details" / "evaluate.json").read_text())
     assert metrics["questions"] == len(QUESTIONS)
     for name in ("base", "sft", "ppo", "best_of_n"):
         assert -1 <= metrics[name]["cosine"] <= 1
@@ -198,6 +201,6 @@ def test_twins_have_their_tokenizers_rules(name: str) -> None:
     assert prompt.count(tokenizer.bos_token_id) == 1
     assert prompt[0] == tokenizer.bos_token_id
     answer = "경주는 경상북도에 있습니다. 龍"
-    ids = codec.answer_ids(answer)
+    ids = codec.response_ids(answer)
     assert codec.text(ids) == answer, "a character that the vocabulary lacks is lost"
     assert ids.count(codec.eos_id) == 1

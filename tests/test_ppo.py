@@ -11,7 +11,9 @@ import torch
 from stages import ppo
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, save_card
-from stages.rlhf.ppo.trainer import Outcome
+from stages.rlhf.ppo.selection import SFT, Kept
+from stages.rlhf.ppo.state import Progress
+from stages.rlhf.ppo.stats import summary, write_curves
 from stages.rlhf.records import PromptRow, SftRow, write_jsonl
 from stages.rlhf.reward.model import new_reward_model
 from tests.model_fixtures import (
@@ -30,10 +32,10 @@ FIGURES = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
 UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 
 
-def outcome(best: int) -> Outcome:
+def progress(kept: Kept) -> Progress:
     updates = [{"update": i, **dict.fromkeys(UPDATE, i + 0.5)} for i in (0, 1, 2)]
     validation = [{"update": i, **dict.fromkeys(FIGURES, i + 0.25)} for i in (0, 2)]
-    return Outcome(updates, validation, best_update=best, stopped="why", bad_steps=1)
+    return Progress(2, 0.1, updates, validation, kept=kept, stopped="why", bad_steps=1)
 
 
 def test_best_and_last_are_both_saved_each_as_itself(tmp_path: Path) -> None:
@@ -42,9 +44,9 @@ def test_best_and_last_are_both_saved_each_as_itself(tmp_path: Path) -> None:
     paths["rm"].mkdir()
     trainer = ppo_trainer(tmp_path)
     shake(trainer.roles, POLICY, seed=20)
-    trainer.outcome.best_state = trainer.roles.state(POLICY)
+    trainer.progress.kept_policy = trainer.roles.state(POLICY)
     shake(trainer.roles, POLICY, seed=21)
-    states = {"best": trainer.outcome.best_state, "last": trainer.roles.state(POLICY)}
+    states = {"best": trainer.progress.kept_policy, "last": trainer.roles.state(POLICY)}
     ppo.save(trainer, tmp_path / "out", paths)
     for name, state in states.items():
         roles = load_sft(paths["base"], paths["sft"], "float32", LORA)
@@ -55,7 +57,7 @@ def test_best_and_last_are_both_saved_each_as_itself(tmp_path: Path) -> None:
 
 
 def test_summary_tells_the_last_rollout_and_the_kept_update() -> None:
-    found = ppo.summary(outcome(best=2))
+    found = summary(progress(Kept(2, "best")))
     assert {key: found[key] for key in UPDATE} == dict.fromkeys(UPDATE, 2.5)
     assert (found["best_update"], found["updates"], found["skipped"]) == (2, 2, False)
     assert "skipped_reason" not in found
@@ -65,7 +67,7 @@ def test_summary_tells_the_last_rollout_and_the_kept_update() -> None:
 
 
 def test_where_no_update_beats_sft_the_summary_says_so() -> None:
-    found = ppo.summary(outcome(best=0))
+    found = summary(progress(SFT))
     assert found["skipped"] is True
     assert found["skipped_reason"] == "no update beats SFT"
     assert found["validation"]["best"] == found["validation"]["sft"]
@@ -98,15 +100,17 @@ def test_behind_a_closed_gate_sft_is_the_result(
     params = shipped().model_copy(
         update={"model": "micro", "models": {"micro": micro}, "ppo": knobs}
     )
-    trainer, found, validator = ppo.trained(params, paths, tmp_path / "work")
+    trainer, validator = ppo.trained(params, paths, tmp_path / "work")
+    found = trainer.progress
     assert len(found.updates) == updates
     ppo.save(trainer, tmp_path / "out", paths)
-    ppo.write_curves(found, validator, tmp_path / "plots")
+    answers = validator.table([int(row["update"]) for row in found.validation], found.shown)
+    write_curves(found, answers, tmp_path / "plots")
     samples = pd.read_csv(tmp_path / "plots" / "samples.csv")
     answers = ["update 0", *(["update 2"] if updates else [])]
     assert list(samples) == ["question", "reference", *answers]
     assert len(samples) == len(QUESTIONS)
-    told = ppo.summary(found)
+    told = summary(found)
     header = (tmp_path / "plots" / "updates.csv").read_text().splitlines()[0].split(",")
     assert {"update", "score", "kl", "length"} <= set(header)
     if not required:

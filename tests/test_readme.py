@@ -1,40 +1,287 @@
-"""The README says what the committed metrics say, and its commands are the ones CI runs."""
+"""The READMEs say what the committed files say, in two languages, and name only what exists."""
 
-from collections.abc import Mapping
+import ast
+import csv
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from dvc.cli import parse_args
+from ruamel.yaml import YAML
 
+from stages.rlhf.config.whole import Params
+from stages.rlhf.plan.experiments import WORKSPACE
 from tests import readme as written
 from tests.benchmarks import experiments, rivals
-from tests.conftest import naming, staged_json
-from tests.readme import ROOT, TABLES, due
+from tests.readme import READMES, ROOT, rendered
+
+PAGES = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    cwd=ROOT, check=True, capture_output=True, text=True,
+).stdout.split()  # fmt: skip
+TEXTS = {page: (ROOT / page).read_text("utf-8") for page in PAGES if (ROOT / page).is_file()}
+ENGLISH, KOREAN = TEXTS["README.md"], TEXTS["README.ko.md"]
+LANGUAGES = pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+OURS = r"(?:stages|tests|metrics|plots|findings|\.ci|\.dvc)/[\w./-]+|[\w.]+\.(?:py|yaml|toml|lock)"
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_figures_are_those_of_the_metrics_in_git(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the next commit's: README.md as it lies here, metrics as they are staged.
-
-    Not metrics as they lie here: `dvc repro` on another processor moves their last digits.
-    """
-    monkeypatch.setattr(written, "metrics", lambda stage: staged_json(f"metrics/{stage}.json"))
-    readme = (ROOT / "README.md").read_text("utf-8")
-    if not due(name):
-        assert f"<!-- {name} -->" not in readme, f"block {name} stands on a table that is not there"
-        return
-    block = f"<!-- {name} -->\n{TABLES[name]()}\n<!-- /{name} -->"
-    assert block in readme, f"run `python -m tests.readme`: block {name} is out of date"
+@pytest.mark.parametrize("page", READMES)
+def test_blocks_say_what_the_committed_files_say(page: str) -> None:
+    assert rendered(TEXTS[page], READMES[page]) == TEXTS[page], "run `python -m tests.readme`"
 
 
 def test_the_two_commands_stand_in_readme_and_in_ci() -> None:
-    readme, ci = ((ROOT / name).read_text("utf-8") for name in ("README.md", ".ci/run"))
-    assert 'pip install -e ".[test]" && dvc repro' in readme
+    ci = (ROOT / ".ci/run").read_text("utf-8")
+    assert 'pip install -e ".[test]" && dvc repro' in ENGLISH
     assert 'pip install -q -e ".[test]" && dvc repro' in ci
-    assert "\npytest\n" in readme
+    assert "\npytest\n" in ENGLISH
     assert "\npytest\n" in ci
+
+
+def test_the_readme_is_short_and_honest_on_its_first_screen() -> None:
+    lines = ENGLISH.splitlines()
+    assert 150 <= len(lines) <= 200
+    assert written.finding("en") in lines[:40]
+
+
+@LANGUAGES
+def test_every_stage_and_every_room_has_its_line(page: str) -> None:
+    assert re.findall(r"^\| `(\w+)` \|", TEXTS[page], flags=re.MULTILINE) == [
+        *STAGES,
+        *("jsonl", "aihub", "kochatgpt"),
+    ]
+    rooms = {path.parent.name for path in (ROOT / "stages" / "rlhf").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/ ", TEXTS[page], flags=re.MULTILINE)) == rooms
+
+
+def commands_of(text: str) -> list[tuple[str, str]]:
+    """Language and lines of each code block, without comments; of a tree, its first column."""
+    blocks = []
+    for language, body in FENCE.findall(text):
+        lines = [re.sub(r"\s+#.*", "", line) for line in body.splitlines()]
+        if not language:
+            lines = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
+        blocks.append((language, "\n".join(lines)))
+    return blocks
+
+
+def tables_of(text: str) -> list[list[tuple[int, list[str]]]]:
+    """Of each row of each table, how many cells it has, and the numbers in them."""
+    prose = FENCE.sub("", text)
+    found = re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE)
+    return [
+        [(row.count("|"), re.findall(r"\d+(?:\.\d+)?", row)) for row in table.splitlines()]
+        for table in found
+    ]
+
+
+def links_of(text: str) -> list[str]:
+    """Targets of all links and images."""
+    return re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text))
+
+
+def test_the_korean_readme_is_the_english_ones_equal() -> None:
+    assert commands_of(KOREAN) == commands_of(ENGLISH)
+    assert tables_of(KOREAN) == tables_of(ENGLISH)
+    others = {"README.ko.md": "README.md"}
+    assert sorted(links_of(KOREAN)) == sorted(others.get(x, x) for x in links_of(ENGLISH))
+    assert KOREAN.count("\n## ") == ENGLISH.count("\n## ")
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def broken_links(page: str, text: str) -> Iterator[str]:
+    """Links of a page to files or headings that are not there."""
+    for link in links_of(text):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, part = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists():
+            yield link
+        elif part and target.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            if part not in map(anchor, headings):
+                yield link
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    assert list(broken_links(page, TEXTS[page])) == []
+
+
+def names_in(file: Path) -> set[str]:
+    """Functions and classes of a module, methods as Class.method."""
+    found = set()
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {f"{node.name}.{n.name}" for n in inner if isinstance(n, ast.FunctionDef)}
+    return found
+
+
+def lost_names(page: str, text: str) -> Iterator[str]:
+    """`file` and `file:name` of a page that are not there; what a run makes is not looked for."""
+    room = (ROOT / page).parent
+    folders = (ROOT, ROOT / "stages" / "rlhf", room, ROOT / "tests" / room.name)
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
+        path, _, name = code.partition(":")
+        if not re.fullmatch(OURS, path) or path.startswith(("metrics/details/", "metrics/runtime")):
+            continue
+        if re.search(r"/(test_)?x(/|\.\w+)$", path):  # of any stage x
+            continue
+        file = next((f / path for f in folders if (f / path).exists()), None)
+        if file is None or (name and name not in names_in(file)):
+            yield code
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_and_functions_that_are_named_exist(page: str) -> None:
+    assert list(lost_names(page, TEXTS[page])) == []
+
+
+def commands(text: str) -> list[str]:
+    """Every command in the code blocks and in the prose of a page."""
+    prose = re.findall(r"`((?:dvc|koqa|python -m) [^`\n<]+)`", FENCE.sub("", text))
+    blocks = [body for language, body in FENCE.findall(text) if language == "bash"]
+    lines = [re.sub(r"(^|\s)#.*", "", line) for body in blocks for line in body.splitlines()]
+    return [part.strip() for line in [*lines, *prose] for part in re.split(r"&&|;", line) if part]
+
+
+def check_command(command: str) -> None:
+    """Raises where a command, an option or a param of ours or of DVC's is not there."""
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if words[0] == "dvc":
+        parsed = parse_args(words[1:])
+        for target in getattr(parsed, "targets", None) or []:
+            known = target in STAGES or Path(target).parts[0] in ("data", "metrics", "plots")
+            assert known, f"{command}: no stage {target}"
+        for change in getattr(parsed, "set_param", None) or []:
+            check_param(*change.split("=", 1))
+    elif words[0] == "koqa":
+        check_koqa(words[1:])
+    elif words[:2] == ["python", "-m"]:
+        spec = find_spec(words[2])
+        assert spec is not None, f"{command}: no such module"
+        assert spec.origin is not None
+        source = Path(spec.origin).read_text("utf-8")
+        lost = [w for w in words[3:] if w.startswith("-") and f'"{w}"' not in source]
+        assert not lost, f"{command}: {lost}"
+        if words[2] == experiments.__name__:
+            assert set(words[3:]) <= set(experiments.TABLES)
+    else:
+        assert words[0] in ("pip", "pytest", "git", "hf", "bash", "pre-commit"), command
+
+
+def check_param(address: str, values: str) -> None:
+    """Raises where params.yaml has no such param, or may not have one of these values."""
+    for value in values.split(","):
+        params = YAML(typ="safe").load(ROOT / "params.yaml")
+        *sections, key = address.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        assert key in section, f"{address}: no such param"
+        section[key] = YAML(typ="safe").load(value)
+        Params.model_validate(params)
+
+
+def check_koqa(words: list[str]) -> None:
+    """Raises where `koqa` has no such command or option."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    module, name = project["scripts"]["koqa"].split(":")
+    command = getattr(import_module(module), name)
+    context = click.Context(command)
+    if isinstance(command, click.Group) and not words[0].startswith("-"):
+        command = command.get_command(context, words[0])
+        words = words[1:]
+    assert command is not None, f"koqa {words}: no such command"
+    command.make_parser(context).parse_args(words)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_commands_name_what_exists(page: str) -> None:
+    for command in commands(TEXTS[page]):
+        check_command(command)
+    for change in re.findall(r"`-S ([\w.]+=[^`\s]+)`", TEXTS[page]):
+        check_param(*change.split("=", 1))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dvc exp run -S ppo.no_such_knob=1",
+        "dvc exp run -S model=llama9",
+        "dvc repro no_such_stage",
+        "dvc metrics diff --no-such-option",
+        "python -m tests.no_such_module",
+        "python -m tests.benchmarks.experiments no_such_table",
+        "python -m tests.benchmarks.ppo_vs_trl --no-such-option",
+        "koqa no-such-command",
+        "no-such-program",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command: str) -> None:
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - each parser has its own
+        check_command(command)
+
+
+def test_a_dead_link_and_a_lost_name_are_found() -> None:
+    links = "[a](README.md) [b](no.md) [c](README.md#nowhere) [d](#here)\n# Here\n"
+    assert list(broken_links("README.md", links))[:2] == ["no.md", "README.md#nowhere"]
+    names = "`stages/rlhf/chat.py:Codec.response_ids` `stages/rlhf/chat.py:Codec.no` `stages/no.py`"
+    assert list(lost_names("README.md", names)) == [
+        "stages/rlhf/chat.py:Codec.no",
+        "stages/no.py",
+    ]
+
+
+@pytest.mark.parametrize("table", ["updates", "validation"])
+def test_the_glossary_explains_every_column_of_ppo(table: str) -> None:
+    with (ROOT / "plots" / "ppo" / f"{table}.csv").open(encoding="utf-8") as file:
+        columns = next(csv.reader(file))
+    known = set(re.findall(r"`(\w+)`", TEXTS["metrics/README.md"]))
+    assert set(columns) - known == {"update"}
+
+
+def test_the_finding_is_not_said_where_it_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(written, "rank1_gains", lambda: [(-0.1, -0.05), (-0.1, 0.01), (-0.2, -0.1)])
+    with pytest.raises(ValueError, match="rewrite the README's finding"):
+        written.finding("en")
+
+
+def test_a_block_that_lacks_or_is_foreign_is_found() -> None:
+    with pytest.raises(ValueError, match=r"\['seeds'\] were expected"):
+        rendered("nothing", {"seeds": written.seeds_table})
+    with pytest.raises(ValueError, match=r"blocks \['seeds'\]"):
+        rendered("<!-- seeds -->\n<!-- /seeds -->\n", {})
+
+
+def test_the_graph_leaves_out_what_follows(made: Path) -> None:
+    (made / "dvc.yaml").write_text(
+        "stages:\n"
+        "  a: {outs: [x]}\n"
+        "  b: {deps: [x], outs: [y], metrics: [m.json: {cache: false}]}\n"
+        "  c: {deps: [x, y/z, m.json]}\n",
+        "utf-8",
+    )
+    assert written.graph() == "```mermaid\nflowchart LR\n  a --> b\n  b --> c\n```"
 
 
 FIGURES = {  # of every run made up below, by key; 0.5 where none is named
@@ -53,7 +300,7 @@ FIGURES = {  # of every run made up below, by key; 0.5 where none is named
 
 def made_up(folder: Path, name: str, **changed: Mapping[str, Any]) -> None:
     """A table of experiments whose rows hold FIGURES, with changes by row."""
-    columns = experiments.TABLES[name].read({"row": {}}, {})["row"]
+    columns = experiments.TABLES[name].read({"row": {"rev": WORKSPACE}}, {})["row"]
     cells = {
         row: {key: {**FIGURES, **changed.get(row, {})}.get(key, 0.5) for key in columns}
         for row in experiments.TABLES[name].rows
@@ -81,13 +328,13 @@ def test_seeds_are_shown_and_pooled(made: Path) -> None:
     same = {"ppo_vs_sft.all.ties": 100, "ppo_vs_sft.all.win_rate_decided": None}
     rows = {f"seed {seed}": alike for seed in (0, 1, 2)}
     made_up(made, "seeds", **rows | {"seed 3": same, "seed 4": shut | decided})
-    lines = TABLES["seeds"]().splitlines()
+    lines = written.seeds_table().splitlines()
     assert lines[3] == "| seed 0: sft | 0.500 | 91.3 | 0.800 | 0.500 | 0.500 | 0.500 | – | – | – |"
     assert lines[4].endswith("| 0.900 | 0.500 | 0.500 | 0.500 | 0.600 | 0.250 | 30 |")
     assert len(lines) == 2 + 5 * 3 + 2
     line = lines[-1]
     # SFT leaves .2 inexact; PPO .1 with four seeds and .3 with the fifth: .14 on average
-    assert "removes 30 % of SFT's inexact answers on unseen wordings (-50 to 50 %)" in line
+    assert "removes 30% of SFT's inexact answers on unseen wordings (-50 to 50%)" in line
     assert "+0.0 (unseen wordings), +2.0 (never-asked facts), +0.0 (unseen endings)" in line
     # 3 x 30 decided at .6, none, and 10 at 1
     assert "prefers PPO on 0.640 of 100 decided questions; chrF does on 0.500" in line
@@ -107,7 +354,7 @@ def test_rivals_stand_beside_the_same_seeds(made: Path) -> None:
     cells = {row: dict.fromkeys(keys, 0.1) for row in rivals.rows()}
     cells |= {rival: dict.fromkeys(keys, 0.2 + i / 10) for i, rival in enumerate(rivals.RIVALS)}
     write(made, "rivals", cells)
-    lines = TABLES["rivals"]().splitlines()
+    lines = written.rivals_table().splitlines()
     assert [line.split(" | ")[0] for line in lines if "0." in line] == [
         *("| sft", "| best_of_n", "| clean demonstrations", "| rank-1 answers", "| ppo"),
         *("| clean demonstrations", "| rank-1 answers"),
@@ -123,7 +370,7 @@ def test_control_says_what_came_of_it(made: Path) -> None:
     closed = {"gate.passed": "False", "gates.rm_ok": "False", "gates.ppo_beats_sft": "False"}
     skipped = {"ppo.skipped": "True", "ppo.skipped_reason": "no gain", "ppo.best_update": 0}
     made_up(made, "control", confounded=closed | skipped | {"ppo.kl": None})
-    lines = TABLES["control"]().splitlines()
+    lines = written.control_table().splitlines()
     assert lines[3].startswith("| default: ppo | 0.500 [0.500, 0.500] | 30 | 0.5 | 0.900 |")
     assert lines[5].startswith("| confounded: ppo | 0.500 [0.500, 0.500] | 0 |")
     assert lines[-3:] == [
@@ -132,17 +379,3 @@ def test_control_says_what_came_of_it(made: Path) -> None:
         " gates that failed: ppo_beats_sft, rm_ok.",
         "Made at commit abc.",
     ]
-
-
-def test_a_block_stands_in_the_readme_if_and_only_if_its_table_is_made(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(written, "TABLES", {"seeds": TABLES["seeds"]})
-    empty = "<!-- seeds -->\n\n<!-- /seeds -->"
-    assert written.rendered("nothing") == "nothing"
-    with pytest.raises(AssertionError, match=naming("README.md", "seeds")):
-        written.rendered(empty)
-    made_up(made, "seeds")
-    with pytest.raises(AssertionError, match=naming("README.md", "seeds", 0)):
-        written.rendered("nothing")
-    assert TABLES["seeds"]() in written.rendered(empty)

@@ -31,7 +31,7 @@ from stages.rlhf.model.store import load_base, load_causal_lm, load_sft, load_to
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import checkpoints
 from stages.rlhf.train import sft_trainer
-from tests.conftest import ROOT, naming, write_params
+from tests.conftest import ROOT, naming, write_fingerprint, write_params
 from tests.model_fixtures import LORA, pointed, random_reward_model, save_base, save_sft, sft_roles
 from tests.sft_fixtures import ROWS, STRANGERS, micro
 from tests.source_fixtures import NAMES, SFT, aihub, document, read, zipped
@@ -347,7 +347,10 @@ def test_the_token_is_neither_said_nor_written(
     main, options = {
         "base": (base.main, "--rows rows --out data/base --metrics metrics/base.json"),
         "preprocess": (preprocess.main, "--out data/preprocess --metrics metrics/p.json"),
-        "embedder": (embedder_main, "--corpus c.jsonl --sft sft --out data/embedder"),
+        "embedder": (
+            embedder_main,
+            "--corpus c.jsonl --sft sft --out data/embedder --runtime t.json",
+        ),
     }[stage]
     changed: dict[str, Any] = {"model": "micro", "embedder.hub": "org/secret", "threads": 1}
     changed |= {f"models.micro.{name}": None for name in ("architecture", "base")}
@@ -355,7 +358,8 @@ def test_the_token_is_neither_said_nor_written(
     (tmp_path / "data" / "sample").mkdir(parents=True)
     (tmp_path / "data" / "sample" / "empty.jsonl").touch()
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, options.split())
+    code = write_fingerprint(tmp_path, stage)
+    result = CliRunner().invoke(main, [*options.split(), "--code", str(code)])
     assert result.exit_code == 1
     assert re.search(naming("org/secret", "latest"), result.output)
     assert any(TOKEN in token for token in Refusing.tokens), "it was never used"

@@ -36,7 +36,7 @@ def test_labels_are_the_answer_and_its_eos() -> None:
     codec = Codec(tiny_tokenizer())
     for row, made in zip(ROWS, sft_trainer.encoded(ROWS, codec), strict=True):
         trained = [label for label in made["labels"] if label != -100]
-        assert trained == codec.answer_ids(row.answer)
+        assert trained == codec.response_ids(row.answer)
         assert trained[-1] == codec.eos_id
         start = len(codec.prompt_ids(row.question))
         assert made["labels"][:start] == [-100] * start
@@ -58,7 +58,7 @@ def test_what_reaches_the_model_trains_each_answer_and_its_eos(
     monkeypatch.setattr(sft_trainer.SFTTrainer, "compute_loss", watched)
     train(micro(), folder)
     codec = Codec(load_tokenizer(folder / "base"))
-    expected = sorted((codec.prompt_ids(r.question), codec.answer_ids(r.answer)) for r in ROWS)
+    expected = sorted((codec.prompt_ids(r.question), codec.response_ids(r.answer)) for r in ROWS)
     found = []
     for batch in batches:
         assert set(batch) >= {"input_ids", "labels"}
@@ -156,7 +156,7 @@ def test_rank1_goes_on_from_the_demonstrations(
     figures = train(params, folder)
     first, second = seen
     best = [
-        codec.prompt_ids(group.question) + codec.answer_ids(answer)
+        codec.prompt_ids(group.question) + codec.response_ids(answer)
         for group, answer in zip(GROUPS, BEST, strict=True)
     ]
     assert (len(first[2]), first[3], second[2], second[3]) == (len(ROWS), 3, best, 2)

@@ -1,1 +1,1 @@
-"""What the stages share: records, models, losses, the PPO trainer, metrics and figures."""
+"""The library behind the stages: records, models, losses, the PPO trainer, metrics, figures."""

@@ -1,8 +1,8 @@
-"""The one place where a question and an answer become token ids.
+"""The only place where text becomes token ids: prompts and responses.
 
-Different here: prompt and answer are encoded apart, so that no token ever spans the boundary and
-the answer's first token is the same in training, scoring and generation; EOS is always a token of
-the answer, and never the padding token.
+Different here: prompt and response are encoded separately, so that no token spans the boundary and
+the response's first token is the same in training, scoring and generation; EOS is always part of
+the response, and never the padding token.
 """
 
 import hashlib
@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
-TEMPLATE_TOKENS = 16  # room that preprocess leaves for the template in max_prompt_tokens
 
 
 def template() -> str:
-    """The chat template's source, whatever the model."""
+    """The chat template's source; the same for every model."""
     return TEMPLATE_FILE.read_text(encoding="utf-8").removesuffix("\n")
 
 
 def template_hash() -> str:
-    """sha256 of the chat template; models trained with another one are refused."""
+    """sha256 of the chat template; a model trained with a different one is rejected."""
     return hashlib.sha256(template().encode()).hexdigest()
 
 
 def prepare_tokenizer(tokenizer: Any) -> Any:
-    """Give a tokenizer our template and a padding token that is not EOS.
+    """Set our chat template and a padding token other than EOS.
 
-    Raises ValueError where the vocabulary holds no token that can pad.
+    Raises ValueError if the vocabulary has no such token.
     """
     tokenizer.chat_template = template()
     tokenizer.padding_side = "right"
@@ -47,31 +46,31 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
 
 @dataclass(frozen=True)
 class Codec:
-    """Question and answer to token ids, and back."""
+    """Text to token ids, and back."""
 
     tokenizer: Any
 
     @property
     def pad_id(self) -> int:
-        """Fills rows to one length; masked everywhere."""
+        """Pads rows to equal length; masked everywhere."""
         return int(self.tokenizer.pad_token_id)
 
     @property
     def eos_id(self) -> int:
-        """Ends every answer."""
+        """Ends every response."""
         return int(self.tokenizer.eos_token_id)
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Ids of the template up to the place where the answer starts, with a single BOS."""
+        """The question in the chat template, up to where the response starts; one BOS."""
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """Ids of the answer, EOS included."""
-        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos_id]
+    def response_ids(self, response: str) -> list[int]:
+        """Ids of the response, EOS included."""
+        return [*self.tokenizer.encode(response, add_special_tokens=False), self.eos_id]
 
     def text(self, ids: list[int]) -> str:
-        """The answer's text: special tokens dropped, outer whitespace stripped."""
+        """Decoded text: special tokens dropped, outer whitespace stripped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

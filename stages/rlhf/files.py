@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole: hashes, manifests, and writes that reach the disk."""
+"""Crash-safe files: fsync, atomic rename, sha256 manifests."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-RUN = "run.json"  # what a stage's result comes from, in each of its outs
+RUN = "run.json"  # fingerprint of a stage's inputs, in each of its outs
 
 
 def file_hash(path: Path) -> str:
@@ -17,21 +17,21 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hash(folder: Path, without: Container[str] = ()) -> str:
-    """One sha256 for the names and bytes of all files of a folder, but those `without`."""
+    """One sha256 over the names and bytes of a folder's files, except those in `without`."""
     files = [name for name in files_of(folder) if name not in without]
     if not files:
-        raise ValueError(f"{folder}: no files there")
+        raise ValueError(f"{folder}: contains no files")
     lines = [f"{name}:{file_hash(folder / name)}\n" for name in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def files_of(folder: Path) -> list[str]:
-    """Every file of a folder, by its path from there, in a fixed order."""
+    """Relative paths of all files below a folder, sorted."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def write_manifest(folder: Path) -> None:
-    """Write manifest.json, {file: sha256}, and have all of the folder reach the disk."""
+    """Write manifest.json, {file: sha256}, and fsync everything in the folder."""
     names = [name for name in files_of(folder) if name != MANIFEST]
     hashes = {name: file_hash(folder / name) for name in names}
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
@@ -42,25 +42,25 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None."""
+    """Why the folder's files do not match its manifest, or None if they do."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name in sorted({*hashes, *files_of(folder)} - {MANIFEST}):
             if name not in hashes or file_hash(folder / name) != hashes[name]:
-                return f"{name} is not what {MANIFEST} says"
+                return f"{name} does not match {MANIFEST}"
     except (OSError, ValueError, TypeError) as error:
         return f"damaged ({type(error).__name__}: {error})"
     return None
 
 
-def rename(draft: Path, place: Path) -> None:
-    """Give a finished file or folder its name, for good."""
-    draft.rename(place)
-    sync(place.parent)
+def rename(draft: Path, target: Path) -> None:
+    """Rename a finished file or folder to its final name, durably."""
+    draft.rename(target)
+    sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder reach the disk."""
+    """fsync a file or folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A hub model is a pointer on disk: repository, commit sha and file hashes; weights stay cached."""
+"""Hub models are pointers on disk: repository, commit sha, file hashes; weights stay cached."""
 
 import json
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
 
 
 def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
-    """The folder of the hub's cache that holds these files; downloaded where they are not there.
+    """The folder of the hub cache that holds these files, downloaded if they are missing.
 
-    Raises ValueError in one sentence where they cannot be had.
+    Raises ValueError, in one sentence, if they are neither cached nor downloadable.
     """
     download = partial(
         snapshot_download,
@@ -33,23 +33,23 @@ def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Pa
     try:
         return Path(download())
     except (OSError, ValueError, httpx.HTTPError) as error:
-        # a commit's list of files is asked of the hub, even where the cache holds them all
+        # listing a commit's files needs the hub, even if all of them are cached
         with suppress(OSError, ValueError):
             return Path(download(local_files_only=True))
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{hub} (revision {revision or 'latest'}) is not in the hub's cache"
+            f"{hub} (revision {revision or 'latest'}) is not in the hub cache"
             f" and cannot be downloaded: {cause}"
         ) from error
 
 
 def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
-    """Write pointer.json and return the cached folder that it points to.
+    """Write pointer.json; returns the cached folder it points to.
 
-    Raises ValueError where the model cannot be had, or holds no safetensors.
+    Raises ValueError if the model is unavailable or has no safetensors.
     """
     cached = fetch(hub, revision)
-    # the cache may hold more of the repository than we asked for: two machines, one pointer
+    # the cache may hold more files than we requested; the pointer must not depend on that
     wanted = [n for n in files_of(cached) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
     files = {name: file_hash(cached / name) for name in wanted}
     if not any(name.endswith(".safetensors") for name in files):
@@ -61,9 +61,9 @@ def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
 
 
 def follow_pointer(folder: Path) -> Path:
-    """The cached folder that pointer.json names, its files checked.
+    """The cached folder that pointer.json names, after checking its files.
 
-    Raises ValueError where the cache no longer holds what the pointer was made from.
+    Raises ValueError if the cache no longer has the files the pointer was made from.
     """
     pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
     cached = fetch(pointer["hub"], pointer["revision"])
@@ -74,14 +74,14 @@ def follow_pointer(folder: Path) -> Path:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raise ValueError where a pickle lies in the place of weights, with no safetensors beside it.
+    """Raise ValueError for pickled weights without safetensors next to them.
 
-    Beside them it is passed over: the hub's cache often holds both.
+    With safetensors next to it a pickle is ignored: the hub cache often has both.
     """
     for name in files_of(folder):
-        place = (folder / name).parent
-        if name.endswith(PICKLES) and not any(place.glob("*.safetensors")):
-            raise ValueError(f"{folder / name}: a pickle, which is not read; safetensors expected")
+        parent = (folder / name).parent
+        if name.endswith(PICKLES) and not any(parent.glob("*.safetensors")):
+            raise ValueError(f"{folder / name}: a pickle, never loaded; expected safetensors")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -1,37 +1,37 @@
-"""Korean text as it must look before a tokenizer meets it: normal forms, keys, sentence ends."""
+"""Normalization of Korean text before tokenization: normal forms, keys, sentence boundaries."""
 
 import re
 import unicodedata
 
 # Controls, format characters (BOM, zero-width, direction marks), Hangul fillers without width and
-# lone surrogates: invisible in an editor, distinct to a tokenizer. White space is not among them.
+# lone surrogates: invisible in an editor, distinct to a tokenizer. Excludes whitespace.
 _INVISIBLE = re.compile(
     "[\u0000-\u0008\u000e-\u001b\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u180e"
     "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-_FILLERS = str.maketrans({"\u3164": " ", "\uffa0": " "})  # Hangul fillers that take up a width
+_FILLERS = str.maketrans({"\u3164": " ", "\uffa0": " "})  # Hangul fillers with a width
 
-# Tokens that a tokenizer of the `models` table, or of their kin, reads as more than text.
+# Special tokens of the tokenizers in params.yaml's `models` and of similar ones.
 _SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>"
     r"|</?s>|<(?:pad|unk|bos|eos|mask|cls|sep|start_of_turn|end_of_turn|unused\d{1,3})>"
     r"|\[/?INST\]|<</?SYS>>|\[(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]",
     re.IGNORECASE,
 )
-_NESTED = 8  # times that a token taken out may leave another one behind
+_NESTED = 8  # passes: removing a token may form another one
 _BRACKETS = str.maketrans("", "", "<[")
-# Blanks go first: a search for "blanks, then a break" begins anew at each of a million blanks.
+# Blanks first: a pattern "blanks, then a break" is quadratic in a run of a million blanks.
 _BLANKS = re.compile(r"[^\S\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _BREAKS = re.compile(r" ?[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
-# What AI-Hub and its like leave where a name or an address was taken out.
+# Placeholders that AI-Hub and similar sources put in for redacted names and addresses.
 _PLACEHOLDER = re.compile(
     r"<(?:NAME|PERSON|ADDRESS|PHONE|TEL|EMAIL|URL|DATE|ORG|ORGANIZATION|LOCATION|ID|NUMBER|NUM|AGE"
     r"|이름|주소|전화번호|이메일|기관명|지명)[_\-]?\d*>|#@[^#\s]{1,12}#",
     re.IGNORECASE,
 )
 
-# Punctuation and space, which a key leaves out; not "#%&*+-/@": "3*4" is not "3/4", nor C# C.
+# Ignored by keys: punctuation and whitespace, except "#%&*+-/@" (3*4 is not 3/4, C# is not C).
 _NOT_IN_KEY = {
     point: None
     for point in range(0x20000)
@@ -43,7 +43,7 @@ _CLOSERS = "\"'”’」』》〉)]】"
 _CLOSING = f"[{re.escape(_CLOSERS)}]*"
 _ENDS = re.compile(
     rf"(?<![.!?…。！？])[.!?…。！？]++{_CLOSING}+(?=\s|$)"  # marks, then perhaps closing quotes
-    r"|(?<=[다요죠까])[.!?](?=[가-힣])"  # the space behind it forgotten
+    r"|(?<=[다요죠까])[.!?](?=[가-힣])"  # missing space after the mark
     rf"|(?<=[다요죠까]){_CLOSING}(?=\n|$)"  # no mark, but a final ending and a line break
 )
 _NO_END = re.compile(
@@ -53,16 +53,16 @@ _NO_END = re.compile(
 
 
 def clean(text: str) -> str:
-    """Normal form of a text: NFC, nothing invisible, no special token, white space folded.
+    """Normal form of a text: NFC, no invisible characters or special tokens, whitespace collapsed.
 
-    A run of white space becomes one space, or one line break where it holds a line break.
+    A run of whitespace becomes one line break if it contains one, else one space.
     """
     text, removed = _without_tokens(text)
-    for _ in range(_NESTED):  # what is taken out may leave a token behind: <</s>/s>
+    for _ in range(_NESTED):  # a removal may form another token: <</s>/s>
         if not removed:
             break
         text, removed = _without_tokens(text)
-    if removed:  # nobody nests them so by chance
+    if removed:  # nesting this deep is deliberate
         text = text.translate(_BRACKETS)
     return _BREAKS.sub("\n", _BLANKS.sub(" ", text)).strip()
 
@@ -78,14 +78,14 @@ def clean_line(text: str) -> str:
 
 
 def has_placeholder(text: str) -> bool:
-    """Whether a name, an address or the like was taken out of a clean text: `<NAME>`, `#@이름#`."""
+    """Whether a clean text contains a redaction placeholder such as `<NAME>` or `#@이름#`."""
     return _PLACEHOLDER.search(text) is not None
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two clean texts are one but for case, white space between words and a final mark.
+    """Whether two clean texts are equal up to case, whitespace and final punctuation.
 
-    Stricter than equal keys: "add a comma to this sentence" may be answered by the sentence.
+    Stricter than equal keys: a valid answer may differ from the question by one comma.
     """
     return _bare(one) == _bare(other)
 
@@ -95,15 +95,15 @@ def _bare(text: str) -> str:
 
 
 def question_key(text: str) -> str:
-    """What two wordings that differ in spaces, case, width or punctuation alone have in common."""
+    """A key equal for texts that differ only in whitespace, case, width or punctuation."""
     return unicodedata.normalize("NFKC", clean(text)).casefold().translate(_NOT_IN_KEY)
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Offsets just behind each sentence end of a clean text, in order.
+    """Offsets just after each sentence of a clean text, in order.
 
-    A full stop behind a number or an abbreviation ("1. ", "2024. 3. 1. ", "Dr. ") and a pause
-    ("음... ") end no sentence, except where the text ends there.
+    A full stop after a number or an abbreviation ("1. ", "2024. 3. 1. ", "Dr. ") or an ellipsis
+    ("음... ") ends a sentence only at the end of the text.
     """
     return [
         match.end()

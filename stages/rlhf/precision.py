@@ -1,7 +1,7 @@
-"""Which numbers a model is held in, and which its products are taken in.
+"""The dtype of a model's weights, and the dtype of its matrix products.
 
-`mixed` holds weights in float32 and takes products in bfloat16 where the processor has such
-products (AMX, AVX512-BF16, CUDA): about twice as fast for the tiny model; elsewhere it is float32.
+`mixed` keeps weights in float32 and multiplies in bfloat16 if the hardware supports it (AMX,
+AVX512-BF16, CUDA), which is about twice as fast for the tiny model; elsewhere it is float32.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ SDPA_FLOAT32 = "sdpa_float32"
 
 
 def autocasts(dtype: str) -> bool:
-    """Whether a model of this `dtype` is run under bfloat16 autocast on this machine."""
+    """Whether a model of this `dtype` runs under bfloat16 autocast on this machine."""
     cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return dtype == "mixed" and (torch.cuda.is_available() or cpu)
 
 
 def products(device: Any, enabled: bool) -> torch.autocast:
-    """A context in which products are bfloat16, or stay as they are."""
+    """An autocast context: matrix products in bfloat16 if `enabled`."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 

@@ -1,25 +1,40 @@
-"""Rows on disk, as preprocess writes them and every later stage reads them.
+"""Rows on disk, as preprocess writes and every later stage reads them; metrics and tables out.
 
 data/preprocess/
     sft/{train,validation,test}.jsonl     SftRow
     rm/{train,validation,test}.jsonl      RmRow
-    judge/{train,test}.jsonl              RmRow; questions no other file holds
+    judge/{train,test}.jsonl              RmRow; questions that appear in no other file
     ppo/{train,validation,test}.jsonl     PromptRow
     corpus.jsonl                          {"text": ...}
-    tokenizer.json                        where the base model is made from nothing
+    tokenizer.json                        if the base model is trained from scratch
     rejects.jsonl                         {"part", "id", "reason", "row"}
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+if TYPE_CHECKING:  # stages that write no table do not import pandas
+    import pandas as pd
+
+LengthUnit = Literal["characters", "tokens"]
+
+
+@dataclass(frozen=True)
+class Response:
+    """A generated text, its length in tokens (EOS included), and whether it ended with EOS."""
+
+    text: str
+    tokens: int
+    ended: bool
+
 
 class PromptRow(BaseModel):
-    """A question. `kind` names the hold-out it belongs to, where the source names one."""
+    """A question. `kind`: its hold-out set, if the source names one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +46,7 @@ class PromptRow(BaseModel):
 
 
 class SftRow(PromptRow):
-    """A question with its answer; `must_contain` is a phrase that a right answer holds."""
+    """A question with its answer. `must_contain`: a phrase that every correct answer contains."""
 
     answer: str
     must_contain: str | None = None
@@ -41,13 +56,18 @@ class SftRow(PromptRow):
 class RmRow(PromptRow):
     """A question with K answers and their ranks, 1 = best; equal ranks are ties.
 
-    `defects` names what is wrong with each answer, worst first and joined by "+", "none" where
-    nothing is, where the source knows it.
+    `defects`: what is wrong with each answer, worst first, joined by "+"; "none" for a flawless
+    answer; None if the source does not know.
     """
 
     answers: tuple[str, ...]
     ranks: tuple[float, ...]
     defects: tuple[str, ...] | None = None
+
+    @property
+    def best(self) -> int:
+        """Index of the best-ranked answer, the first of several."""
+        return self.ranks.index(min(self.ranks))
 
 
 Row = TypeVar("Row", bound=PromptRow)
@@ -67,12 +87,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: an object was expected, not {line:.60}")
+                raise ValueError(f"{path}, line {number}: expected an object, not {line:.60}")
             yield row
 
 
 def read_rows(path: Path, schema: type[Row]) -> list[Row]:
-    """All rows of a file, checked against their schema.
+    """All rows of a file, validated against their schema.
 
     Raises ValueError naming file, line and field.
     """
@@ -88,7 +108,7 @@ def read_rows(path: Path, schema: type[Row]) -> list[Row]:
 
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
-    """Write one object per line, keys in their own order, null fields left out; their number."""
+    """Write one object per line, null fields omitted, key order kept; returns the row count."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as out:
@@ -100,9 +120,9 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """The one way numbers leave a stage: indented JSON, floats rounded to 6 digits, never NaN.
+    """The only way numbers leave a stage: indented JSON, floats rounded to 6 digits, never NaN.
 
-    Raises ValueError naming the key of a value that is not finite: write null and `<key>_reason`.
+    Raises ValueError naming the key of a non-finite value; write null and `<key>_reason` instead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(metrics, ""), ensure_ascii=False, indent=2, allow_nan=False)
@@ -110,12 +130,12 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def details_file(metrics: Path) -> Path:
-    """metrics/details/<stage>.json beside metrics/<stage>.json: every number, intervals too."""
+    """metrics/details/<stage>.json for metrics/<stage>.json: every number, intervals too."""
     return metrics.parent / "details" / metrics.name
 
 
 def runtime_file(metrics: Path) -> Path:
-    """metrics/runtime/<stage>.json beside metrics/<stage>.json: times and memory, never hashed."""
+    """metrics/runtime/<stage>.json for metrics/<stage>.json: times and memory, never hashed."""
     return metrics.parent / "runtime" / metrics.name
 
 
@@ -130,15 +150,25 @@ def write_stage_metrics(path: Path, metrics: dict[str, Any], headline: Sequence[
 
 def headlines(metrics: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
     """Those of the nested metrics that the addresses name; absent ones are left out."""
-    found: dict[str, Any] = {}
+    wanted: dict[str, list[str]] = {}
     for address in addresses:
         key, _, rest = address.partition(".")
-        for name in metrics if key == "*" else [key] if key in metrics else []:
-            if not rest:
-                found[name] = metrics[name]
-            elif isinstance(metrics[name], Mapping) and (inner := headlines(metrics[name], [rest])):
-                found[name] = {**found.get(name, {}), **inner}
+        for name in metrics if key == "*" else [key]:
+            wanted.setdefault(name, []).append(rest)
+    found: dict[str, Any] = {}
+    for name, rests in wanted.items():
+        value = metrics.get(name)
+        if isinstance(value, Mapping) and "" not in rests:
+            if inner := headlines(value, rests):
+                found[name] = inner
+        elif name in metrics and "" in rests:
+            found[name] = value
     return found
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table without its index: floats with 6 significant digits, LF line ends."""
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _rounded(value: Any, key: str) -> Any:
@@ -146,6 +176,6 @@ def _rounded(value: Any, key: str) -> Any:
         return {k: _rounded(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise ValueError(f"metric {key} is {value}; a finite number was expected")
+            raise ValueError(f"metric {key} is {value}; expected a finite number")
         return float(f"{value:.6g}")
     return value

@@ -1,4 +1,4 @@
-"""What every torch stage does before its work: threads, determinism, seeds, and its clock."""
+"""Setup of every torch stage: threads, determinism, seeds, timing."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ from stages.rlhf.records import write_metrics
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from the one seed and the names of its use; no use shares its draws."""
+    """A 63-bit seed derived from the global seed and the names of its use; one stream per use."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def start(threads: int, seed: int, use: str) -> None:
-    """Fix threads, algorithms and global seeds, so that one commit gives the same bits twice."""
+    """Fix threads, algorithms and global seeds, so that a commit reproduces bit for bit."""
     torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or every CUDA product raises
-    # CUDA's cumsum (generation.pick) has no deterministic twin: it warns there, and no more
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else every CUDA matmul raises
+    # CUDA's cumsum (generation.pick) has no deterministic version: warn only
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # else every torch.empty is filled with NaN first: a quarter of SFT's time on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ def start(threads: int, seed: int, use: str) -> None:
 
 
 def circumstances(started: datetime, **more: Any) -> dict[str, Any]:
-    """When, from which commit and on what a stage ran: what run.json leaves out."""
+    """When, from which commit and on what device a stage ran: all that run.json leaves out."""
 
     def git(*command: str) -> str | None:
         done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def circumstances(started: datetime, **more: Any) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds by phase, and the process's peak memory: the figures that dvc.lock must not hash."""
+    """Seconds per phase and peak memory of the process: numbers that dvc.lock must not hash."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()

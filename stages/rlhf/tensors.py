@@ -1,4 +1,4 @@
-"""Tensors from a file: safetensors alone, which hold no code."""
+"""Tensors from a file: safetensors only, which cannot contain code."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by name. Raises ValueError where it is missing or something else."""
+    """All tensors of a file, by name. Raises ValueError if it is missing or not safetensors."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; safetensors were expected")
+        raise ValueError(f"{path}: no such file; expected safetensors")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""A small Korean world with known truth: facts, questions, answers and what goes wrong with them.
+"""A synthetic Korean QA world with known truth: facts, questions, answers and their defects.
 
-It stands in for the users' own download, so that the whole pipeline runs offline.
+It replaces the users' own data, so that the whole pipeline runs offline.
 """

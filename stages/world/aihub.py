@@ -1,7 +1,7 @@
-"""Packaging like AI-Hub data set 71748: zips in zips' own folders, entry names that begin with "/".
+"""Packaging as in AI-Hub dataset 71748: its folders and zips, entry names that begin with "/".
 
-The bytes depend on the rows alone: fixed timestamps, entries stored and not compressed (compressed
-bytes differ between zlib builds).
+The bytes depend only on the rows: fixed timestamps, entries stored uncompressed (compressed bytes
+differ between zlib builds).
 """
 
 import json
@@ -22,7 +22,7 @@ _INFO = {
 
 
 def write_package(folder: Path, parts: dict[str, tuple[list[Any], list[Any]]]) -> list[Path]:
-    """Write the four zips; `parts`: sft, rm and ppo -> rows of Training and of Validation."""
+    """Write the four zips; `parts`: {sft, rm, ppo: (Training rows, Validation rows)}."""
     paths = []
     for side, name, source, label in (
         (0, "Training", "TS_02.RLHF데이터.zip", "TL_02.RLHF데이터.zip"),

@@ -1,8 +1,8 @@
-"""Answers: the right form, and everything that can be wrong with one, each thing on its own.
+"""Answers: the ideal form, and every defect an answer can have, independently of the others.
 
-An answer is drawn along four axes that do not depend on each other (`Spec`), so that neither its
-form nor its length tells whether it is true. `quality` is the taste that ranks answers:
-a right fact over "I do not know" over a wrong fact; then the detail; then the style.
+An answer is sampled along four independent axes (`Spec`), so that neither its form nor its length
+reveals whether it is true. `quality` is the preference that ranks answers: a correct fact over "I
+do not know" over a wrong fact; then the detail; then the style.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ VAGUE = (
     "여러 의견이 있어 말하기 어렵습니다.",
 )
 
-LONGEST_LOOP = 74  # characters; a loop is cut there, lest it outgrow the tiny model's cap
+LONGEST_LOOP = 74  # characters at which a loop is cut, to fit the tiny model's token limit
 
-# Points of quality that each departure from the full right answer costs or leaves.
+# Points of quality per property of the answer.
 RIGHT, VAGUE_POINTS, WRONG = 20.0, 9.0, 2.0
 WHOLE = {"off_topic": -1.0, "other_entity": 0.0, "vague": VAGUE_POINTS}
 DETAIL = {"right": 4.0, "extra": 3.5, "other": 2.0, "wrong": -3.0}
@@ -55,12 +55,12 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Spec:
-    """One answer's form and faults.
+    """Form and defects of one answer.
 
     `form`: full (core and detail) | no_detail (core) | short ("서울입니다.") | fragment ("서울")
-    | vague | off_topic | other_entity; the other axes are free where they make sense: `fact` right
-    | wrong; `detail` of a full answer right | extra (one true detail too many) | other (true, not
-    the listed one) | wrong; `style` a key of STYLE.
+    | vague | off_topic | other_entity. The other axes vary freely if applicable: `fact` right |
+    wrong; `detail` of a full answer right | extra (one more true detail) | other (true, not the
+    listed one) | wrong; `style` a key of STYLE.
     """
 
     form: str = "full"
@@ -70,7 +70,7 @@ class Spec:
 
     @property
     def defects(self) -> str:
-        """What is wrong, worst first, joined by "+"; "none" for the full right answer."""
+        """The defects, worst first, joined by "+"; "none" for the full correct answer."""
         if self.form in WHOLE:
             return self.form
         found = ["wrong_fact"] if self.fact == "wrong" else []
@@ -96,8 +96,8 @@ class Spec:
 
 CLEAN = Spec()
 
-# What a flawed demonstration suffers from: (share among the flawed, spec). Most hold the right
-# fact: SFT on them learns to know, yet not how to say it.
+# Defects of flawed demonstrations: (share among the flawed, spec). Most have the correct fact: SFT
+# on them learns the facts, but not the best form.
 DEMO_DEFECTS: dict[str, tuple[float, Spec]] = {
     "no_detail": (0.18, Spec(form="no_detail")),
     "short": (0.09, Spec(form="short")),
@@ -114,21 +114,21 @@ DEMO_DEFECTS: dict[str, tuple[float, Spec]] = {
 
 
 def canonical(fact: Fact) -> str:
-    """The one full right answer: core sentence and listed detail."""
+    """The full correct answer: core sentence and listed detail."""
     return f"{core(fact)} {detail(listed_detail(fact))}"
 
 
 def possible(fact: Fact, spec: Spec) -> bool:
-    """Whether the tables know enough for such an answer."""
+    """Whether the tables contain enough facts for such an answer."""
     if spec.detail == "extra" and spec.style == "loop":
-        return False  # too long for the tiny model to answer
+        return False  # exceeds the tiny model's token limit
     if spec.form == "full" and spec.detail in ("extra", "other"):
         return bool(other_details(fact))
     return True
 
 
 def write(question: Question, spec: Spec, rng: Random) -> str:
-    """An answer to the question in the form and with the faults of `spec`."""
+    """An answer to the question with the form and defects of `spec`."""
     fact = question.fact
     if spec.form == "vague":
         return rng.choice(VAGUE).format(e=fact.entity)
@@ -156,10 +156,10 @@ def _details(fact: Fact, state: str, register: str, rng: Random) -> list[str]:
         return [detail(listed, register, rng.choice(other_values(listed)))]
     if state == "other":
         return [detail(rng.choice(other_details(fact)), register)]
-    told = [detail(listed, register)]
+    details = [detail(listed, register)]
     if state == "extra":
-        told.append(detail(rng.choice(other_details(fact)), register))
-    return told
+        details.append(detail(rng.choice(other_details(fact)), register))
+    return details
 
 
 def _styled(question: Question, spec: Spec, sentences: list[str], value: str, rng: Random) -> str:
@@ -171,14 +171,14 @@ def _styled(question: Question, spec: Spec, sentences: list[str], value: str, rn
     if spec.style == "loop":
         text += f" {sentences[-1]}" * rng.choice((2, 2, 3))
         return text if len(text) <= LONGEST_LOOP else text[:LONGEST_LOOP].rsplit(" ", 1)[0]
-    if spec.style == "cut":  # after the value, so that the fact stays told; inside the detail
+    if spec.style == "cut":  # after the value, so that the fact is kept
         start = len(sentences[0]) + 3 if len(sentences) > 1 else text.rindex(value) + len(value)
         return text[: rng.randrange(start, max(start + 1, len(text) - 2))].rstrip()
     return text
 
 
 def _off_topic(fact: Fact, rng: Random) -> str:
-    """A true answer to something else: another attribute of the entity, or another table."""
+    """A true answer to another question: another attribute of the entity, or another table."""
     related = list(other_details(fact)) if rng.random() < 0.5 else []
     if not related:
         related = [f for f in all_facts() if f.table != fact.table]

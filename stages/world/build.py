@@ -1,10 +1,12 @@
-"""The rows of every part, in the AI-Hub shape."""
+"""The rows of every part, in the AI-Hub format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
+
+from tqdm import tqdm
 
 from stages.rlhf.config.sample import SampleConfig
 from stages.world.answers import CLEAN, DEMO_DEFECTS, Spec, canonical, write
@@ -18,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One part's rows: the Training file's (pinned ones among them) and the Validation file's."""
+    """Rows of one part: of its Training file (with rows pinned to other splits) and Validation."""
 
     training: list[Row] = field(default_factory=list)
     validation: list[Row] = field(default_factory=list)
@@ -26,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class World:
-    """Everything the sample holds, before any dirt."""
+    """The whole sample, before dirt is added."""
 
     splits: Splits
     sft: Part
@@ -36,7 +38,7 @@ class World:
 
 
 def _head(part: str, number: int, question: Question, split: str, kind: str | None) -> Row:
-    """The keys that all parts share; `split` pins a row, `kind` names its hold-out."""
+    """The keys common to all parts; `split` pins a row, `kind` names its hold-out set."""
     ending = ENDINGS[question.ending]
     row: Row = {
         "data_id": str(uuid5(NAMESPACE_URL, f"koqa/{part}/{split}/{number}/{question.text}")),
@@ -65,14 +67,14 @@ def _sft_row(head: Row, question: Question, answer: str) -> Row:
 def _rm_row(head: Row, group: Group, ranks: Sequence[int], rng: Random) -> Row:
     order = rng.sample(range(len(ranks)), len(ranks))
     answers = {
-        f"answer{place:02}": {"ranking": ranks[i]} | _contents(group.answers[i])
-        for place, i in enumerate(order, 1)
+        f"answer{number:02}": {"ranking": ranks[i]} | _contents(group.answers[i])
+        for number, i in enumerate(order, 1)
     }
     return head | answers | {"defects": [group.specs[i].defects for i in order]}
 
 
 def demo_specs(count: int, full_right: float, rng: Random) -> list[Spec]:
-    """`count` specs in random order: `full_right` of them clean, the others by DEMO_DEFECTS."""
+    """`count` specs in random order: a share `full_right` clean, the rest by DEMO_DEFECTS."""
     clean = round(count * full_right)
     flawed = count - clean
     specs = [CLEAN] * clean
@@ -86,10 +88,10 @@ def demo_specs(count: int, full_right: float, rng: Random) -> list[Spec]:
 
 def _sft(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/sft")
-    asked = _draw(splits.training, sample.demonstrations, "demonstrations", rng)
-    specs = demo_specs(len(asked), sample.demo_full_right, rng)
+    questions = _sample(splits.training, sample.demonstrations, "demonstrations", rng)
+    specs = demo_specs(len(questions), sample.demo_full_right, rng)
     part = Part()
-    for number, (question, spec) in enumerate(zip(asked, specs, strict=True)):
+    for number, (question, spec) in enumerate(zip(questions, specs, strict=True)):
         head = _head("sft", number, question, "train", None)
         part.training.append(_sft_row(head, question, write(question, spec, rng)))
     for kind, questions in splits.validation.items():
@@ -107,21 +109,22 @@ def _rm(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/rm")
     part = Part()
 
-    def add(rows: list[Row], asked: Sequence[Question], split: str, kind: str | None) -> None:
+    def add(rows: list[Row], questions: Sequence[Question], split: str, kind: str | None) -> None:
         trains = split in ("train", "judge_train")
         confounded = sample.confounded and split == "train"
-        groups = [make_group(question, rng, confounded) for question in asked]
+        bar = tqdm(questions, desc=f"{split} groups", delay=5, mininterval=5, leave=False)
+        groups = [make_group(question, rng, confounded) for question in bar]
         noise = sample.rank_noise if trains else 0.0
         ranks = noisy_ranks(groups, noise, Random(f"{sample.seed}/noise/{split}"))
         for number, (group, given) in enumerate(zip(groups, ranks, strict=True)):
             head = _head("rm", number, group.question, split, kind)
             rows.append(_rm_row(head, group, given, rng))
 
-    asked = _draw(splits.training, sample.groups, "groups", rng)
-    judged = sample.judge_groups
-    add(part.training, asked, "train", None)
-    add(part.training, splits.judge[:judged], "judge_train", None)
-    add(part.training, splits.judge[judged:], "judge_test", None)
+    questions = _sample(splits.training, sample.groups, "groups", rng)
+    judge_count = sample.judge_groups
+    add(part.training, questions, "train", None)
+    add(part.training, splits.judge[:judge_count], "judge_train", None)
+    add(part.training, splits.judge[judge_count:], "judge_test", None)
     for kind, questions in splits.validation.items():
         add(part.training, questions[: sizes.validation_rm[kind]], "validation", kind)
     for kind, questions in splits.test.items():
@@ -132,7 +135,7 @@ def _rm(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
 def _ppo(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/ppo")
     part = Part()
-    for number, question in enumerate(_draw(splits.training, sample.prompts, "prompts", rng)):
+    for number, question in enumerate(_sample(splits.training, sample.prompts, "prompts", rng)):
         part.training.append(_head("ppo", number, question, "train", None))
     for number, question in enumerate(
         splits.validation[UNSEEN_WORDING][: sizes.validation_prompts]
@@ -143,7 +146,7 @@ def _ppo(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     return _shuffled(part, rng)
 
 
-def _draw(questions: Sequence[Question], count: int, name: str, rng: Random) -> list[Question]:
+def _sample(questions: Sequence[Question], count: int, name: str, rng: Random) -> list[Question]:
     if count > len(questions):
         raise ValueError(
             f"sample.{name} ({count}) exceeds the {len(questions)} questions open to training"
@@ -158,9 +161,9 @@ def _shuffled(part: Part, rng: Random) -> Part:
 
 
 def build_world(sample: SampleConfig) -> World:
-    """Questions, answers, ranks and texts; the same for the same params.
+    """Questions, answers, ranks and texts; deterministic given the params.
 
-    Raises ValueError, with both numbers, where more is asked for than the tables hold.
+    Raises ValueError, with both numbers, if more is requested than the tables provide.
     """
     splits = deal_questions(sample)
     sizes = Sizes.of(sample)

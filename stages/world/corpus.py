@@ -1,8 +1,8 @@
 """Short documents from which a base model learns the language and the facts.
 
-Every fact is told in many ways (statements, profiles, reversed, compared). The question-and-answer
-texts answer in one word or in the plain register, never in the canonical form, and ask only what
-training may ask.
+Every fact is expressed in many ways (statements, profiles, reversals, comparisons). The QA texts
+answer in one word or in the plain register, never in the canonical form, and use only questions
+open to training.
 """
 
 from collections.abc import Sequence
@@ -37,18 +37,18 @@ def _statement(fact: Fact, register: str, rng: Random) -> str:
 
 
 def _statements(fact: Fact, rng: Random) -> str:
-    """The fact and another of the same entity, or of the same column."""
+    """The fact and another of the same entity, or of the same attribute."""
     register = rng.choice((PLAIN, POLITE))
     known = [f for f in facts_of_entity(fact.table, fact.entity) if f != fact]
     if rng.random() < 0.3:
         known = [f for f in column(fact.table, fact.attribute) if f != fact]
-    told = [fact, rng.choice(known)] if known else [fact]
-    rng.shuffle(told)
-    return rng.choice(_OPENINGS) + " ".join(_statement(f, register, rng) for f in told)
+    facts = [fact, rng.choice(known)] if known else [fact]
+    rng.shuffle(facts)
+    return rng.choice(_OPENINGS) + " ".join(_statement(f, register, rng) for f in facts)
 
 
 def _profile(fact: Fact, rng: Random) -> str:
-    """All that is known of the fact's entity."""
+    """All facts about the fact's entity."""
     known = list(facts_of_entity(fact.table, fact.entity))
     rng.shuffle(known)
     if rng.random() < 0.4:
@@ -58,7 +58,7 @@ def _profile(fact: Fact, rng: Random) -> str:
 
 
 def _comparison(fact: Fact, rng: Random) -> str:
-    """The fact beside the same attribute of another entity."""
+    """The fact, compared with the same attribute of another entity."""
     others = [f for f in column(fact.table, fact.attribute) if f != fact]
     other = rng.choice(others)
     ask = rng.randrange(3)
@@ -83,9 +83,9 @@ def _question_and_answer(question: Question, rng: Random) -> str:
 
 
 def make_corpus(documents: int, questions: Sequence[Question], rng: Random) -> list[str]:
-    """`documents` texts; facts take turns, so that each is told equally often.
+    """`documents` texts, cycling through the facts so that each is stated equally often.
 
-    `questions` are those that the question-and-answer texts may ask.
+    `questions`: those that the QA texts may use.
     """
     facts = list(all_facts())
     deck: list[Fact] = []
@@ -103,7 +103,7 @@ def make_corpus(documents: int, questions: Sequence[Question], rng: Random) -> l
         elif draw < 0.78:
             text = _comparison(fact, rng)
         else:
-            deck.append(fact)  # told by a statement later: an asked pair says nothing of it
+            deck.append(fact)  # stated later: the QA text is about another fact
             text = _question_and_answer(rng.choice(questions), rng)
         if not any(canonical(f) in text for f in facts_of_entity(fact.table, fact.entity)):
             texts.append(text)

@@ -1,7 +1,7 @@
-"""A few planted defects of every sort that real files have, so that preprocess has work to do.
+"""A few injected defects of every kind found in real files, so that preprocess has work to do.
 
-Rows that must be rejected are added; rows that must be cleaned are made from rows that are there.
-Everything is planted in the Training files, among the rows that train.
+Rows that must be rejected are added; rows that must be cleaned are modified existing ones. All are
+in the Training files, among the rows of the training split.
 """
 
 import json
@@ -15,13 +15,13 @@ from uuid import NAMESPACE_URL, uuid5
 from stages.world.build import Part, Row, World
 from stages.world.splits import UNSEEN_WORDING
 
-ANSWER_KEYS = tuple(f"answer{place:02}" for place in range(1, 6))
+ANSWER_KEYS = tuple(f"answer{number:02}" for number in range(1, 6))
 _ENDLESS = "서울과 부산과 대구와 인천과 광주와 대전과 울산과 세종과 제주와 " * 80
 _MISSING = object()
 
 
 def plant(world: World, seed: int) -> dict[str, tuple[list[Any], list[Any]]]:
-    """Part name -> rows of its Training and Validation files, dirt among the former."""
+    """Part name -> rows of its Training (with dirt) and Validation files."""
     planted = {}
     for name, part in (("sft", world.sft), ("rm", world.rm), ("ppo", world.ppo)):
         rng = Random(f"{seed}/dirt/{name}")
@@ -48,7 +48,7 @@ def _copy(row: Row) -> Row:
 
 
 class _Rejects:
-    """Rows that preprocess must refuse, each made from a good one, with a question of its own."""
+    """Rows that preprocess must reject, each made from a good row with its own question."""
 
     def __init__(self, name: str, models: list[Row]) -> None:
         self.rows: list[Row] = []
@@ -56,11 +56,11 @@ class _Rejects:
         self._models = models
 
     def add(self, question: Any = _MISSING, **changes: Any) -> Row:
-        """Add a copy of the next model with changes; the row, for more."""
+        """Add a copy of the next model row with changes; returns it for further changes."""
         number = len(self.rows)
         row = _copy(self._models[number % len(self._models)]) | changes
         row["data_id"] = str(uuid5(NAMESPACE_URL, f"koqa/dirt/{self._name}/{number}"))
-        fresh = f"({number + 1}) {row['question']}"  # lest it fall for being a duplicate
+        fresh = f"({number + 1}) {row['question']}"  # else it would be rejected as a duplicate
         row["question"] = fresh if question is _MISSING else question
         self.rows.append(row)
         return row
@@ -80,7 +80,7 @@ class _Rejects:
             del self.add(question.replace(" ", "  ", 1))["split"]
 
     def answers(self) -> None:
-        """Bad demonstrations: empty, missing, the question itself, placeholder, without an end."""
+        """Bad demonstrations: empty, missing, equal to the question, placeholder, endless."""
         for text in ("", "  ", "그 사람은 <NAME>입니다."):
             self.add(answer={"contents": text, "answer_count": len(text)})
         for start in ("우리나라의 큰 도시는 ", "가 볼 만한 도시를 꼽자면 "):
@@ -92,7 +92,7 @@ class _Rejects:
         self.add(answer=[])
 
     def ranks(self) -> None:
-        """Bad groups: too few distinct answers, all tied, ranks that are none."""
+        """Bad groups: too few distinct answers, all tied, invalid ranks."""
         for text in ("잘 모르겠습니다.", "그렇습니다.", ""):
             row = self.add()
             for key in ANSWER_KEYS:
@@ -107,7 +107,7 @@ class _Rejects:
 
 
 def _stains(name: str) -> Iterator[Callable[[Row], None]]:
-    """Dirt that cleaning undoes, two to four rows of each sort."""
+    """Dirt that cleaning removes, two to four rows of each kind."""
     for _ in range(3):
         yield partial(_rewrite, change=partial(unicodedata.normalize, "NFD"))  # from macOS
     for mark in ("\ufeff", "\u200b", "\u2060"):

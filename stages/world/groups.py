@@ -1,10 +1,10 @@
-"""Groups of five ranked answers, and the noise of those who ranked them.
+"""Groups of five ranked answers, with ranking noise.
 
-About three groups in four hold the full right answer. Half hold a contrast pair: two answers alike
-in form, detail and style, one true and one not. The rest is drawn axis by axis. One bias is built
-in because people's rankings have it (AI-Hub's second-best answers are the longest): where the full
-right answer is there, the runner-up is often a right but wordy one (filler or an extra detail), so
-that rank 2 is on average the longest by a little.
+About three groups in four contain the full correct answer. Half contain a contrast pair: two
+answers with the same form, detail and style, one true and one false. The rest is sampled axis by
+axis. One bias of human rankings is built in (AI-Hub's second-best answers are the longest): next to
+the full correct answer, the second-best is often correct but wordy (filler or an extra detail), so
+that rank 2 is slightly the longest on average.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
+from tqdm import tqdm
+
 from stages.world.answers import CLEAN, STYLE, Spec, possible, write
 from stages.world.questions import Question
 
 ANSWERS = 5
-CLEAN_SHARE = 0.66  # groups given the full right answer; others draw it by chance
-WORDY_SHARE = 0.45  # of these, groups whose runner-up is right but wordy
-CONTRAST_SHARE = 0.5  # groups with a same-form pair of a right and a wrong fact
+CLEAN_SHARE = 0.66  # groups given the full correct answer; others may sample it
+WORDY_SHARE = 0.45  # of these, groups with a correct but wordy second-best
+CONTRAST_SHARE = 0.5  # groups with a same-form pair of a correct and a wrong fact
 TIE_SHARE = 0.04  # groups in which two answers may be equally good
 WORDY = (Spec(detail="extra"), Spec(style="filler"), Spec(detail="extra", style="filler"))
 CONFOUNDED = (
@@ -32,7 +34,7 @@ CONFOUNDED = (
 
 @dataclass(frozen=True)
 class Group:
-    """A question with its answers, best first by true quality; equal ranks are ties."""
+    """A question with its answers, sorted by true quality, best first; equal ranks are ties."""
 
     question: Question
     answers: tuple[str, ...]
@@ -40,8 +42,8 @@ class Group:
     ranks: tuple[int, ...]
 
 
-def draw_spec(rng: Random) -> Spec:
-    """A spec drawn axis by axis."""
+def sample_spec(rng: Random) -> Spec:
+    """A spec sampled axis by axis."""
     form = rng.choices(
         ("full", "no_detail", "short", "fragment", "vague", "off_topic", "other_entity"),
         (0.50, 0.14, 0.08, 0.06, 0.08, 0.07, 0.07),
@@ -58,21 +60,21 @@ def draw_spec(rng: Random) -> Spec:
     return Spec(form=form, fact=fact, detail=state, style=style)
 
 
-def _draw_specs(question: Question, rng: Random) -> list[Spec]:
+def _sample_specs(question: Question, rng: Random) -> list[Spec]:
     specs: list[Spec] = []
     if rng.random() < CLEAN_SHARE:
         specs.append(CLEAN)
         if rng.random() < WORDY_SHARE:
             specs.append(rng.choice([s for s in WORDY if possible(question.fact, s)]))
     if rng.random() < CONTRAST_SHARE:
-        one = draw_spec(rng)
+        one = sample_spec(rng)
         while one.form in ("vague", "off_topic", "other_entity"):
-            one = draw_spec(rng)
+            one = sample_spec(rng)
         specs += [Spec(one.form, fact, one.detail, one.style) for fact in ("right", "wrong")]
     tie = rng.random() < TIE_SHARE
     kept: list[Spec] = []
     while len(kept) < ANSWERS:
-        spec = specs.pop(0) if specs else draw_spec(rng)
+        spec = specs.pop(0) if specs else sample_spec(rng)
         equal = sum(spec.quality == other.quality for other in kept)
         if spec.quality == CLEAN.quality and spec in kept:
             continue
@@ -84,14 +86,14 @@ def _draw_specs(question: Question, rng: Random) -> list[Spec]:
 
 def make_group(question: Question, rng: Random, confounded: bool = False) -> Group:
     """Five distinct answers to a question, with their true ranks."""
-    specs = list(CONFOUNDED) if confounded else _draw_specs(question, rng)
+    specs = list(CONFOUNDED) if confounded else _sample_specs(question, rng)
     answers: list[str] = []
     for spec in specs:
         for _ in range(50):
             text = write(question, spec, rng)
             if text not in answers:
                 break
-        else:  # the tables have no second answer of this kind
+        else:  # the tables have no other answer of this kind
             return make_group(question, rng, confounded)
         answers.append(text)
     order = sorted(range(ANSWERS), key=lambda i: -specs[i].quality)
@@ -106,11 +108,12 @@ def make_group(question: Question, rng: Random, confounded: bool = False) -> Gro
 
 def competition_ranks(scores: Sequence[float]) -> tuple[int, ...]:
     """Ranks of scores where lower is better: 1, 2, 2, 4."""
-    return tuple(1 + sum(other < score for other in scores) for score in scores)
+    ordered = sorted(scores)
+    return tuple(1 + ordered.index(score) for score in scores)
 
 
 def flipped_share(true: Sequence[Sequence[float]], noisy: Sequence[Sequence[float]]) -> float:
-    """Share of the truly ordered pairs of answers that the noisy ranks order the other way."""
+    """Share of truly ordered pairs that the noisy ranks reverse."""
     pairs = flips = 0
     for before, after in zip(true, noisy, strict=True):
         for i, j in combinations(range(len(before)), 2):
@@ -121,12 +124,14 @@ def flipped_share(true: Sequence[Sequence[float]], noisy: Sequence[Sequence[floa
 
 
 def noisy_ranks(groups: Sequence[Group], share: float, rng: Random) -> list[tuple[int, ...]]:
-    """The ranks as fallible people give them: `share` of the ordered pairs comes out flipped.
+    """Noisy ranks: a given `share` of the ordered pairs is flipped.
 
-    Every rank level is moved by Gaussian noise of one size, found by bisection; noise acts on
-    ranks, not on quality, so that a right and a wrong fact can change places like any neighbours.
+    Gaussian noise is added to every rank level, with a common scale found by bisection. It acts on
+    ranks, not on quality, so that a correct and a wrong fact can swap like any neighbours.
     """
     true = [group.ranks for group in groups]
+    if not share:
+        return true
     moves = [{rank: rng.gauss(0, 1) for rank in sorted(set(ranks))} for ranks in true]
 
     def at(scale: float) -> list[tuple[int, ...]]:
@@ -136,7 +141,7 @@ def noisy_ranks(groups: Sequence[Group], share: float, rng: Random) -> list[tupl
         ]
 
     low, high = 0.0, 1e3
-    for _ in range(40):
+    for _ in tqdm(range(40), desc="flip ranks", delay=5, mininterval=5, leave=False):
         middle = (low + high) / 2
         low, high = (middle, high) if flipped_share(true, at(middle)) < share else (low, middle)
-    return at(low) if share else true
+    return at(low)

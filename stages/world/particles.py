@@ -1,4 +1,4 @@
-"""Korean particles and endings, chosen by the sound of what stands before them.
+"""Korean particles and endings, chosen by the preceding sound.
 
 Templates mark them in brackets: "{e}[은] {v}에 [있다]" becomes "일본은 아시아에 있습니다".
 """
@@ -60,7 +60,7 @@ _MARKER = re.compile(r"\[([^\]]+)\]")
 
 
 def final_consonant(text: str) -> str:
-    """The final consonant of the last sound of `text`: "" for a vowel, "ㄹ", or "other"."""
+    """The final consonant of `text` as pronounced: "" for a vowel, "ㄹ", or "other"."""
     last = text.rstrip(" '\")]」』.,!?")[-1:]
     if "가" <= last <= "힣":
         index = (ord(last) - ord("가")) % 28
@@ -86,7 +86,7 @@ def copula(text: str, register: str) -> str:
 
 
 def resolve(text: str, register: str = POLITE) -> str:
-    """Replace every [marker] by the form that its left neighbour and the register ask for.
+    """Replace every [marker] by the form required by the preceding text and the register.
 
     Raises ValueError for an unknown marker.
     """

@@ -1,4 +1,4 @@
-"""Wordings: what is asked (three noun phrases per attribute) times how (sixteen endings)."""
+"""Question wordings: three noun phrases per attribute times sixteen endings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,13 +40,13 @@ UNSEEN_ENDINGS = (
 ENDINGS = TRAINING_ENDINGS + UNSEEN_ENDINGS
 ASKS = 3
 
-# (noun phrase, ending) combinations in which no pair is ever asked outside validation and test.
+# (noun phrase, ending) combinations used only in validation and test.
 HELD_OUT_COMBOS = ((0, 1), (0, 6), (0, 10), (1, 2), (1, 4), (1, 12), (2, 0), (2, 5), (2, 9))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A fact asked in one wording: indices into its noun phrases and into ENDINGS."""
+    """A question about a fact in one wording: indices into its noun phrases and ENDINGS."""
 
     fact: Fact
     ask: int
@@ -63,13 +63,13 @@ class Question:
 
     @cached_property
     def trigrams(self) -> frozenset[str]:
-        """Character 3-grams of the text without blanks and punctuation."""
+        """Character 3-grams of the text without whitespace and punctuation."""
         text = "".join(c for c in self.text if c.isalnum())
         return frozenset(text[i : i + 3] for i in range(len(text) - 2))
 
 
 def wordings(fact: Fact, combos: Iterable[tuple[int, int]]) -> list[Question]:
-    """The fact asked in each of the combinations."""
+    """Questions about the fact in each of the combinations."""
     return [Question(fact, ask, ending) for ask, ending in combos]
 
 
@@ -80,11 +80,11 @@ def training_combos() -> list[tuple[int, int]]:
 
 
 def unseen_ending_combos() -> list[tuple[int, int]]:
-    """Every noun phrase with the endings that only test uses."""
+    """Every noun phrase with the endings used only in test."""
     return [(ask, e) for ask in range(ASKS) for e in range(len(TRAINING_ENDINGS), len(ENDINGS))]
 
 
 def similarity(one: Question, other: Question) -> float:
-    """Jaccard similarity of character 3-grams, the measure of preprocess.near_duplicate."""
+    """Jaccard similarity of character 3-grams, as for preprocess.near_duplicate."""
     common = len(one.trigrams & other.trigrams)
     return common / (len(one.trigrams) + len(other.trigrams) - common)

@@ -1,12 +1,12 @@
-"""Who may ask what: questions dealt to training, judge, validation and test, never to two of them.
+"""Assignment of questions to training, judge, validation and test, without overlap.
 
-Held out of training, three kinds of question:
-    unseen_wording   the pair is asked in training, never in this noun phrase with this ending
-    never_asked      the (entity, attribute) pair is asked nowhere else
+Three kinds of question are held out of training:
+    unseen_wording   training asks for the pair, but never with this noun phrase and ending
+    never_asked      nothing else asks for the (entity, attribute) pair
     unseen_ending    the ending occurs nowhere else
-Validation has the first two, the second of pairs of its own, so that what test asks can be chosen
-for; unseen endings are test's alone.
-No question is a near-duplicate of one that another side asks.
+Validation has the first two, the second with its own pairs, so that model selection can target
+them; unseen endings are only in test.
+No question is a near-duplicate of one on another side.
 """
 
 from collections import defaultdict
@@ -26,13 +26,13 @@ from stages.world.questions import (
 )
 
 UNSEEN_WORDING, NEVER_ASKED, UNSEEN_ENDING = "unseen_wording", "never_asked", "unseen_ending"
-NEVER_ASKED_SHARES = {"test": 0.10, "validation": 0.05}  # of the pairs of every attribute
-NEAR = 0.85  # similarity from which two questions may not be on two sides; stricter than 0.9
+NEVER_ASKED_SHARES = {"test": 0.10, "validation": 0.05}  # of each attribute's pairs
+NEAR = 0.85  # similarity at which two questions must share a side; preprocess uses 0.9
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Questions on the held-out sides: the default run's, or fewer where training is smaller."""
+    """Numbers of held-out questions: those of the default run, or fewer for smaller training."""
 
     test_sft: dict[str, int]
     test_rm: dict[str, int]
@@ -44,7 +44,7 @@ class Sizes:
 
     @classmethod
     def of(cls, sample: SampleConfig) -> "Sizes":
-        """In proportion to the training parts, no more than the default run's."""
+        """In proportion to the training parts, at most those of the default run."""
 
         def part(most: int, trained: int, default: int) -> int:
             return max(4, min(most, round(most * trained / default)))
@@ -67,7 +67,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Splits:
-    """Questions by side; those of validation and test by kind."""
+    """Questions by side; validation and test by kind."""
 
     training: list[Question]
     judge: list[Question]
@@ -76,43 +76,43 @@ class Splits:
 
 
 class _Sides:
-    """Remembers which side asks what, and refuses near-duplicates across sides."""
+    """Tracks the questions of each side and rejects near-duplicates across sides."""
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, ...], list[tuple[str, Question]]] = defaultdict(list)
+        self._questions: dict[tuple[str, ...], list[tuple[str, Question]]] = defaultdict(list)
 
     def deal(self, side: str, questions: Iterable[Question], count: int | None) -> list[Question]:
-        """The first `count` of the questions that no other side asks, or all of them."""
+        """The first `count` questions (None: all) that no other side has."""
         dealt: list[Question] = []
         for question in questions:
             if len(dealt) == count:
                 break
-            places = self._places(question)
+            keys = self._keys(question)
             if any(
                 other != side and similarity(question, known) >= NEAR
-                for place in places
-                for other, known in self._asked[place]
+                for key in keys
+                for other, known in self._questions[key]
             ):
                 continue
-            for place in places:
-                self._asked[place].append((side, question))
+            for key in keys:
+                self._questions[key].append((side, question))
             dealt.append(question)
         if count is not None and len(dealt) < count:
             raise ValueError(
-                f"sample: {count} questions are wanted for {side}, the tables yield {len(dealt)}"
+                f"sample: {side} needs {count} questions, but the tables yield {len(dealt)}"
             )
         return dealt
 
     @staticmethod
-    def _places(question: Question) -> tuple[tuple[str, ...], ...]:
-        """Near-duplicates share the wording, or the fact."""
+    def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
+        """Candidate near-duplicates share the wording or the fact."""
         fact = question.fact
         wording = (fact.table, fact.attribute, str(question.ask), str(question.ending))
         return wording, fact.pair
 
 
 def never_asked(rng: Random) -> dict[str, set[Fact]]:
-    """Side -> the pairs that it alone asks: a share of every attribute's, of different entities."""
+    """Side -> pairs exclusive to it: a share of each attribute's, with distinct entities."""
     held: dict[str, set[Fact]] = {side: set() for side in NEVER_ASKED_SHARES}
     entities: set[tuple[str, str]] = set()
     attributes = dict.fromkeys((fact.table, fact.attribute) for fact in all_facts())
@@ -128,7 +128,7 @@ def never_asked(rng: Random) -> dict[str, set[Fact]]:
 
 
 def _in_turn(facts: Iterable[Fact], combos: list[tuple[int, int]], rng: Random) -> list[Question]:
-    """All wordings of the facts, shuffled, every fact once before any comes again."""
+    """All wordings of the facts, shuffled, in rounds that contain every fact once."""
     piles = [wordings(fact, rng.sample(combos, len(combos))) for fact in facts]
     rounds: list[Question] = []
     for turn in range(len(combos)):
@@ -139,17 +139,17 @@ def _in_turn(facts: Iterable[Fact], combos: list[tuple[int, int]], rng: Random) 
 
 
 def deal_questions(sample: SampleConfig) -> Splits:
-    """Deal every question that is needed to one side.
+    """Assign every question needed to one side.
 
-    Raises ValueError, with both numbers, where the tables hold too few.
+    Raises ValueError, with both numbers, if the tables yield too few.
     """
     rng = Random(f"{sample.seed}/splits")
     sizes = Sizes.of(sample)
     held = never_asked(rng)
-    asked = [fact for fact in all_facts() if not any(fact in hidden for hidden in held.values())]
+    public = [fact for fact in all_facts() if not any(fact in hidden for hidden in held.values())]
     hidden = {side: [f for f in all_facts() if f in pairs] for side, pairs in held.items()}
     sides = _Sides()
-    unseen = _in_turn(asked, list(HELD_OUT_COMBOS), rng)
+    unseen = _in_turn(public, list(HELD_OUT_COMBOS), rng)
 
     def deal_hidden(side: str, count: int) -> list[Question]:
         return sides.deal(side, _in_turn(hidden[side], training_combos(), rng), count)
@@ -158,7 +158,7 @@ def deal_questions(sample: SampleConfig) -> Splits:
         UNSEEN_WORDING: sides.deal("test", unseen, sizes.test_sft[UNSEEN_WORDING]),
         NEVER_ASKED: deal_hidden("test", sizes.test_sft[NEVER_ASKED]),
         UNSEEN_ENDING: sides.deal(
-            "test", _in_turn(asked, unseen_ending_combos(), rng), sizes.test_sft[UNSEEN_ENDING]
+            "test", _in_turn(public, unseen_ending_combos(), rng), sizes.test_sft[UNSEEN_ENDING]
         ),
     }
     parts = (sizes.validation_sft, sizes.validation_rm)
@@ -169,7 +169,7 @@ def deal_questions(sample: SampleConfig) -> Splits:
         ),
         NEVER_ASKED: deal_hidden("validation", wanted[NEVER_ASKED]),
     }
-    open_ = _in_turn(asked, training_combos(), rng)
+    open_ = _in_turn(public, training_combos(), rng)
     judge_count = sample.judge_groups + sizes.judge_test
     judge = sides.deal("judge", open_, judge_count)
     training = sides.deal("training", open_, None)

@@ -1,9 +1,9 @@
-"""The facts: tables of stable, checked knowledge, and how each attribute is asked and told.
+"""The facts: tables of stable, verified knowledge, and the phrases that express each attribute.
 
-A row of a table is "entity | value | value ...", "-" where there is none. An attribute has three
-noun phrases, each with its question word; the first also makes the core sentence of the right
-answer, `detail` the sentence in which the value backs up an answer about another attribute, and
-`also` names the attributes that back this one up, the first known one being the listed detail.
+A row of a table is "entity | value | value ...", "-" for a missing value. An attribute has three
+noun phrases, each with its question word; the first also forms the core sentence of the correct
+answer. `detail` is the sentence in which the value supports an answer about another attribute, and
+`also` names the attributes that support this one, the first known one being the listed detail.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that can be asked of every entity of a table."""
+    """A property of every entity of a table."""
 
     key: str
     asks: tuple[str, str, str]
     detail: str
     also: tuple[str, ...]
-    category: str | None = None  # where it differs from the table's
+    category: str | None = None  # if it differs from the table's
 
 
 @dataclass(frozen=True)
 class Table:
-    """Entities of one sort. `category` is one of AI-Hub's `middle` categories."""
+    """Entities of one kind. `category` is one of AI-Hub's `middle` categories."""
 
     name: str
     category: str
@@ -601,7 +601,7 @@ TABLES = (
     HOLIDAYS,
 )
 
-# Values of the same column that are true of an entity too, or nearly: never given as wrong ones.
+# Values of the same column that are also (nearly) true of an entity: never used as wrong values.
 ALSO_TRUE: dict[tuple[str, str], tuple[str, ...]] = {
     ("우크라이나", "language"): ("러시아어",),
     ("심장", "role"): ("혈액 운반",),

@@ -15,6 +15,7 @@ meet more shapes: with ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 set, which is slower, 
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,15 +30,16 @@ from tests.conftest import ROOT
 ROWS = ROOT / "data" / "preprocess" / "sft" / "test.jsonl"
 QUESTIONS = (250, 1000)
 PLACES = {
+    "code": "data/check/evaluate.json",
     "base": "data/base",
     "sft": "data/sft",
     "ppo": "data/ppo/best",
     "rm": "data/rm",
     "judge": "data/judge",
-    "gate": "metrics/judge.json",
+    "gate": "metrics/gate.json",
     "embedder": "data/embedder",
-    "told": "metrics",
-    "drawn": "plots",
+    "metrics-dir": "metrics",
+    "plots-dir": "plots",
 }
 
 
@@ -66,7 +68,8 @@ def in_a_process(questions: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "rows.jsonl", rows(questions))
         command = [sys.executable, "-m", "tests.benchmarks.evaluate_load", "--folder", folder]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        env = {**os.environ, "KOQA_WORK": f"{folder}/work"}  # nothing is restored
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, env=env)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

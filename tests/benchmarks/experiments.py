@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, control, rivals
 
-Queues what is missing and runs it beside the workspace, reads the figures back with
-`dvc.api.exp_show()`, and writes them with the commit they were made at. Needs a clean checkout
-whose default run is in the cache: `dvc repro` first; `rivals` needs `seeds`.
+Queues what is missing and runs it beside the workspace, reads what each run has measured, and
+writes that with the commit they were made at. Needs a clean checkout whose default run is in the
+cache: `dvc repro` first; `rivals` needs `seeds`.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dvc.api
+from tqdm import tqdm
 
-from stages.rlhf.plan.compare_models import value
+from stages.rlhf.plan.experiments import WORKSPACE, all_metrics, finished, value
 from tests.benchmarks import rivals
 from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
 from tests.conftest import ROOT
 
-EVALUATE, PPO, RM, JUDGE = (f"metrics/{stage}.json" for stage in ("evaluate", "ppo", "rm", "judge"))
+EVALUATE, PPO, RM, JUDGE, GATE = "evaluate", "ppo", "rm", "judge", "gate"
 
-Columns = dict[str, tuple[str, str]]  # by name: file of metrics, key
+Columns = dict[str, tuple[str, str]]  # by name: stage, key
 Experiments = Mapping[str, Mapping[str, Any]]  # rows of exp_show, by table row or by name
 Read = Callable[[Experiments, Experiments], Mapping[str, Cells]]  # of this table, of all -> cells
 
@@ -45,10 +45,14 @@ def metrics(columns: Columns) -> Read:
     """Cells that are metrics of each row."""
 
     def read(found: Experiments, done: Experiments) -> dict[str, Cells]:
-        return {
-            name: {column: value(row, *place) for column, place in columns.items()}
-            for name, row in found.items()
-        }
+        cells = {}
+        stages = {stage for stage, _ in columns.values()}
+        for name, row in tqdm(found.items(), desc="read metrics", unit="", delay=1, leave=False):
+            measured = {stage: all_metrics(stage, row["rev"], ROOT) for stage in stages}
+            cells[name] = {
+                column: value(measured[stage], key) for column, (stage, key) in columns.items()
+            }
+        return cells
 
     return read
 
@@ -77,8 +81,8 @@ def ranking_columns() -> Columns:
     found["validation_accuracy"] = RM, "length_correction.validation_accuracy"
     found["ece"] = RM, "ece"
     found["judge_accuracy"] = JUDGE, "accuracy"
-    found["gate_gain"] = JUDGE, "gate.best_of_4.gain"
-    found["gate_gain_ci_low"] = JUDGE, "gate.best_of_4.gain_ci_low"
+    found["gate_gain"] = GATE, "best_of_4.gain"
+    found["gate_gain_ci_low"] = GATE, "best_of_4.gain_ci_low"
     return found
 
 
@@ -114,7 +118,7 @@ def gate_columns() -> Columns:
     """The reward model's accuracy, and the gate before PPO."""
     found: Columns = {f"rm.{kind}.accuracy": (RM, f"by_kind.{kind}.accuracy") for kind in KINDS}
     for key in ("gain", "gain_ci_low", "gain_ci_high", "passed"):
-        found[f"gate.{key}"] = JUDGE, f"gate.best_of_4.{key}"
+        found[f"gate.{key}"] = GATE, f"best_of_4.{key}"
     return found
 
 
@@ -133,7 +137,7 @@ CONFOUNDED = {"sample.confounded": True, "rm.head": "scalar", "rm.hard_negatives
 SEEDS = {f"seed {seed}": {"seed": seed} if seed else {} for seed in range(5)}
 TABLES = {
     "rm_ablation": Table(
-        ("rm", "judge"),
+        ("gate",),
         {
             "default": {},
             "seed 1": {"seed": 1},
@@ -177,8 +181,8 @@ def slug(table: str, row: str, changed: Mapping[str, Any]) -> str:
 def experiments() -> dict[str, dict[str, Any]]:
     """Every finished experiment on HEAD, and HEAD itself, by name."""
     found = {}
-    for row in dvc.api.exp_show(str(ROOT)):
-        if row["State"] in (None, "Success") and row["typ"] != "workspace":
+    for row in finished(ROOT):
+        if row["typ"] != WORKSPACE:
             found["default" if row["typ"] == "baseline" else row["Experiment"]] = row
     return found
 

@@ -34,8 +34,9 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate
 from stages.rlhf.model.store import load_sft, load_tokenizer
-from stages.rlhf.ppo.rollout import Prompt, policy_logprobs, token_values
-from stages.rlhf.ppo.trainer import PpoTrainer, describe
+from stages.rlhf.ppo.rollout import Prompt
+from stages.rlhf.ppo.stats import rollout_stats
+from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.records import PromptRow, read_rows
 from stages.rlhf.reward.model import Head, Member, RewardModel, load_reward_model, member_name
 from tests.conftest import ROOT
@@ -194,7 +195,6 @@ class Ours:
             "batch_size": setting.batch,
             "minibatches": 1,  # TRL takes one step an epoch
             "micro_batch_tokens": micro_batch_tokens,
-            "kept_tokens": 2**20,
             "learning_rate": RATE,
             "value_learning_rate": RATE,
         }
@@ -222,22 +222,23 @@ class Ours:
             seed=0,
             work=ROOT / ".work" / "benchmark",
         )
-        self.done = 0
+        self.done = 0  # the last update; from the first on the policy learns
 
-    def update(self, prompts: list[list[int]], train_policy: bool = True) -> dict[str, float]:
-        """One update on these prompts; its seconds by phase, tokens, score and KL."""
+    def update(self, prompts: list[list[int]]) -> dict[str, float]:
+        """The next update, on these prompts; its seconds by phase, tokens, score and KL."""
         self.done += 1
         trainer, begin = self.trainer, time.perf_counter()
         trainer.clock.lap("else")
         before = dict(trainer.clock.seconds)
         asked = [Prompt(self.codec.text(ids), ids) for ids in prompts]
-        rollout, reward = trainer._collect(self.done, asked)
-        trainer._update(self.done, rollout, train_policy)
+        rollout = trainer.rollout(self.done, asked)
+        trainer.learn(self.done, rollout)
+        trainer.clock.lap("update")
         spent = {
             f"{phase}_s": trainer.clock.seconds[phase] - before.get(phase, 0.0)
             for phase in ("generate", "score", "update")
         }
-        row = describe(rollout, reward, trainer.kl_coef)
+        row = rollout_stats(rollout, trainer.progress.kl_coef)
         figures = {"score": row["score"], "kl": row["kl"]}
         tokens = float(rollout.sequences.sizes[:, 1].sum())
         return {"seconds": time.perf_counter() - begin, **spent, "tokens": tokens, **figures}
@@ -255,9 +256,9 @@ class Ours:
         answers = [row[:n] for row, n in zip(seen["responses"].tolist(), sizes, strict=True)]
         rows = collate(prompts, answers, codec.pad_id, roles.model.device)
         with roles.use(POLICY):
-            logprobs = policy_logprobs(roles, rows, TEMPERATURE)
+            logprobs = trainer.model.logprobs(rows)
         with roles.use(VALUE):
-            values = token_values(roles, trainer.value_head, rows)
+            values = trainer.model.values(rows)
         questions = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
         scores = trainer.reward_model.score(questions, codec).mean
         penalty = EOS_PENALTY * (~seen["contain_eos_token"]).float()

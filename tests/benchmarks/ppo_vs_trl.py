@@ -204,12 +204,11 @@ def trl_curve(made: Material) -> list[Row]:
 
 def our_curve(made: Material) -> list[Row]:
     """The default run's updates, the first few of which teach the value model alone."""
-    ours, warmup = Shipped(made), load_params().ppo.value_warmup
-    stream, rows = ours.trainer._prompt_stream(), []
-    for update in range(CURVE_UPDATES):
-        asked = [next(stream).ids for _ in range(SETTINGS["real"].batch)]
-        rows.append(ours.update(asked, train_policy=update >= warmup))
-    return rows
+    ours = Shipped(made)
+    ours.done = -ours.trainer.ppo.value_warmup
+    first = ours.done + 1
+    batches = [ours.trainer.prompts_of(first + i) for i in range(CURVE_UPDATES)]
+    return [ours.update([prompt.ids for prompt in batch]) for batch in batches]
 
 
 def curves() -> None:

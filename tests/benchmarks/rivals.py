@@ -21,12 +21,12 @@ from sentence_transformers import SentenceTransformer
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params, load_params
-from stages.rlhf.measure.text import TEXT_METRICS, answer_values
+from stages.rlhf.measure.text import TEXT_METRICS, text_values
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model import embedder
-from stages.rlhf.model.generation import Answer, answer_questions
+from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft, load_tokenizer
-from stages.rlhf.records import SftRow, read_jsonl, read_rows
+from stages.rlhf.records import Response, SftRow, read_jsonl, read_rows
 from stages.rlhf.report import comparison
 from tests.conftest import ROOT
 
@@ -123,7 +123,7 @@ def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]
     codec = Codec(load_tokenizer(base))
     questions = [row.question for row in asked]
     with roles.use(roles.reference) as model:
-        answers = answer_questions(
+        answers = greedy_responses(
             model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
         )
     unscored = [np.nan] * len(asked)
@@ -140,8 +140,8 @@ def ppo_values(samples: Path, asked: Sequence[SftRow]) -> pd.DataFrame:
         raise ValueError(
             f"{samples}: {len(lost)} of {len(asked)} questions lack, such as {lost[0]}"
         )
-    answers = [Answer(said[row.id]["answer"], tokens=0, ended=True) for row in asked]
-    values = answer_values(answers, asked)
+    answers = [Response(said[row.id]["answer"], tokens=0, ended=True) for row in asked]
+    values = text_values(answers, asked)
     values["cosine"] = np.array([said[row.id]["cosine"] for row in asked])
     return pd.DataFrame({key: values[key] for key in GAINS})
 

@@ -137,7 +137,7 @@ def test_nesting_within_the_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["answer", "completion_"])
-def test_an_answer_of_five_thousand_digits(tmp_path: Path, key: str) -> None:
+def test_an_to_response_five_thousand_digits(tmp_path: Path, key: str) -> None:
     """int() refuses them, and named no file."""
     row = RM | {key + "9" * 5000: {"contents": "a"}, "prompt": "q"}
     assert len(read(aihub(tmp_path, rm=document([row])), "rm")) == 1

@@ -14,8 +14,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from stages.rlhf.measure import similarity
 from stages.rlhf.model import embedder
-from stages.rlhf.model.generation import Answer
-from stages.rlhf.records import SftRow
+from stages.rlhf.records import Response, SftRow
 from stages.rlhf.report import comparison
 from tests.conftest import naming
 
@@ -98,7 +97,7 @@ def test_what_evaluate_reports_is_the_definition(
 ) -> None:
     a, b = (side.tolist() for side in vectors)
     rows = [SftRow(id=str(i), question="무엇인가요?", answer="답입니다.") for i in range(len(a))]
-    answers = [Answer("답입니다.", 3, ended=True)] * len(a)
+    answers = [Response("답입니다.", 3, ended=True)] * len(a)
     scores = [0.0] * len(a)
     reported = comparison.measure(answers, scores, scores, rows, *vectors).values
     for i, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -10,8 +10,7 @@ import pytest
 import sacrebleu
 
 from stages.rlhf.measure import text as tm
-from stages.rlhf.model.generation import Answer
-from stages.rlhf.records import SftRow
+from stages.rlhf.records import Response, SftRow
 
 QUESTION = "한라산의 높이는 얼마인가요?"
 REFERENCE = "한라산의 높이는 1947m입니다."
@@ -96,21 +95,21 @@ def test_exact() -> None:
         ("무엇이든", "", False),
     ],
 )
-def test_holds(answer: str, phrase: str, expected: bool) -> None:
-    assert tm.holds(answer, phrase) is expected
+def test_contains(answer: str, phrase: str, expected: bool) -> None:
+    assert tm.contains(answer, phrase) is expected
 
 
 def test_commits_wrongly() -> None:
     rivals = {"1950m", "1708m"}
-    assert tm.commits_wrongly("1947m입니다.", "1947m", rivals) is False
-    assert tm.commits_wrongly("1947m이고 설악산은 1708m입니다.", "1947m", rivals) is False
-    assert tm.commits_wrongly("1708m입니다.", "1947m", rivals) is True
-    assert tm.commits_wrongly("모릅니다.", "1947m", rivals) is None
-    assert tm.commits_wrongly("11708m입니다.", "1947m", rivals) is None
+    assert tm.states_wrong_fact("1947m입니다.", "1947m", rivals) is False
+    assert tm.states_wrong_fact("1947m이고 설악산은 1708m입니다.", "1947m", rivals) is False
+    assert tm.states_wrong_fact("1708m입니다.", "1947m", rivals) is True
+    assert tm.states_wrong_fact("모릅니다.", "1947m", rivals) is None
+    assert tm.states_wrong_fact("11708m입니다.", "1947m", rivals) is None
     # A rival must begin a word; the right value need not.
-    assert tm.commits_wrongly("병원에서 정합니다.", "위안", {"원"}) is None
-    assert tm.commits_wrongly("'원'입니다.", "위안", {"원"}) is True
-    assert tm.commits_wrongly("병원에서 정합니다.", "원", {"위안"}) is False
+    assert tm.states_wrong_fact("병원에서 정합니다.", "위안", {"원"}) is None
+    assert tm.states_wrong_fact("'원'입니다.", "위안", {"원"}) is True
+    assert tm.states_wrong_fact("병원에서 정합니다.", "원", {"위안"}) is False
 
 
 @pytest.mark.parametrize(
@@ -192,8 +191,8 @@ def test_rival_values() -> None:
 
 def test_answer_values() -> None:
     texts = ["1708m입니다.", "1708m입니다.", "모릅니다.", "서울 서울 서울", "무엇이 좋은가요?"]
-    answers = [Answer(text, 3, ended=i > 0) for i, text in enumerate(texts)]
-    values = tm.answer_values(answers, ROWS)
+    answers = [Response(text, 3, ended=i > 0) for i, text in enumerate(texts)]
+    values = tm.text_values(answers, ROWS)
     assert tuple(values) == tm.TEXT_METRICS
     nan = float("nan")
     np.testing.assert_array_equal(values["exact"], [0, 1, 0, 0, 0])

@@ -112,7 +112,7 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for block in (1, 1000, 10**6):  # a row, eleven rows, all rows at once
         monkeypatch.setattr(bootstrap, "BLOCK", block)
-        (counts,) = bootstrap.drawn(questions, resamples, 8)
+        (counts,) = bootstrap.bootstrap_counts(questions, resamples, 8)
         np.testing.assert_array_equal(counts, expected)
         found.append(length_controlled(margins, gaps, resamples, 8))
     assert found[0] == found[1] == found[2]

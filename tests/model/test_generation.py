@@ -8,11 +8,11 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import (
-    answer_questions,
     cut_after,
     draw_uniforms,
     generate,
     generate_all,
+    greedy_responses,
     pick,
 )
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
@@ -162,7 +162,7 @@ def test_cut_after_the_first_eos(ids: list[int], expected: list[int]) -> None:
 def test_answers_tell_their_length_and_whether_they_ended() -> None:
     codec = Codec(tiny_tokenizer())
     model = tiny_llama(len(codec.tokenizer))
-    answers = answer_questions(model, codec, QUESTIONS, NEW, 3)
+    answers = greedy_responses(model, codec, QUESTIONS, NEW, 3)
     ids = generate_all(model, [codec.prompt_ids(q) for q in QUESTIONS], codec, NEW, 8)
     assert [a.tokens for a in answers] == [len(row) for row in ids]
     assert [a.ended for a in answers] == [row[-1] == codec.eos_id for row in ids]

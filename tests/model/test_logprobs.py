@@ -40,7 +40,7 @@ def test_tiles_equal_the_whole(
     dtype: torch.dtype,
     near: float,
 ) -> None:
-    monkeypatch.setitem(logprobs.TILES, "cpu", tile)
+    monkeypatch.setitem(logprobs.LOGITS_TILE, "cpu", tile)
     hidden, weight, targets, upstream = case(dtype)
     mine, other = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
     found = token_logprobs(mine, weight, targets, temperature, softcap)
@@ -69,7 +69,7 @@ def test_gradient_check_in_numbers() -> None:
 
 
 def test_no_logits_are_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(logprobs.TILES, "cpu", (2, V))
+    monkeypatch.setitem(logprobs.LOGITS_TILE, "cpu", (2, V))
     hidden, weight, targets, _ = case(torch.float32)
     kept: list[int] = []
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from stages.rlhf.model import packing
 from stages.rlhf.model.packing import (
     PackedGroups,
-    answer_logprobs,
-    answer_states,
     by_length,
     can_pack,
     last_states,
     pack,
+    packed_response_logprobs,
+    packed_response_states,
     packed_states,
     visible,
     worth_packing,
@@ -54,7 +54,7 @@ def roles_of(name: str, dtype: torch.dtype = torch.float32) -> Roles:
 def packed(model: Any, prompts: Any = PROMPTS, answers: Any = ANSWERS) -> tuple[Tensor, Tensor]:
     groups = pack(prompts, answers, PAD)
     hidden = packed_states(model, groups)
-    return last_states(hidden, groups), answer_logprobs(model, hidden, groups)
+    return last_states(hidden, groups), packed_response_logprobs(model, hidden, groups)
 
 
 def apart(model: Any, prompts: Any = PROMPTS, answers: Any = ANSWERS) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def test_states_of_the_answers_tokens_are_their_own_rows() -> None:
     groups = pack(PROMPTS, ANSWERS, PAD)
     with torch.no_grad(), roles.use("reward") as model:
         hidden = hidden_states(model, rows)
-        mine = answer_states(packed_states(model, groups), groups)
+        mine = packed_response_states(packed_states(model, groups), groups)
         apart_ = response_states(hidden, rows)
     expected = torch.cat(
         [
@@ -194,8 +194,8 @@ def test_logprobs_of_some_answers() -> None:
     groups, wanted = pack(PROMPTS, ANSWERS, PAD), torch.tensor([7, 0, 11])
     with torch.no_grad(), roles.use("reward") as model:
         hidden = packed_states(model, groups)
-        found = answer_logprobs(model, hidden, groups, wanted)
-        assert found.equal(answer_logprobs(model, hidden, groups)[wanted])
+        found = packed_response_logprobs(model, hidden, groups, wanted)
+        assert found.equal(packed_response_logprobs(model, hidden, groups)[wanted])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from stages.rlhf.model.sequences import (
     response_logprobs,
     response_states,
 )
-from stages.rlhf.ppo.rollout import token_values
+from stages.rlhf.ppo.actor_critic import token_values
 from stages.rlhf.reward.model import Features
 from tests.conftest import naming
 from tests.model_fixtures import PpoTrainer, ppo_trainer, random_ids, tiny_llama
@@ -80,7 +80,7 @@ def say(trainer: PpoTrainer, rows: Sequences) -> dict[str, Tensor]:
     roles = trainer.roles
     with torch.no_grad():
         with roles.use(VALUE):
-            values = token_values(roles, trainer.value_head, rows)
+            values = token_values(roles, trainer.model.value_head, rows)
         with roles.use("reward0") as model:
             hidden = hidden_states(model, rows)
             logprobs = response_logprobs(model, hidden, rows)

@@ -1,4 +1,4 @@
-"""A PPO run of six updates that tests/test_checkpoints.py kills and goes on with."""
+"""A PPO run of six updates that tests/runs/test_checkpoints.py kills and goes on with."""
 
 import json
 import os
@@ -12,56 +12,51 @@ from torch import Tensor
 
 from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.ppo.rollout import Rollout
+from stages.rlhf.ppo.selection import Kept
+from stages.rlhf.ppo.stats import StepStats
+from stages.rlhf.ppo.validation import Validation
 from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer
 
 
 def run(folder: Path, killed_at: int | None = None) -> PpoTrainer:
     """Train; `killed_at` is the update in whose middle the process ends, with no warning."""
     knobs = ppo_knobs(value_warmup=1, evaluate_every=3, kl_target=2.0, kl_horizon=40)
-    trainer = ppo_trainer(folder, "lora", ppo=knobs, settings=ppo_settings(updates=6))
-    trainer.process_group = ProcessGroup.init()
-    inner = trainer._update
+    ppo_trainer(folder, "lora")  # transformers writes the fixture's base in one process alone
+    group = ProcessGroup.init()
+    settings = ppo_settings(updates=6)
+    trainer = ppo_trainer(folder, "lora", ppo=knobs, settings=settings, process_group=group)
+    learn = trainer.learn
 
-    def update(number: int, *given: object, **named: object) -> dict[str, float]:
-        if number == killed_at:
+    def learn_or_die(update: int, rollout: Rollout) -> StepStats:
+        if update == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return inner(number, *given, **named)
+        return learn(update, rollout)
 
-    trainer._update = update  # type: ignore[method-assign]
+    trainer.learn = learn_or_die  # type: ignore[method-assign]
 
-    def validate() -> dict[str, float]:
-        trainer.outcome.said.append([f"after {len(trainer.outcome.updates)}"])
-        return {"chrf": float(len(trainer.outcome.updates))}
+    def validate() -> Validation:
+        done = len(trainer.progress.updates)
+        return Validation({"chrf": float(done)}, [f"after {done}"])
 
-    best: list[float] = []
+    def decide(rows: list[dict[str, float]]) -> Kept:
+        return Kept(int(max(rows, key=lambda row: row["chrf"])["update"]), "the most updates")
 
-    def better(row: dict[str, float]) -> bool:
-        best.append(row["chrf"])
-        return row["chrf"] == max(best)
-
-    trainer.train(validate, better, folder / "kept")
-    trainer.process_group.destroy()
+    trainer.train(validate, decide, folder / "kept")
+    group.destroy()
     return trainer
 
 
 def everything(trainer: PpoTrainer) -> dict[str, Any]:
     """All that must not differ, as plain values or tensors."""
-    outcome = trainer.outcome
-    found: dict[str, Any] = {
-        "updates": outcome.updates,
-        "validation": outcome.validation,
-        "said": outcome.said,
-        "best_update": outcome.best_update,
-        "stopped": outcome.stopped,
-        "kl_coef": trainer.kl_coef,
-        "head": trainer.value_head.weight.detach(),
-    }
+    model, progress = trainer.model, trainer.progress
+    found: dict[str, Any] = {**vars(progress), "head": model.value_head.weight.detach()}
     states = {role: trainer.roles.state(role) for role in (POLICY, VALUE)}
-    for name, state in {**states, "best": outcome.best_state}.items():
+    for name, state in {**states, "kept": found.pop("kept_policy")}.items():
         found |= {f"{name}.{key}": tensor for key, tensor in state.items()}
-    for name, optimizer in trainer._optimizers().items():
-        for i, state in optimizer.state_dict()["state"].items():
-            found |= {f"{name}.{i}.{key}": tensor for key, tensor in state.items()}
+    for name, optimizer in (("policy", model.policy_optimizer), ("value", model.value_optimizer)):
+        for i, moments in optimizer.state_dict()["state"].items():
+            found |= {f"adam.{name}.{i}.{key}": tensor for key, tensor in moments.items()}
     return found
 
 

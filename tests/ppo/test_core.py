@@ -154,7 +154,7 @@ def test_moves_within_the_range_are_never_called_clipped() -> None:
     ],
 )
 def test_kl_controller_by_hand(kl_coef: float, kl: float, expected: float) -> None:
-    found = next_kl_coef(kl_coef, kl, target=6.0, answers=50, horizon=100)
+    found = next_kl_coef(kl_coef, kl, target=6.0, responses=50, horizon=100)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -255,12 +255,12 @@ def test_trl_golden_is_a_fair_witness() -> None:
     assert GOLDEN.stat().st_size < 50_000
 
 
-# ---- a toy whose optimum is known: ref * exp(R / kl_coef), over answers of two tokens
+# ---- a toy whose optimum is known: ref * exp(R / kl_coef), over responses of two tokens
 
 ARMS, KL_COEF = 5, 0.5
 
 
-def toy_distance(penalty: str, answers: int = 500, updates: int = 80) -> float:
+def toy_distance(penalty: str, responses: int = 500, updates: int = 80) -> float:
     """Total variation between the trained joint policy over two tokens and the closed form."""
     generator = torch.Generator().manual_seed(0)
     ref = [torch.randn(ARMS, generator=generator), torch.randn(ARMS, ARMS, generator=generator)]
@@ -269,26 +269,26 @@ def toy_distance(penalty: str, answers: int = 500, updates: int = 80) -> float:
 
     tables = [table.clone().requires_grad_() for table in ref]
     optimizer = torch.optim.Adam(tables)
-    mask = torch.ones(answers, 2, dtype=torch.bool)
+    mask = torch.ones(responses, 2, dtype=torch.bool)
     for update in range(updates):
         optimizer.param_groups[0]["lr"] = 0.15 * (1 - update / updates)
         with torch.no_grad():
-            # every pair of tokens comes as often as it should, but for one answer
-            spread = (torch.arange(answers) + torch.rand((), generator=generator)) / answers
-            chosen = pick(joint(tables).flatten().expand(answers, -1), spread)
+            # every pair of tokens comes as often as it should, but for one response
+            spread = (torch.arange(responses) + torch.rand((), generator=generator)) / responses
+            chosen = pick(joint(tables).flatten().expand(responses, -1), spread)
             first, second = chosen // ARMS, chosen % ARMS
             old = two_tokens(tables, first, second)
             reference = two_tokens(ref, first, second)
             if penalty == "k1":
                 rewards = token_rewards(score[first, second], old, reference, mask, KL_COEF)
-            else:  # k3 in the reward, which rlhf.md warns of
+            else:  # k3 in the reward, whose gradient in expectation is not that of the KL
                 ratio = reference - old
                 rewards = -KL_COEF * (ratio.exp() - 1 - ratio)
                 rewards[:, 1] += score[first, second]
             to_go = rewards.flip(1).cumsum(1).flip(1)
             after_first = [to_go[first == arm, 1].mean() for arm in range(ARMS)]
             values = torch.stack(
-                [to_go[:, 0].mean().expand(answers), torch.stack(after_first)[first]], 1
+                [to_go[:, 0].mean().expand(responses), torch.stack(after_first)[first]], 1
             )
             advantages, _ = gae(rewards, values, mask, gamma=1.0, lam=1.0)
         for _ in range(2):

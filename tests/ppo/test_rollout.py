@@ -8,29 +8,17 @@ import torch
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.ppo import rollout as rollout_module
 from stages.rlhf.ppo.core import gae, policy_loss, whiten
-from stages.rlhf.ppo.reward import Reward
-from stages.rlhf.ppo.rollout import (
-    Rollout,
-    micro_batches,
-    minibatches,
-    policy_logprobs,
-    violations_of,
-)
+from stages.rlhf.ppo.rollout import micro_batches, minibatches, violations_of
 from tests.model_fixtures import (
-    PpoTrainer,
     next_to_no_scores,
     ppo_knobs,
     ppo_settings,
     ppo_trainer,
+    sampled,
     shake,
 )
 
 KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
-
-
-def collected(trainer: PpoTrainer, update: int = 1) -> tuple[Rollout, Reward]:
-    prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
-    return trainer._collect(update, prompts)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -39,7 +27,7 @@ def test_the_first_rollout_has_no_kl_at_all(
     tmp_path: Path, method: str, dtype: str, temperature: float
 ) -> None:
     trainer = ppo_trainer(tmp_path, method, dtype, ppo_knobs(temperature=temperature))
-    rollout, _ = collected(trainer)
+    rollout = sampled(trainer)
     assert rollout.old_logprobs.equal(rollout.ref_logprobs)
     lengths = set(rollout.sequences.response_mask.sum(-1).tolist())
     assert len(lengths) >= 2, f"all answers have {lengths} tokens: too alike to tell"
@@ -61,7 +49,7 @@ def test_ratios_of_the_first_epoch_are_exactly_one(
     settings = ppo_settings(minibatches=steps, micro_batch_tokens=micro)
     trainer = ppo_trainer(tmp_path, method, dtype, settings=settings)
     shake(trainer.roles, POLICY, seed=9, size=0.1)  # the same must hold after updates
-    rollout, _ = collected(trainer)
+    rollout = sampled(trainer)
     counts = []
     for rows in minibatches(list(range(len(rollout))), settings):
         parts = micro_batches(rollout.sequences, rows, micro)
@@ -69,7 +57,7 @@ def test_ratios_of_the_first_epoch_are_exactly_one(
         for places in parts:
             part = rollout[places]
             with trainer.roles.use(POLICY, train=True):
-                logprobs = policy_logprobs(trainer.roles, part.sequences, 1.0)
+                logprobs = trainer.model.logprobs(part.sequences)
             assert logprobs.requires_grad
             off = (logprobs - part.old_logprobs).abs().max().item()
             assert logprobs.equal(part.old_logprobs), f"rows {places}: off by {off}"
@@ -86,13 +74,14 @@ def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path, ppo=knobs)
     next_to_no_scores(trainer.reward_model)
     shake(trainer.roles, POLICY, seed=9, size=0.1)
-    rollout, reward = collected(trainer)
+    rollout = sampled(trainer)
+    reward = rollout.reward
     mask = rollout.sequences.response_mask
     kl = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0).sum(-1)
     ended = (rollout.sequences.response == trainer.codec.eos_id).any(-1)
     assert ended.any()
     assert not ended.all()
-    assert ~reward.violations.missing_eos.equal(ended)
+    assert (~reward.violations.missing_eos).equal(ended)
     # with gamma = lam = 1 the first token's return is the sum of all the answer's rewards
     expected = -1.25 * (~ended).float() - 0.3 * kl
     torch.testing.assert_close(rollout.returns[:, 0], expected, rtol=0, atol=1e-4)
@@ -100,7 +89,7 @@ def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
 
 def test_advantages_are_whitened_over_the_whole_batch(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path)
-    rollout, _ = collected(trainer)
+    rollout = sampled(trainer)
     mask = rollout.sequences.response_mask
     chosen = rollout.advantages[mask]
     assert abs(chosen.mean()) < 1e-5
@@ -112,7 +101,8 @@ def test_advantages_are_whitened_over_the_whole_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["hybrid", "scalar"])
 def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path, head: str) -> None:
     trainer = ppo_trainer(tmp_path, head=head, ppo=ppo_knobs(score_clip=1e9, uncertainty_coef=0.5))
-    rollout, reward = collected(trainer)
+    rollout = sampled(trainer)
+    reward = rollout.reward
     sequences = rollout.sequences
     lengths = sequences.response_mask.sum(-1).tolist()
     prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
@@ -133,12 +123,12 @@ def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path,
 
 
 def test_rollout_slices_keep_rows_together(tmp_path: Path) -> None:
-    rollout, _ = collected(ppo_trainer(tmp_path))
+    rollout = sampled(ppo_trainer(tmp_path))
     rows = [5, 1, 6]
     part = rollout[rows]
     width = part.sequences.response.shape[1]
     assert width == max(rollout.sequences.response_mask.sum(-1)[rows].tolist())
-    for name in ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns"):
+    for name in ("old_logprobs", "old_values", "advantages", "returns"):
         whole = getattr(rollout, name)
         assert getattr(part, name).equal(whole[rows][:, :width]), name
         assert whole[rows][:, width:].eq(0).all(), f"{name} beyond the answers' ends"
@@ -147,24 +137,24 @@ def test_rollout_slices_keep_rows_together(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_answers_whatever_is_collected_before(tmp_path: Path) -> None:
     first, second = ppo_trainer(tmp_path), ppo_trainer(tmp_path)
     for update in (5, 6):
-        collected(second, update)
+        sampled(second, update)
     torch.rand(7)  # global draws must not count
-    one, two = collected(first, 3)[0], collected(second, 3)[0]
+    one, two = sampled(first, 3), sampled(second, 3)
     assert one.sequences.ids.equal(two.sequences.ids)
     assert one.advantages.equal(two.advantages)
-    assert not one.sequences.response.equal(collected(first, 4)[0].sequences.response)
+    assert not one.sequences.response.equal(sampled(first, 4).sequences.response)
 
 
 def test_loops_and_copies_cost_what_the_params_say(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path)
     codec, prompts = trainer.codec, trainer.prompts[:4]
     texts = ["네 네 네 네", prompts[1].question, "1947m입니다.", f"{prompts[3].question} 네."]
-    answers = [codec.answer_ids(text) for text in texts]
+    answers = [codec.response_ids(text) for text in texts]
     answers[2] = answers[2][:-1]
     found = violations_of(prompts, answers, codec)
-    assert found.unended.tolist() == [False, False, True, False]
-    assert found.loops.tolist() == [True, False, False, False]
-    assert found.copies.tolist() == [False, True, False, True]
+    assert found.missing_eos.tolist() == [False, False, True, False]
+    assert found.repetition.tolist() == [True, False, False, False]
+    assert found.copy.tolist() == [False, True, False, True]
 
 
 def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +162,9 @@ def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for costs in ({}, {"repetition_penalty": 0.5, "copy_penalty": 0.25}):
         trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(**costs), max_new_tokens=64)
         texts = ["네 네 네 네", trainer.prompts[1].question, *["1947m입니다."] * 14]
-        said = [trainer.codec.answer_ids(text) for text in texts]
+        said = [trainer.codec.response_ids(text) for text in texts]
         monkeypatch.setattr(rollout_module, "generate_all", lambda *args, said=said: said)
-        rewards.append(collected(trainer)[1])
+        rewards.append(sampled(trainer).reward)
     plain, costly = rewards
     assert plain.penalty.tolist() == [0.0] * 16
     assert costly.penalty.tolist() == [0.5, 0.25] + [0.0] * 14

@@ -8,22 +8,20 @@ from safetensors.torch import save_file
 
 from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.process_group import ProcessGroup
-from tests.model_fixtures import ppo_knobs, ppo_trainer
+from tests.model_fixtures import ppo_knobs, ppo_trainer, sampled
 
 
 def work(folder: Path) -> None:
-    """Collect one rollout and learn from it three times; write what came of it."""
-    trainer = ppo_trainer(folder, "lora", ppo=ppo_knobs(epochs=2))
-    # from here on: transformers writes the fixture's base in one process alone
-    trainer.process_group = process_group = ProcessGroup.init()
+    """Sample one rollout and learn from it three times; write what came of it."""
+    ppo_trainer(folder, "lora")  # transformers writes the fixture's base in one process alone
+    process_group = ProcessGroup.init()
+    trainer = ppo_trainer(folder, "lora", ppo=ppo_knobs(epochs=2), process_group=process_group)
     torch.manual_seed(process_group.rank)  # no global draw may count
-    prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(16)]
-    rollout, reward = trainer._collect(1, prompts)
+    rollout = sampled(trainer)
     found = {"ids": rollout.sequences.ids, "advantages": rollout.advantages}
-    found |= {"returns": rollout.returns, "reward": reward.total}
+    found |= {"returns": rollout.returns, "reward": rollout.reward.total}
     for update in (1, 2, 3):
-        row = trainer._update(update, rollout, train_policy=True)
-        found[f"row{update}"] = torch.tensor(list(row.values()))
+        found[f"row{update}"] = torch.tensor(trainer.learn(update, rollout))
     for role in (POLICY, VALUE):
         found |= {f"{role}.{k}": v for k, v in trainer.roles.state(role).items()}
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ HTML = """<!DOCTYPE html>
 body { font-family: "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR", sans-serif; }
 table { border-spacing: 15px; }
 img { max-width: 100%; }
+body > div:has(> div > img) { white-space: normal !important; }
 body > div > div:has(> img) { box-sizing: border-box; max-width: calc(100% - 16px); }
 body > div > div:has(> img):not(:only-of-type) { max-width: calc(50% - 16px); }
 </style>

@@ -20,9 +20,13 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=15000"]
+WIDTH = 1280  # pixels of a small laptop
 BEYOND = """<script>addEventListener("load", () => setTimeout(() => {
   const right = [...document.images].map(image => image.getBoundingClientRect().right);
-  document.title = `${right.filter(x => x > innerWidth).length} of ${right.length} images cut off`;
+  const widest = Math.max(...[...document.querySelectorAll("html, body, body > div")]
+    .map(element => element.scrollWidth));
+  document.title = `${right.filter(x => x > innerWidth).length} of ${right.length} images cut off,`
+    + ` widest ${widest}`;
 }, 5000))</script>"""
 
 
@@ -113,7 +117,11 @@ def commits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")
-@pytest.mark.parametrize("words", [("show",), ("diff", "HEAD~1", "HEAD")], ids=["show", "diff"])
+@pytest.mark.parametrize(
+    "words",
+    [("show",), ("diff", "HEAD~1", "HEAD"), ("diff", "HEAD~1", "HEAD", "workspace")],
+    ids=["show", "diff", "diff of three"],
+)
 def test_a_browser_draws_every_chart_offline(
     commits: Path, words: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -125,13 +133,16 @@ def test_a_browser_draws_every_chart_offline(
     head, _, end = html.rpartition("</body>")  # Vega holds that word too
     (tmp_path / "measured.html").write_text(head + BEYOND + end, encoding="utf-8")
     measured = (tmp_path / "measured.html").as_uri()
-    dom = run(BROWSER, *FLAGS, "--dump-dom", "--window-size=1280,2000", measured, where=tmp_path)
-    (cut,) = re.findall(r"<title>(\d+ of \d+ images cut off)", dom)
-    assert cut == f"0 of {len(FIGURES) * (2 if words[0] == 'diff' else 1)} images cut off"
+    dom = run(
+        BROWSER, *FLAGS, "--dump-dom", f"--window-size={WIDTH},2000", measured, where=tmp_path
+    )
+    revisions = max(1, len(words) - 1)
+    ((cut, widest),) = re.findall(r"<title>(\d+ of \d+) images cut off, widest (\d+)", dom)
+    assert cut == f"0 of {len(FIGURES) * revisions}"
+    assert int(widest) <= WIDTH, "the page, or a row of figures, scrolls sideways"
     assert len(re.findall(r"<svg[^>]*class=\"marks\"", dom)) == len(CHARTS), "not drawn"
     lines = re.findall(r"<path aria-label=\"[^\"]*\"[^>]*d=\"M[^\"]{50,}", dom)
-    commits_drawn = 2 if words[0] == "diff" else 1
-    assert len(lines) >= len(CHARTS) * commits_drawn, "axes without lines"
+    assert len(lines) >= len(CHARTS) * revisions, "axes without lines"
     shot = tmp_path / "shot.png"
     run(BROWSER, *FLAGS, f"--screenshot={shot}", "--window-size=1000,6000", page, where=tmp_path)
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)

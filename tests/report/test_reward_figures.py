@@ -11,7 +11,7 @@ from stages.rlhf.measure.calibration import ece
 from stages.rlhf.measure.length_bias import correct
 from stages.rlhf.measure.length_curve import LengthCurve
 from stages.rlhf.measure.ranked_groups import Group, margins_of
-from stages.rlhf.report.reward_figures import MOST_POINTS, draw_all, length_table, place_table
+from stages.rlhf.report.reward_figures import MAX_POINTS, draw_all, length_table, rank_table
 from tests.conftest import naming
 
 NAMES = ("9_score_length", "10_rank_correlation", "11_margins", "12_margins_corrected")
@@ -97,7 +97,7 @@ def test_length_table_is_that_of_a_naive_loop() -> None:
 
 def test_places_of_a_perfect_a_reversed_and_a_tied_model() -> None:
     def shares(scores: list[float], ranks: list[float]) -> np.ndarray:
-        table = place_table([Group(scores, ranks, [5] * len(ranks))])
+        table = rank_table([Group(scores, ranks, [5] * len(ranks))])
         size = int(table["human_place"].max())
         return table["share"].to_numpy().reshape(size, size)
 
@@ -107,7 +107,7 @@ def test_places_of_a_perfect_a_reversed_and_a_tied_model() -> None:
     tied = shares([3.0, 2.0, 1.0], [1.5, 1.5, 3.0])
     np.testing.assert_allclose(tied, [[0.5, 0.5, 0], [0, 0, 1], [0, 0, 0]])
     every = [*GROUPS, Group([1.0, 1.0, 1.0], [1, 2, 3], [5, 5, 5])]
-    assert place_table(every)["answers"].sum() == pytest.approx(5 * len(GROUPS) + 3)
+    assert rank_table(every)["answers"].sum() == pytest.approx(5 * len(GROUPS) + 3)
 
 
 def test_many_points_are_drawn_as_a_density(
@@ -118,7 +118,7 @@ def test_many_points_are_drawn_as_a_density(
     monkeypatch.setattr(Axes, "hexbin", lambda *a, **k: drawn.append(1) or hexbin(*a, **k))
     draw_all(GROUPS, CURVE, 0.9, tmp_path)
     assert not drawn
-    many = groups_of(MOST_POINTS)
+    many = groups_of(MAX_POINTS)
     draw_all(many, LengthCurve((5.0, 30.0), (-0.5, 0.5), "tokens"), 0.9, tmp_path)
     assert len(drawn) == 2
     assert all(path.stat().st_size < 300_000 for path in tmp_path.iterdir())

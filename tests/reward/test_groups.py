@@ -40,7 +40,7 @@ def test_a_negative_made_of_the_best_is_compared_with_it_and_its_equals_alone() 
 
 def test_a_negative_is_encoded_with_the_group_and_never_the_best() -> None:
     group = encode_groups([row("나", "가")], CODEC, 256, [HardNegative("empty", 0, "")])[0]
-    assert group.answers == [CODEC.answer_ids("나"), CODEC.answer_ids("가"), [CODEC.eos_id]]
+    assert group.answers == [CODEC.response_ids("나"), CODEC.response_ids("가"), [CODEC.eos_id]]
     assert group.best == 0
 
 
@@ -61,7 +61,7 @@ def test_groups_of_one_and_of_ten_are_refused(count: int) -> None:
 
 def test_an_answer_beyond_the_models_window_is_refused() -> None:
     own = row("네", "아주 긴 답입니다. " * 5)
-    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.answer_ids(own.answers[1]))
+    tokens = len(CODEC.prompt_ids(own.question)) + len(CODEC.response_ids(own.answers[1]))
     assert len(encode_groups([own], CODEC, tokens)) == 1
     facts = "q-7", tokens, "max_position_embeddings", tokens - 1
     with pytest.raises(ValueError, match=naming(*facts)):

@@ -11,7 +11,6 @@ from stages.rlhf.reward.hard_negatives import (
     LAST,
     MAKERS,
     alike,
-    best_of,
     counts,
     cut,
     filler,
@@ -158,7 +157,7 @@ def test_held_out_has_one_of_each_kind_per_row_where_it_can_be_made() -> None:
     for kind, twins in found.items():
         for own, twin in twins:
             assert twin.kind == kind
-            assert twin.original == best_of(own)
+            assert twin.original == own.best
             assert twin.text not in own.answers
     assert held_out(ROWS, lambda text: text != "", "seed")["empty"] == []
 
@@ -168,4 +167,4 @@ def test_what_is_ranked_last_does_not_hold_the_best_answer() -> None:
         for own in ROWS:
             found = make(own, kind, ROWS, anything, random.Random(1))
             assert found is not None
-            assert own.answers[best_of(own)] not in found.text
+            assert own.answers[own.best] not in found.text

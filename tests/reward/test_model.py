@@ -11,7 +11,7 @@ from stages.rlhf.measure.length_curve import LengthCurve
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.sequences import collate, hidden_states
 from stages.rlhf.model.store import check_card, load_sft, model_hash, save_card
-from stages.rlhf.ppo.trainer import new_value_head
+from stages.rlhf.ppo.actor_critic import new_value_head
 from stages.rlhf.reward import model
 from stages.rlhf.reward.model import (
     TOKEN_HEADS,
@@ -125,7 +125,7 @@ def test_a_score_is_the_same_in_a_shared_row_and_in_its_own(tmp_path: Path, head
         (long[1], ANSWERS[4:6]),
         (long[2], ANSWERS[6:]),
     ]
-    assert model.parts(mixed, 10_000) == [[0, 2], [3, 1]]
+    assert model.micro_batches(mixed, 10_000) == [[0, 2], [3, 1]]
     apart = [(prompt, [answer]) for prompt, answers in mixed for answer in answers]
     expected = model.raw_scores(apart, ids_codec())
     assert expected.unique().numel() == 14
@@ -141,7 +141,7 @@ def test_a_part_holds_no_more_tokens_than_asked(tmp_path: Path, shared: bool) ->
     answers = random_ids(40, 1, 9, 300, 4)
     each = 2 if shared else 1
     asked = [(p, answers[i * each : (i + 1) * each]) for i, p in enumerate(prompts)]
-    parts = model.parts(asked, 200)
+    parts = model.micro_batches(asked, 200)
     assert sorted(i for part in parts for i in part) == list(range(20))
     assert 1 < len(parts) < 20
     for part in parts:
@@ -152,7 +152,7 @@ def test_a_part_holds_no_more_tokens_than_asked(tmp_path: Path, shared: bool) ->
 def test_only_the_hybrid_head_asks_for_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("response_logprobs", "answer_logprobs"):
+    for name in ("response_logprobs", "packed_response_logprobs"):
         monkeypatch.setattr(model, name, lambda *args: 1 / 0)
     shared = [(random_ids(1, 40, 40, 300, 2)[0], ANSWERS)]
     for read in (READ, shared):
@@ -200,7 +200,7 @@ def test_padding_on_the_left_gives_the_same_scores(tmp_path: Path) -> None:
 def test_an_empty_answer_has_a_score(tmp_path: Path) -> None:
     codec = Codec(tiny_tokenizer())
     model = random_reward_model(sft_roles(tmp_path, "full"))
-    ids = codec.answer_ids("")
+    ids = codec.response_ids("")
     assert ids == [codec.eos_id]
     scores = model.score([(codec.prompt_ids(q), [ids]) for q in QUESTIONS], codec)
     assert scores.mean.isfinite().all()

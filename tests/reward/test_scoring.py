@@ -7,7 +7,7 @@ import pytest
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward import scoring
+from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from tests.conftest import naming
 from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
@@ -19,7 +19,7 @@ MICRO = micro_params(max_answer_tokens=8)
 def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: str) -> None:
     roles, codec = sft_roles(tmp_path, method), Codec(tiny_tokenizer())
     model = random_reward_model(roles)
-    scales = scoring.measure_scale(model, QUESTIONS, codec, MICRO)
+    scales = measure_scale(model, QUESTIONS, codec, MICRO)
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, shipped().seed, "rm", "scale")
     with roles.use(roles.reference) as sft:  # not the reward model's own adapters
@@ -43,7 +43,7 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
 def test_one_question_has_no_sd(tmp_path: Path) -> None:
     model = random_reward_model(sft_roles(tmp_path, "full"))
     with pytest.raises(ValueError, match=naming(1, 2)):
-        scoring.measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
+        measure_scale(model, QUESTIONS[:1], Codec(tiny_tokenizer()), MICRO)
 
 
 def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
@@ -53,12 +53,12 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
         RmRow(id=str(i), question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
         for i, q in enumerate(QUESTIONS)
     ]
-    found = scoring.hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
+    found = hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
     assert set(found) == {"loop", "echo", "cut", "other", "filler", "empty", "empty_reason"}
     assert found["empty"] is None
     above = 0.0
     for row in rows:
-        said = [codec.answer_ids(text) for text in (row.answers[0], row.question)]
+        said = [codec.response_ids(text) for text in (row.answers[0], row.question)]
         best, echo = model.score([(codec.prompt_ids(row.question), said)], codec).mean.tolist()
         above += best > echo
     assert found["echo"] == above / len(rows)

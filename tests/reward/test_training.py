@@ -17,7 +17,12 @@ from stages.rlhf.config.reward import RewardScale, RmConfig
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward import model as reward_model_module
 from stages.rlhf.reward import training
-from stages.rlhf.reward.groups import EncodedGroup, batch_groups, encode_groups, questions_of
+from stages.rlhf.reward.groups import (
+    EncodedGroup,
+    batch_groups,
+    encode_groups,
+    prompts_with_responses,
+)
 from stages.rlhf.reward.hard_negatives import for_training
 from stages.rlhf.reward.losses import better, bradley_terry, plackett_luce
 from stages.rlhf.reward.model import Features, Head, Member, RewardModel
@@ -86,8 +91,8 @@ def test_micro_batches_and_shared_rows_change_no_gradient(
     told = GROUPS[:groups]
     loss_all, whole = gradients(model, rm, 9999, told, counts)
     assert all(grad.abs().sum() > 0 for grad in whole)
-    asked = questions_of(told)
-    assert len(model.parts(asked, 1)) == groups > len(model.parts(asked, 200)) > 1
+    asked = prompts_with_responses(told)
+    assert len(model.micro_batches(asked, 1)) == groups > len(model.micro_batches(asked, 200)) > 1
     for micro in (200, 1):
         found, grads = gradients(model, rm, micro, told, counts)
         torch.testing.assert_close(found, loss_all, rtol=1e-5, atol=0)
@@ -123,7 +128,7 @@ def test_a_scalar_head_without_lm_loss_never_computes_log_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm_coef: float, asked: bool
 ) -> None:
     model, calls = reward_model(tmp_path, "scalar"), []
-    for name in ("response_logprobs", "answer_logprobs"):
+    for name in ("response_logprobs", "packed_response_logprobs"):
         inner = getattr(reward_model_module, name)
         monkeypatch.setattr(
             reward_model_module, name, lambda *args, inner=inner: calls.append(1) or inner(*args)
@@ -144,7 +149,7 @@ def test_the_length_head_trains_and_is_thrown_away(tmp_path: Path) -> None:
     batch = batch_groups(GROUPS, [1] * 6, "cpu")
     with torch.no_grad(), model.roles.use("reward0"):
         out = trainer.outputs(GROUPS, batch)
-    raw = model.raw_scores(questions_of(GROUPS), CODEC)[0]
+    raw = model.raw_scores(prompts_with_responses(GROUPS), CODEC)[0]
     torch.testing.assert_close(out.quality, raw, rtol=0, atol=1e-4)
     model.save(tmp_path / "rm")
     assert load_file(tmp_path / "rm" / "reward0" / "head.safetensors").keys() == {
@@ -272,7 +277,7 @@ def test_scored_groups_carry_what_the_report_needs(tmp_path: Path) -> None:
     model = reward_model(tmp_path, members=2)
     model.members[0].mean, model.members[0].sd = 1.0, 2.0
     groups = scored(model, GROUPS, CODEC)
-    raw = model.raw_scores(questions_of(GROUPS[1:2]), CODEC)
+    raw = model.raw_scores(prompts_with_responses(GROUPS[1:2]), CODEC)
     expected = ((raw[0] - 1) / 2 + raw[1]) / 2
     assert groups[1].scores == pytest.approx(expected.tolist(), abs=1e-5)
     assert groups[1].ranks == (2.0, 1.0)
@@ -329,7 +334,7 @@ def bad_beside_good(folder: Path, seed: str) -> dict[str, float]:
     )
 
     def median(said: list[tuple[str, str]]) -> float:
-        read = [(CODEC.prompt_ids(q), [CODEC.answer_ids(a)]) for q, a in said]
+        read = [(CODEC.prompt_ids(q), [CODEC.response_ids(a)]) for q, a in said]
         return model.score(read, CODEC).mean.median().item()
 
     looped = f"{good[0]} 1947m입니다. 1947m입니다. 1947m입니다."
@@ -367,7 +372,7 @@ class Planted(RewardModel):
         read = (torch.tensor([answer[:2] for answer in answers]).float() - 1000) / 100
         return Features(read, None, None, torch.ones(len(answers), 1, dtype=torch.bool))
 
-    def parts(self, questions: Any, tokens: int) -> list[list[int]]:
+    def micro_batches(self, questions: Any, tokens: int) -> list[list[int]]:
         return [list(range(len(questions)))]
 
 

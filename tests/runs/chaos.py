@@ -26,7 +26,7 @@ from stages.rlhf.runs.checkpoints import LOG, log_of
 from tests import conftest
 from tests.conftest import copy_repository
 
-STAGES = ("base", "sft", "rm", "judge", "ppo", "evaluate")  # those that go on
+STAGES = ("base", "sft", "rm", "judge", "gate", "ppo", "evaluate")  # those that go on
 DVC = (sys.executable, "-m", "dvc")
 DRIVERS = ("dvc repro", "dvc exp run", "the queue")
 PATIENCE = 600  # seconds for anything at all

@@ -304,9 +304,9 @@ def test_pruning_takes_what_is_old_and_idle(place: Path) -> None:
     for path in [one, *one.rglob("*")]:
         os.utime(path, (now - 3 * 86400, now - 3 * 86400))
     with cache.locked(three):
-        assert prune(cache.root(), 2, now) == [one]
+        assert list(prune(cache.root(), 2, now)) == [one]
         assert (one.exists(), two.exists()) == (False, True)
-        assert prune(cache.root(), 0, now + 1) == [two]
+        assert list(prune(cache.root(), 0, now + 1)) == [two]
     assert three.is_dir()
     run_cached(writes("third"))
     assert found() == ("third", "third")

@@ -142,7 +142,7 @@ def test_six_updates_are_three_a_kill_and_three(
     assert kept.is_dir() == (killed_at == 5)
     trainer = resumed_ppo.run(tmp_path, killed_at=2 if killed_at == 5 else None)
     assert differing(whole, resumed_ppo.everything(trainer)) == []
-    assert [row["update"] for row in trainer.outcome.updates] == list(range(7))
+    assert [row["update"] for row in trainer.progress.updates] == list(range(7))
 
 
 def test_a_run_that_ended_is_not_run_again(tmp_path: Path, whole: dict[str, Any]) -> None:

@@ -121,3 +121,14 @@ def test_a_misspelt_knob_of_any_stage_fails_in_check(
     assert result.exit_code == 1
     assert re.search(naming("models.gemma2-2b.ppo.learning_rat", 1e-05), result.output)
     assert len(result.output.splitlines()) == 1
+
+
+def test_a_retired_key_says_what_became_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path, **{"models.tiny.ppo.kept_tokens": 8192})
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(check.main, ["--out", "data/check"])
+    assert result.exit_code == 1
+    assert re.search(naming("models.tiny.ppo.kept_tokens", 8192, "retired"), result.output)
+    assert len(result.output.splitlines()) == 1

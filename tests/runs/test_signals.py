@@ -12,7 +12,7 @@ from stages.rlhf import files
 from stages.rlhf.ingest.tokenizer import train_tokenizer
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.runs import checkpoints
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, write_fingerprint, write_params
 from tests.tokenizer_fixtures import SENTENCES
 
 STEPS, VOCABULARY = 300, 380
@@ -24,6 +24,7 @@ def repository(folder: Path) -> Path:
     folder.mkdir()
     changed = {f"{entry}.base.steps": STEPS, f"{entry}.architecture.vocab_size": VOCABULARY}
     write_params(folder, model="micro", threads=1, **changed)
+    write_fingerprint(folder, "base")
     rows = folder / "rows"
     write_jsonl(rows / "corpus.jsonl", [{"text": f"{s} {i}"} for i in range(40) for s in SENTENCES])
     train_tokenizer(SENTENCES, VOCABULARY, ()).save(str(rows / "tokenizer.json"))
@@ -32,7 +33,7 @@ def repository(folder: Path) -> Path:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stages.base", "--rows", "rows", "--out", "data/base"]
-    command += ["--metrics", "metrics/base.json"]
+    command += ["--metrics", "metrics/base.json", "--code", "data/check/base.json"]
     environment = os.environ | {
         "KOQA_WORK": str(folder / "work"),
         "KOQA_CHECKPOINT_SECONDS": "1000",

@@ -1,1 +1,1 @@
-"""params.yaml, one schema file per section: a new knob reruns only the stages that read it."""
+"""params.yaml, one schema file per section: a new parameter reruns only the stages that read it."""

@@ -1,7 +1,7 @@
 """How a stage reads params.yaml: frozen, closed and bounded, its own sections alone.
 
 A stage names its sections in a subclass of `StageParams`; `whole.Params` has all of them, and stage
-`check` validates the file by it, so that a misspelt knob fails in a second wherever it stands.
+`check` validates the file by it: a misspelt parameter fails in a second, whichever stage reads it.
 """
 
 from pathlib import Path
@@ -12,6 +12,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 FILE = Path("params.yaml")
+RETIRED = {  # keys of earlier versions -> what became of them
+    "kept_tokens": "PPO keeps no activations between rollout and update",
+}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -60,7 +63,7 @@ Params = TypeVar("Params", bound=BaseModel)
 def load(schema: type[Params], path: Path = FILE) -> Params:
     """Read params.yaml and check the sections of `schema`.
 
-    Raises ValueError naming the file, the key, the value and what was expected.
+    Raises ValueError naming the file, the key, the value and the expectation.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run from the repository's root")
@@ -69,7 +72,7 @@ def load(schema: type[Params], path: Path = FILE) -> Params:
     except YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: a mapping was expected, not {type(raw).__name__}")
+        raise ValueError(f"{path}: expected a mapping, not {type(raw).__name__}")
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
@@ -81,7 +84,9 @@ def load(schema: type[Params], path: Path = FILE) -> Params:
 def _explain(problem: Any, base_model: str) -> str:
     key = ".".join(base_model if part == "base_model" else str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{key} = {problem['input']!r}: no such key"
+        retired = RETIRED.get(str(problem["loc"][-1]))
+        why = f"retired: {retired}; delete it" if retired else "no such key"
+        return f"{key} = {problem['input']!r}: {why}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")

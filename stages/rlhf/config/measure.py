@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, StageParams, View
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
 
 
@@ -49,7 +50,7 @@ class EmbedderParams(StageParams):
 
 
 class DataSource(View):
-    """Where the rows come from, without their place."""
+    """The format of the rows, without their path."""
 
     source: Literal["sample", "aihub", "kochatgpt", "jsonl"]
 
@@ -59,5 +60,6 @@ class EvaluateParams(StageParams):
 
     data: DataSource
     evaluate: EvaluateConfig
+    limits: Limits
     ppo: SamplingTemperature
     base_model: ModelEntry

@@ -8,7 +8,7 @@ from stages.rlhf.config.base import Positive, Rate, Section, StageParams, View
 
 
 class Architecture(Section):
-    """A Llama made from nothing, with tied embeddings."""
+    """A Llama trained from scratch, with tied embeddings."""
 
     vocab_size: Annotated[int, Field(ge=300)]
     hidden_size: Positive

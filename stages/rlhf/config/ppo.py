@@ -4,12 +4,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, Share, StageParams
+from stages.rlhf.config.base import Positive, Rate, Section, Share, StageParams
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.models import ModelEntry
 
 
 class PpoConfig(Section):
-    """PPO, whatever the model."""
+    """PPO, for every model."""
 
     kl_coef: Annotated[float, Field(ge=0)]
     kl_target: Annotated[float, Field(gt=0)] | None
@@ -36,13 +37,12 @@ class PpoConfig(Section):
 
 
 class PpoScale(Section):
-    """PPO of one base model; batches are answers."""
+    """PPO of one base model; batches are responses."""
 
     updates: Positive
     batch_size: Positive
     minibatches: Positive
-    micro_batch_tokens: Positive  # padding counted; a longer answer is a micro-batch of its own
-    kept_tokens: NotNegative  # of a first minibatch whose activations are kept from its scoring
+    micro_batch_tokens: Positive  # padding counted; a longer row is a micro-batch of its own
     learning_rate: Rate
     value_learning_rate: Rate
 
@@ -66,4 +66,5 @@ class PpoParams(StageParams):
     """What stage `ppo` reads."""
 
     ppo: PpoConfig
+    limits: Limits
     base_model: PpoModel

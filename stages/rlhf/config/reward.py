@@ -24,7 +24,7 @@ class RewardLosses(Section):
     resamples: Positive
 
     @model_validator(mode="after")
-    def _pairwise_knobs(self) -> "RewardLosses":
+    def _pairwise_params(self) -> "RewardLosses":
         if self.loss != "bradley_terry":
             for name in ("margin", "label_smoothing"):
                 if getattr(self, name) > 0:
@@ -36,7 +36,7 @@ class RewardLosses(Section):
 
 
 class RmConfig(RewardLosses):
-    """The reward model that PPO follows, whatever the model."""
+    """The reward model that PPO follows, for every model."""
 
     members: Annotated[int, Field(ge=1, le=9)]
     hard_negatives: Share

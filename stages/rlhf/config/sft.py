@@ -9,7 +9,7 @@ from stages.rlhf.config.models import ModelEntry
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning, whatever the model."""
+    """Supervised fine-tuning, for every model."""
 
     data: Literal["demonstrations", "rank1"]
     rank1_epochs: Positive

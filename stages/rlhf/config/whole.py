@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ConfigDict, model_validator
 
 from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
-from stages.rlhf.config.limits import GateConfig
+from stages.rlhf.config.limits import GateConfig, Limits
 from stages.rlhf.config.measure import EdaConfig, EmbedderConfig, EvaluateConfig
 from stages.rlhf.config.models import ModelEntry
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
@@ -42,6 +42,7 @@ class Params(Section):
     judge: JudgeConfig
     gate: GateConfig
     ppo: PpoConfig
+    limits: Limits
     evaluate: EvaluateConfig
     models: dict[str, Model]
 

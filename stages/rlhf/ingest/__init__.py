@@ -1,1 +1,1 @@
-"""From people's files to clean, split rows."""
+"""From source files to clean, split rows."""

@@ -1,4 +1,4 @@
-"""From an item as it stands to a clean row, or to a reason why it is not used."""
+"""From a raw item to a clean row, or to the reason for its rejection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ Reason = Literal[
     "leak",
     "judge_question",
     "too_long",
-    "duplicate_answer",  # of single answers of a group alone
+    "duplicate_answer",  # only for single answers of a group
 ]
 SPLITS: Final = ("train", "validation", "test", "judge_train", "judge_test")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a group: 1 = best, equal ranks are ties."""
+    """One answer of a group; rank 1 = best, equal ranks are ties."""
 
     text: str
     rank: float
@@ -36,9 +36,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Clean:
-    """A row that passed every rule that needs no other row. `answers`: 0 (ppo), 1 (sft) or K.
+    """A row that passed every check that needs no other row. `answers`: 0 (ppo), 1 (sft) or K.
 
-    `side`: the split that the source names for it; `pinned`: by a `split` key on the row itself.
+    `side`: the split the source assigns to it; `pinned`: assigned by the row's own `split` key.
     """
 
     part: Part
@@ -53,14 +53,14 @@ class Clean:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An answer taken out of a group that stays."""
+    """An answer removed from a group that is kept."""
 
     reason: Reason
     answer: Answer
 
 
 class Unusable(Exception):
-    """A row that cannot be used, with its reason; it never leaves preprocess."""
+    """A row is rejected for this reason; always caught within preprocess."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -68,7 +68,7 @@ class Unusable(Exception):
 
 
 def clean_item(item: Item) -> tuple[Clean, list[Dropped]]:
-    """The clean row, and the answers that its group lost. Raises Unusable."""
+    """The clean row, and the answers dropped from its group. Raises Unusable."""
     question = clean_line(_text(item.question))
     key = question_key(question)
     labels = {
@@ -92,7 +92,7 @@ def clean_item(item: Item) -> tuple[Clean, list[Dropped]]:
     if item.part == "rm":
         answers, dropped = settle(answers, [_flaw(answer.text, question) for answer in answers])
     side = item.split or ("test" if item.validation else None)
-    # of an id that is invisible, or half a surrogate pair, the escape stands
+    # an id of invisible characters or lone surrogates is kept as its escape
     name = clean_line(item.id) or item.id.encode("ascii", "backslashreplace").decode()
     pinned = item.split is not None
     row = Clean(item.part, name, key, question, answers, labels, side, pinned)
@@ -102,12 +102,12 @@ def clean_item(item: Item) -> tuple[Clean, list[Dropped]]:
 def settle(
     answers: tuple[Answer, ...], flaws: Sequence[Reason | None]
 ) -> tuple[tuple[Answer, ...], list[Dropped]]:
-    """A group without its flawed answers and repetitions, ranks 1, 2, … with order and ties kept.
+    """A group without flawed and repeated answers; ranks become 1, 2, …, order and ties kept.
 
     `flaws`: what is wrong with each answer, or None.
 
-    Of identical answers the best-ranked stays. Raises Unusable where fewer than two distinct
-    answers are left, or all of them tie.
+    Of identical answers the best-ranked is kept. Raises Unusable if fewer than two distinct answers
+    remain, or all of them tie.
     """
     dropped = []
     kept: list[Answer] = []
@@ -147,7 +147,7 @@ def _answers(item: Item) -> tuple[Answer, ...]:
     defects = [None] * len(texts) if item.defects is None else item.defects
     if not isinstance(defects, list) or len(defects) != len(texts):
         raise Unusable("malformed")
-    if item.defects is not None:  # no defect is an empty name
+    if item.defects is not None:  # "" where an answer has no defect
         defects = [_label(defect) or "" for defect in defects]
     if len(item.ranks) != len(texts):
         raise Unusable("bad_rank")
@@ -158,7 +158,7 @@ def _answers(item: Item) -> tuple[Answer, ...]:
 
 
 def _text(value: Any) -> str:
-    """A text of the file; a null is an empty one."""
+    """A text of the file; null counts as empty."""
     if value is None:
         return ""
     if not isinstance(value, str):  # MISSING too
@@ -167,7 +167,7 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any, strict: bool = True) -> str | None:
-    """A short text or nothing; a category of another type is dirt (it occurs), not a bad row."""
+    """A short text or None. A category of another type occurs and is dropped, if not `strict`."""
     if value is None or value is MISSING:
         return None
     if not isinstance(value, str):
@@ -191,7 +191,7 @@ def _rank(value: Any, first: int, count: int) -> float:
 
 
 def _flaw(answer: str, question: str) -> Reason | None:
-    """What is wrong with one answer by itself."""
+    """What is wrong with a single answer, if anything."""
     if not question_key(answer):
         return "empty_answer"
     if same_text(answer, question):

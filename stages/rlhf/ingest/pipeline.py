@@ -1,8 +1,8 @@
-"""The two passes of preprocess: clean rows into a spool; then split, cap and write them.
+"""The two passes of preprocess: clean rows into a spool; then assign splits, cap and write.
 
     source -> clean -> spool -> splits -> corpus, tokenizer -> caps -> data/preprocess
 
-Memory grows with the number of distinct questions alone, not with rows or answers.
+Memory grows with the number of distinct questions only, not with rows or answers.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from stages.rlhf.ingest.tokenizer import load_hub_tokenizer, train_tokenizer
 from stages.rlhf.korean import clean, question_key
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl
 
-# Pieces of the prompt template, which an own tokenizer shall read as few tokens.
+# Pieces of the chat template, which a tokenizer of our own should encode in few tokens.
 TEMPLATE_PIECES: Final = ("질문: ", "\n답변:\n")
 _THIRDS: Final = ("train", "validation", "test")
 _FILES: Final[dict[Part, dict[str, str]]] = {
@@ -38,7 +38,7 @@ _FILES: Final[dict[Part, dict[str, str]]] = {
     "ppo": {split: f"ppo/{split}.jsonl" for split in _THIRDS},
 }
 _SPLITS: Final = (*_THIRDS, "judge_train", "judge_test")
-# Files that must not be empty, and the knob that governs their size.
+# Files that must not be empty, and the parameter that controls their size.
 _NEEDED: Final[tuple[tuple[Part, str, str], ...]] = (
     ("sft", "train", "preprocess.max_items"),
     ("rm", "train", "preprocess.max_items"),
@@ -49,9 +49,9 @@ _NEEDED: Final[tuple[tuple[Part, str, str], ...]] = (
 
 
 def prepare(params: PreprocessParams, out: Path) -> dict[str, Any]:
-    """Read the source of `params.data`, write the files of data/preprocess; returns the metrics.
+    """Read the source in `params.data`, write the files of data/preprocess, return the metrics.
 
-    Raises ValueError where the source cannot be read or does not fit, or a needed split is empty.
+    Raises ValueError if the source is unreadable or of another format, or a needed split is empty.
     """
     settings, model = params.preprocess, params.base_model
     tokenizer = load_hub_tokenizer(model.hub, model.revision) if model.hub else None
@@ -99,8 +99,11 @@ def _clean_part(reader: Reader, part: Part, spool: Spool, ledger: Ledger) -> Non
 
 
 def _corpus(reader: Reader, spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """Clean texts of the source's own corpus, without those that hold a held-out question."""
-    for number, row in enumerate(reader.corpus(), 1):
+    """Clean texts of the source's own corpus, except those that contain a held-out question."""
+    bar = tqdm(
+        reader.corpus(), desc="read corpus", unit=" rows", delay=5, mininterval=5, leave=False
+    )
+    for number, row in enumerate(bar, 1):
         ledger.read["corpus"] += 1
         name = f"corpus-{number:08d}"
         raw = row.get("text") if isinstance(row, dict) else None
@@ -118,9 +121,9 @@ def _corpus(reader: Reader, spool: Spool, ledger: Ledger) -> Iterator[dict[str, 
 def _own_tokenizer(
     params: PreprocessParams, out: Path, spool: Spool, has_corpus: bool
 ) -> Tokenizer:
-    """A tokenizer trained on training text alone, saved as tokenizer.json."""
+    """A tokenizer trained on training text only, saved as tokenizer.json."""
     architecture = params.base_model.architecture
-    assert architecture is not None  # the loader holds it: no hub, so an architecture
+    assert architecture is not None  # ensured by config.models: no hub id, so an architecture
     rows = (
         text
         for part in PARTS
@@ -137,11 +140,14 @@ def _own_tokenizer(
 def _write_split(
     out: Path, part: Part, split: str, spool: Spool, caps: Caps, ledger: Ledger
 ) -> None:
-    """Write one file; rows that do not stay are rejected, those without a file too."""
+    """Write one file; rows that leak, repeat, are too long or belong to no file are rejected."""
 
     def kept() -> Iterator[PromptRow]:
         seen = bytearray(spool.questions)
-        for spooled in spool.rows(part, split):
+        rows = spool.rows(part, split)
+        for spooled in tqdm(
+            rows, desc=f"write {part} {split}", unit=" rows", delay=5, mininterval=5, leave=False
+        ):
             row = spooled.row
             reason: Reason | None = None
             if not spooled.fits or split not in _FILES[part]:
@@ -161,13 +167,13 @@ def _write_split(
 
     if split not in _FILES[part]:
         for row in kept():
-            raise AssertionError(f"{part} {row.id} is kept, but has no file in {split}")
+            raise AssertionError(f"{part} {row.id} is kept, but {split} has no file for it")
         return
     ledger.written[part][split] = write_jsonl(out / _FILES[part][split], kept())
 
 
 def _cap(row: Clean, caps: Caps, ledger: Ledger) -> PromptRow:
-    """The row as it is written. Raises Unusable where question or answers are too long."""
+    """The row as written to disk. Raises Unusable if question or answers are too long."""
     head = {"id": row.id, "question": row.question, **row.labels}
     phrase = head.pop("must_contain")
     fits = caps.question_fits(row.question)
@@ -199,7 +205,7 @@ def _cap_group(
     flaws: list[Reason | None] = ["too_long" if text is None else None for text in texts]
     try:
         answers, dropped = settle(capped, flaws)
-    except Unusable as unusable:  # it was a group before the cap
+    except Unusable as unusable:  # the cap left too few answers
         raise Unusable("too_long") from unusable
     ledger.drop(row, dropped)
     return RmRow.model_validate(
@@ -222,7 +228,7 @@ def _plain(row: Clean) -> dict[str, Any]:
 
 
 def _texts(out: Path) -> Iterator[dict[str, str]]:
-    """Training rows as plain texts, where the source has no corpus of its own."""
+    """Training rows as plain text, for a source without a corpus of its own."""
     for row in read_jsonl(out / "sft" / "train.jsonl"):
         yield {"text": f"{row['question']} {row['answer']}"}
     for row in read_jsonl(out / "rm" / "train.jsonl"):
@@ -231,10 +237,10 @@ def _texts(out: Path) -> Iterator[dict[str, str]]:
 
 
 def _check_needed(report: dict[str, Any], params: PreprocessParams) -> None:
-    for part, split, knob in _NEEDED:
+    for part, split, key in _NEEDED:
         if report[part]["rows"][split] == 0:
             raise ValueError(
-                f"{params.data.path}: no row is left for {part} {split}: of {report[part]['read']}"
+                f"{params.data.path}: no rows left for {part} {split}: of {report[part]['read']}"
                 f" {part} rows read, {report[part]['kept']} are kept"
-                f" (rejected: {report[part]['rejected'] or 'none'}); see {knob}"
+                f" (rejected: {report[part]['rejected'] or 'none'}); see {key}"
             )

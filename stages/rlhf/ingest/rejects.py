@@ -1,4 +1,4 @@
-"""What became of every row: counts for the metrics, and the rejects file."""
+"""Accounting of every row: counts for the metrics, and the rejects file."""
 
 import json
 from collections import Counter, defaultdict
@@ -9,7 +9,7 @@ from stages.rlhf.ingest.sources.items import PARTS
 
 
 class Ledger:
-    """Counts rows read, kept and rejected; writes each rejected one to rejects.jsonl."""
+    """Counts rows read, kept and rejected; writes each rejected row to rejects.jsonl."""
 
     def __init__(self, rejects: TextIO) -> None:
         self._rejects = rejects
@@ -19,12 +19,12 @@ class Ledger:
         self._dropped: Counter[str] = Counter()
 
     def reject(self, part: str, name: str, reason: Reason, row: Any) -> None:
-        """A row that is not used."""
+        """Record a row that is not used."""
         self._rejected[part][reason] += 1
         self._write(part, name, reason, row)
 
     def drop(self, row: Clean, dropped: list[Dropped]) -> None:
-        """Answers taken out of a group that stays."""
+        """Record answers dropped from a group that is kept."""
         for one in dropped:
             self._dropped[one.reason] += 1
             answer = {"question": row.question, "answer": one.answer.text, "rank": one.answer.rank}
@@ -34,11 +34,11 @@ class Ledger:
         line = json.dumps(
             {"part": part, "id": name, "reason": reason, "row": row}, ensure_ascii=False
         )
-        # a lone surrogate, which JSON may hold and UTF-8 may not, is written as its escape
+        # a lone surrogate, valid in JSON but not in UTF-8, is written as its escape
         self._rejects.write(line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
     def report(self) -> dict[str, Any]:
-        """The metrics of all rows. Kept and rejected rows add up to those read."""
+        """The metrics of all rows; kept + rejected == read."""
         report: dict[str, Any] = {}
         for part in (*PARTS, "corpus"):
             rejected = dict(sorted(self._rejected[part].items()))

@@ -1,17 +1,17 @@
-"""Which split a question belongs to: one, in every part.
+"""Assign each question to one split, the same in every part.
 
-1. A row names its side by its `split` key, or by lying in the source's own Validation part, which
-   is the test split. Rows that name none are free.
-2. A question all of whose rows carry a `split` key is fixed: of several sides the highest wins
-   (test, validation, judge, train), by its exact key alone. Near-duplicates do not move it, for
-   whoever pins rows may mean to hold out one wording of a template and to train on its sister.
-3. Every other question goes with its group: all questions linked by near-identity, fixed ones
-   included. The highest side named in the group wins; where none is named, a seeded hash of the
-   group's smallest key decides, by `test_share` and `validation_share`, each only where the source
-   names no such split anywhere.
-4. Where the source names no judge split, a seeded `judge_share` of the RM training groups becomes
-   the judge's, out of those whose question no SFT or PPO row asks: 4/5 to train, 1/5 to test.
-A row whose own side is not the split of its question is a leak.
+1. A row names its side by its `split` key, or by being in the source's own Validation part, which
+   is the test split. Rows that name no side are free.
+2. A question is fixed if all its rows carry a `split` key: of several sides the highest wins (test,
+   validation, judge, train), by exact key only. Near-duplicates do not move it, because pinned rows
+   may hold out one wording of a template and train on another.
+3. Every other question follows its group: all questions linked as near-duplicates, fixed ones
+   included. The highest side named in the group wins; if none is named, a seeded hash of the
+   group's smallest key decides by `test_share` and `validation_share`, each applied only if the
+   source names no such split anywhere.
+4. If the source names no judge split, a seeded `judge_share` of the RM training groups goes to the
+   judge, among those whose question no SFT or PPO row asks: 4/5 to train, 1/5 to test.
+A row whose own side differs from the split of its question is a leak.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from stages.rlhf.config.preprocess import PreprocessConfig
 from stages.rlhf.ingest.near_duplicates import group_near_duplicates
 
-# Sides by priority: the index of the highest one named is a question's.
+# Sides by ascending priority; a question gets the index of the highest one named.
 SIDES: Final = (None, "train", "judge_train", "judge_test", "validation", "test")
 TRAIN, JUDGE_TRAIN, JUDGE_TEST, VALIDATION, TEST = range(1, 6)
 _JUDGE_TEST_SHARE = 0.2
@@ -35,9 +35,9 @@ Sides = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Keys:
-    """All distinct question keys (K), in order. `named`: the highest side that a row names.
+    """All distinct question keys (K), sorted. `named`: the highest side that any row names.
 
-    `fixed`: every row of the key carries a `split` key. `sft`, `rm`, `ppo`: parts that ask it.
+    `fixed`: every row of the key carries a `split` key. `sft`, `rm`, `ppo`: the part contains it.
     """
 
     texts: list[str]
@@ -50,27 +50,27 @@ class Keys:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The side of each key (K). `drawn`: chosen by us, not named by the source."""
+    """The side of each key (K). `assigned`: chosen here, not named by the source."""
 
     sides: Sides
-    drawn: Bools
+    assigned: Bools
 
 
 def assign(keys: Keys, settings: PreprocessConfig) -> Assignment:
-    """The split of each question, by the rules at the top of this file."""
+    """The split of each question, by the rules in the module docstring."""
     groups = group_near_duplicates(keys.texts, settings.near_duplicate, ~keys.fixed)
     roots = np.fromiter(map(groups.find, range(len(keys.texts))), np.int64, len(keys.texts))
-    named = np.zeros(len(roots), dtype=np.uint8)  # of a group, at its root
+    named = np.zeros(len(roots), dtype=np.uint8)  # per group, at its root
     np.maximum.at(named, roots, keys.named)
     sides = named[roots]
-    drawn = sides == 0
+    assigned = sides == 0
     shares = {
         TEST: settings.test_share * (not (keys.named == TEST).any()),
         VALIDATION: settings.validation_share * (not (keys.named == VALIDATION).any()),
     }
-    for root in map(int, np.unique(roots[drawn])):
-        named[root] = _draw(keys.texts[root], settings.seed, shares)
-    sides[drawn] = named[roots[drawn]]
+    for root in map(int, np.unique(roots[assigned])):
+        named[root] = _side_by_hash(keys.texts[root], settings.seed, shares)
+    sides[assigned] = named[roots[assigned]]
     sides[keys.fixed] = keys.named[keys.fixed]
     moved = np.zeros(len(roots), dtype=bool)
     if not np.isin(keys.named, (JUDGE_TRAIN, JUDGE_TEST)).any():
@@ -78,17 +78,17 @@ def assign(keys: Keys, settings: PreprocessConfig) -> Assignment:
             named[root] = side
             moved[root] = True
         sides[moved[roots]] = named[roots[moved[roots]]]
-        drawn |= moved[roots]
-    return Assignment(sides, drawn)
+        assigned |= moved[roots]
+    return Assignment(sides, assigned)
 
 
 def _uniform(*words: str | int) -> float:
-    """A number in [0, 1) that depends on the words alone."""
+    """A number in [0, 1) determined by the words."""
     digest = hashlib.sha256(":".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def _draw(key: str, seed: int, shares: dict[int, float]) -> int:
+def _side_by_hash(key: str, seed: int, shares: dict[int, float]) -> int:
     number = _uniform(seed, "split", key)
     for side, share in shares.items():
         if number < share:
@@ -100,7 +100,7 @@ def _draw(key: str, seed: int, shares: dict[int, float]) -> int:
 def _judge(
     keys: Keys, roots: npt.NDArray[np.int64], sides: Sides, settings: PreprocessConfig
 ) -> dict[int, int]:
-    """Groups that become the judge's, by root: a share of the RM training groups."""
+    """Groups assigned to the judge, by root: a share of the RM training groups."""
     training = np.unique(roots[keys.rm & (sides == TRAIN)])
     barred = np.unique(roots[keys.sft | keys.ppo | (sides != TRAIN)])
     eligible = np.setdiff1d(training, barred).tolist()

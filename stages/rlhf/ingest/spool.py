@@ -1,4 +1,4 @@
-"""Clean rows on disk between the two passes of preprocess, so that memory stays small."""
+"""Clean rows on disk between the two passes of preprocess, to bound memory."""
 
 import json
 import sqlite3
@@ -22,7 +22,7 @@ CREATE TABLE rows (
     body TEXT
 );
 CREATE TABLE splits (
-    key TEXT PRIMARY KEY, number INTEGER, side INTEGER, drawn INTEGER
+    key TEXT PRIMARY KEY, number INTEGER, side INTEGER, assigned INTEGER
 ) WITHOUT ROWID;
 """
 _BY_KEY = """
@@ -30,7 +30,7 @@ SELECT key, MAX(side), MIN(pinned), MAX(part = 'sft'), MAX(part = 'rm'), MAX(par
 FROM rows GROUP BY key ORDER BY key
 """
 _BY_SPLIT = """
-SELECT rows.id, rows.key, rows.body, rows.side, splits.number, splits.drawn
+SELECT rows.id, rows.key, rows.body, rows.side, splits.number, splits.assigned
 FROM rows JOIN splits ON splits.key = rows.key
 WHERE rows.part = ? AND splits.side = ?
 ORDER BY rows.id, rows.key, rows.number
@@ -41,7 +41,7 @@ ORDER BY rows.id, rows.key, rows.number
 class Spooled:
     """A clean row read back.
 
-    `question`: number of its key; `fits`: whether its own side is the split of its question.
+    `question`: index of its key; `fits`: whether its own side is the split of its question.
     """
 
     row: Clean
@@ -50,15 +50,15 @@ class Spooled:
 
 
 class Spool:
-    """A table of rows, and one of the split that each question belongs to."""
+    """A table of rows, and a table of each question's split."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._db.executescript(_SCHEMA)
-        self.questions = 0  # distinct ones, once their splits are set
+        self.questions = 0  # distinct ones, known once splits are set
 
     def add(self, row: Clean) -> None:
-        """Keep a row."""
+        """Store a row."""
         body = [row.question, [[a.text, a.rank, a.defect] for a in row.answers], row.labels]
         self._db.execute(
             "INSERT INTO rows (part, id, key, side, pinned, body) VALUES (?, ?, ?, ?, ?, ?)",
@@ -73,7 +73,7 @@ class Spool:
         )
 
     def keys(self) -> Keys:
-        """All distinct question keys, in the order of their code points."""
+        """All distinct question keys, sorted by code point."""
         texts: list[str] = []
         flags = bytearray()
         for key, *values in self._db.execute(_BY_KEY):
@@ -84,7 +84,7 @@ class Spool:
         return Keys(texts, named, *(column.astype(bool) for column in (fixed, sft, rm, ppo)))
 
     def set_splits(self, keys: Keys, assignment: Assignment) -> None:
-        """Keep the split of each question."""
+        """Store the split of each question."""
         self.questions = len(keys.texts)
         self._db.executemany(
             "INSERT INTO splits VALUES (?, ?, ?, ?)",
@@ -92,35 +92,35 @@ class Spool:
                 keys.texts,
                 range(len(keys.texts)),
                 map(int, assignment.sides),
-                map(int, assignment.drawn),
+                map(int, assignment.assigned),
                 strict=True,
             ),
         )
         self._db.execute("CREATE INDEX ordered ON rows (part, id, key, number)")
 
     def split_of(self, key: str) -> str | None:
-        """The split of a question, or None where no row asks it."""
+        """The split of a question, or None if no row contains it."""
         found = self._db.execute("SELECT side FROM splits WHERE key = ?", (key,)).fetchone()
         return SIDES[found[0]] if found else None
 
     def rows(self, part: Part, split: str) -> Iterator[Spooled]:
-        """Rows of a part whose question belongs to a split, by id, then key."""
+        """Rows of a part whose question is in a split, sorted by id, then key."""
         side = SIDES.index(split)
-        for name, key, body, own, number, drawn in self._db.execute(_BY_SPLIT, (part, side)):
+        for name, key, body, own, number, assigned in self._db.execute(_BY_SPLIT, (part, side)):
             question, answers, labels = json.loads(body)
             row = Clean(
                 part, name, key, question, tuple(Answer(*a) for a in answers), labels, SIDES[own]
             )
-            fits = own == side or (own <= TRAIN and bool(drawn)) or (not own and side == TRAIN)
+            fits = own == side or (own <= TRAIN and bool(assigned)) or (not own and side == TRAIN)
             yield Spooled(row, number, fits)
 
 
 @contextmanager
 def open_spool(folder: Path) -> Iterator[Spool]:
-    """A spool in a file of the folder, gone at the end."""
+    """A spool in a temporary file of the folder."""
     path = folder / "spool.sqlite"
     path.unlink(missing_ok=True)
-    # tokenizers draws its training texts in a thread of its own, while this one waits
+    # tokenizers iterates over its training texts in another thread, while this one waits
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("BEGIN")

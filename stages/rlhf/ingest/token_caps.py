@@ -1,4 +1,4 @@
-"""Lengths in tokens: caps on questions and answers, clipping, and what the data measures."""
+"""Lengths in tokens: caps on questions and answers, clipping, and percentiles of the data."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -6,14 +6,14 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from stages.rlhf.chat import TEMPLATE_TOKENS
 from stages.rlhf.korean import sentence_ends
+from stages.rlhf.sizes import TEMPLATE_TOKENS
 
 
 class Caps:
-    """The caps of the chosen model, and the lengths met on the way.
+    """The caps of the chosen model, and statistics of the lengths seen.
 
-    `answer` leaves a token of max_answer_tokens for EOS.
+    `answer` is max_answer_tokens minus one token for EOS.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Caps:
         if self.question < 1:
             raise ValueError(
                 f"max_prompt_tokens ({max_prompt_tokens}) must be above {TEMPLATE_TOKENS},"
-                " which the prompt template may take"
+                " the tokens reserved for the chat template"
             )
 
     def question_fits(self, question: str) -> bool:
@@ -41,9 +41,9 @@ class Caps:
         return length <= self.question
 
     def fit_answer(self, answer: str, kind: Literal["sft_answer", "rm_answer"]) -> str | None:
-        """The answer, or the sentences of it that fit; None where it is too long.
+        """The answer, or its leading sentences that fit; None if it is too long.
 
-        Cut behind the last sentence end within the cap, since EOS follows a clipped answer too.
+        Clipped at the last sentence end within the cap, because EOS follows a clipped answer too.
         """
         encoding = self._tokenizer.encode(answer, add_special_tokens=False)
         self._count(kind, len(encoding))
@@ -51,7 +51,7 @@ class Caps:
             return answer
         if self._policy == "drop":
             return None
-        limit = encoding.offsets[self.answer][0]  # of the first token that is too much
+        limit = encoding.offsets[self.answer][0]  # offset of the first token beyond the cap
         ends = sentence_ends(answer)
         for end in reversed(ends[: bisect_right(ends, limit)]):
             if len(self._tokenizer.encode(answer[:end], add_special_tokens=False)) <= self.answer:
@@ -59,7 +59,7 @@ class Caps:
         return None
 
     def percentiles(self) -> dict[str, dict[str, int | None]]:
-        """P50, P95 and P99 of all lengths met, before any cap; nearest rank."""
+        """P50, P95 and P99 of all lengths seen, before any cap; nearest-rank method."""
         return {
             kind: {f"p{share}": _percentile(self._met.get(kind), share) for share in (50, 95, 99)}
             for kind in ("question", "sft_answer", "rm_answer")

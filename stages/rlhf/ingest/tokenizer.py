@@ -1,4 +1,4 @@
-"""The tokenizer of the chosen base model: its own, or a byte-level BPE trained on our text."""
+"""The tokenizer of the base model: from the hub, or a byte-level BPE trained on our text."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,24 +14,24 @@ from stages.rlhf.hub import fetch
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")  # ids 0, 1, 2
 
-# Words with the space before them, up to three digits, signs, breaks: the split of Llama 3.
+# Llama 3's split: words with their leading space, up to three digits, punctuation, line breaks.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_EXTRA_WEIGHT = 5_000  # times that each `extra` text counts: enough for its words to be merged
-_MAX_CHARACTERS = 8_000_000  # of training text: about 20 MB of Korean
+_EXTRA_WEIGHT = 5_000  # repetitions of each `extra` text: enough for its words to be merged
+_MAX_CHARACTERS = 8_000_000  # of training text, about 20 MB of Korean
 
 
-# No word: BPE takes the square of its length in time, minutes for a million signs.
+# Not words. BPE is quadratic in the length of a word: minutes for a million characters.
 _ENDLESS = re.compile(r"\S{2000,}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE of the first 8 million characters of `texts`; the same texts, the same BPE.
+    """A byte-level BPE of the first 8 million characters of `texts`; deterministic.
 
-    `extra`: pieces of the prompt template, counted so often that their words become tokens.
-    Raises ValueError where the text is too little for `vocab_size`.
+    `extra`: pieces of the chat template, repeated so often that their words become tokens.
+    Raises ValueError if there is too little text for `vocab_size`.
     """
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = Sequence(
@@ -52,16 +52,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Iterable[str])
     size = tokenizer.get_vocab_size()
     if size < vocab_size:
         raise ValueError(
-            f"the training text gives {size} tokens, vocab_size is {vocab_size}:"
-            " more text or a smaller architecture.vocab_size is needed"
+            f"the training text yields {size} tokens, but vocab_size is {vocab_size};"
+            " provide more text or lower architecture.vocab_size"
         )
     return tokenizer
 
 
 def load_hub_tokenizer(hub: str, revision: str | None) -> Tokenizer:
-    """The tokenizer of a model on the hub, or in the hub's cache.
+    """The tokenizer of a hub model, downloaded or from the hub cache.
 
-    Raises ValueError naming the model where it cannot be had.
+    Raises ValueError naming the model if it is unavailable.
     """
     path = fetch(hub, revision, ["tokenizer.json"]) / "tokenizer.json"
     if not path.is_file():

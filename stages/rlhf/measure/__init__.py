@@ -1,1 +1,1 @@
-"""Numbers from strings and arrays."""
+"""Metrics and statistics: strings and arrays in, numbers out."""

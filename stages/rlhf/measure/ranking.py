@@ -1,7 +1,8 @@
-"""How well scores follow human ranks: the blocks of metrics/rm.json, numpy in, numbers out.
+"""How well scores agree with human ranks: the blocks of metrics/rm.json.
 
-Pairs are two answers of one question that people did not tie. Shares are over all pairs; Kendall's
-tau-b, Spearman's rho and top-1 are means over questions. Intervals draw whole questions.
+A pair is two answers to one question with different human ranks. Shares are over all pairs;
+Kendall's tau-b, Spearman's rho and top-1 are means over questions. The bootstrap resamples whole
+questions.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,17 @@ from stages.rlhf.measure.bootstrap import (
 from stages.rlhf.measure.calibration import ece
 from stages.rlhf.measure.length_bias import correct
 from stages.rlhf.measure.length_curve import LengthCurve
-from stages.rlhf.measure.ranked_groups import Group, Pair, Unit, accuracy, check, hits_of, pairs_of
+from stages.rlhf.measure.ranked_groups import Group, Pair, accuracy, check, hits_of, pairs_of
+from stages.rlhf.records import LengthUnit
 
-LENGTH_MATCH = 0.10  # relative difference up to which two answers count as equally long
+LENGTH_MATCH = 0.10  # relative difference up to which two lengths count as equal
 NO_PAIRS = "no two answers of one question differ in rank"
 NO_TOKENS = "no lengths in tokens"
 NO_ORDER = "no question has both different ranks and different scores"
-LEVEL = "scores or lengths do not differ"
-LEVEL_IN_RANK = "scores or lengths do not differ between answers of one rank"
+NO_SPREAD = "scores or lengths do not differ"
+NO_SPREAD_WITHIN_RANK = "scores or lengths do not differ between answers of one rank"
 
-# key -> the statistic over sums, and why it may not exist
+# key -> the statistic as a function of sums, and the reason if it is undefined
 STATISTICS: dict[str, tuple[Statistic, str]] = {
     "accuracy": (lambda t: ratio(t["hits"], t["pairs"]), NO_PAIRS),
     "length_only_accuracy": (lambda t: ratio(t["longer"], t["pairs"]), NO_PAIRS),
@@ -42,23 +44,23 @@ STATISTICS: dict[str, tuple[Statistic, str]] = {
     ),
     "kendall_tau": (lambda t: ratio(t["tau"], t["ordered"]), NO_ORDER),
     "spearman_rho": (lambda t: ratio(t["rho"], t["ordered"]), NO_ORDER),
-    "top1": (lambda t: ratio(t["top"], t["told"]), NO_PAIRS),
-    "length_correlation": (correlation, LEVEL),
-    "length_correlation_given_rank": (correlation_given, LEVEL_IN_RANK),
+    "top1": (lambda t: ratio(t["top"], t["has_pairs"]), NO_PAIRS),
+    "length_correlation": (correlation, NO_SPREAD),
+    "length_correlation_given_rank": (correlation_given, NO_SPREAD_WITHIN_RANK),
 }
 RANKING = tuple(key for key in STATISTICS if not key.startswith("length_correlation"))
 BY_LENGTH = ("length_correlation", "length_correlation_given_rank")
 
 
 def tau_and_rho(group: Group) -> tuple[float, float] | None:
-    """Kendall's tau-b and Spearman's rho of scores and goodness (-rank).
+    """Kendall's tau-b and Spearman's rho of scores and -ranks.
 
-    With S, R the (K, K) signs of the differences in score and in goodness, tau-b is
+    With S, R the (K, K) signs of the differences in score and in -rank, tau-b is
     sum SR / sqrt(sum SS * sum RR). The row sums of S are twice the centred average ranks, whose
-    Pearson correlation is rho. None where all scores or all ranks are equal.
+    Pearson correlation is rho. None if all scores or all ranks are equal.
     """
-    scores, goodness = np.asarray(group.scores, float), -np.asarray(group.ranks, float)
-    s, r = (np.sign(v[:, None] - v[None, :]) for v in (scores, goodness))
+    scores, quality = np.asarray(group.scores, float), -np.asarray(group.ranks, float)
+    s, r = (np.sign(v[:, None] - v[None, :]) for v in (scores, quality))
     if not s.any() or not r.any():
         return None
     u, v = s.sum(1), r.sum(1)
@@ -67,14 +69,14 @@ def tau_and_rho(group: Group) -> tuple[float, float] | None:
 
 
 def _top(group: Group) -> float:
-    """Share of the answers with the highest score that are ranked best: 1 or 0 without ties."""
+    """Share of the top-scoring answers that are ranked best; without ties, 1 or 0."""
     highest = max(group.scores)
     chosen = [rank for s, rank in zip(group.scores, group.ranks, strict=True) if s == highest]
     return chosen.count(min(group.ranks)) / len(chosen)
 
 
 def _ranking_sums(groups: Sequence[Group], pairs: Sequence[Sequence[Pair]]) -> Sums:
-    """(Q,) per question: pairs, right ones, the longer one right; and its rank correlations."""
+    """(Q,) per question: counts of pairs, and its rank correlations."""
     rows = []
     for group, found in zip(groups, pairs, strict=True):
         hits = hits_of(p.margin for p in found)
@@ -83,7 +85,7 @@ def _ranking_sums(groups: Sequence[Group], pairs: Sequence[Sequence[Pair]]) -> S
             [abs(p.lengths[0] - p.lengths[1]) <= LENGTH_MATCH * max(p.lengths) for p in found],
             dtype=bool,
         )
-        told, order = len(found) > 0, tau_and_rho(group)
+        has_pairs, order = len(found) > 0, tau_and_rho(group)
         rows.append(
             {
                 "pairs": len(found),
@@ -91,8 +93,8 @@ def _ranking_sums(groups: Sequence[Group], pairs: Sequence[Sequence[Pair]]) -> S
                 "longer": longer.sum(),
                 "matched": matched.sum(),
                 "matched_hits": hits[matched].sum(),
-                "told": told,
-                "top": _top(group) if told else 0.0,
+                "has_pairs": has_pairs,
+                "top": _top(group) if has_pairs else 0.0,
                 "ordered": order is not None,
                 "tau": order[0] if order else 0.0,
                 "rho": order[1] if order else 0.0,
@@ -102,12 +104,12 @@ def _ranking_sums(groups: Sequence[Group], pairs: Sequence[Sequence[Pair]]) -> S
     return {name: np.array([row[name] for row in rows], dtype=float) for name in names}
 
 
-def _length_sums(groups: Sequence[Group], unit: Unit) -> Sums:
-    """Per question what `correlation_given` needs of score x and length y; a class is a rank."""
+def _length_sums(groups: Sequence[Group], unit: LengthUnit) -> Sums:
+    """Per question, the sums for `correlation_given`: x score, y length, classes ranks."""
     if not groups:
         return {}
     ranks = np.unique([r for g in groups for r in g.ranks])
-    # Centred first, so that squares of large numbers do not cancel.
+    # Centred first, to avoid cancellation between squares of large numbers.
     x_mean = np.mean([s for g in groups for s in g.scores])
     y_mean = np.mean([n for g in groups for n in g.sizes(unit)])
     rows = []
@@ -125,9 +127,9 @@ def _known(key: str, value: float | None, reason: str) -> dict[str, Any]:
 
 
 def _measured(
-    sums: Sums, keys: Sequence[str], resamples: int, seed: int, end: str = ""
+    sums: Sums, keys: Sequence[str], resamples: int, seed: int, suffix: str = ""
 ) -> dict[str, Any]:
-    """STATISTICS[key] as `<key><end>`, with its interval where resamples > 0; no sums, no value."""
+    """STATISTICS[key] as `<key><suffix>`, with its interval if resamples > 0."""
     questions = len(next(iter(sums.values()))) if sums else 0
     whole, draws = totals(sums), resampled(sums, resamples, seed) if resamples else {}
     found: dict[str, Any] = {}
@@ -136,12 +138,12 @@ def _measured(
         reason = reason if questions else "no questions"
         value = float(statistic(whole)[0]) if questions else np.nan
         there = bool(np.isfinite(value))
-        found |= _known(f"{key}{end}", value if there else None, reason)
+        found |= _known(f"{key}{suffix}", value if there else None, reason)
         if resamples:
             ends = interval(statistic(draws)) if there and questions > 1 else None
             reason = "too few questions to resample" if there else reason
-            found |= _known(f"{key}{end}_ci_low", ends[0] if ends else None, reason)
-            found |= _known(f"{key}{end}_ci_high", ends[1] if ends else None, reason)
+            found |= _known(f"{key}{suffix}_ci_low", ends[0] if ends else None, reason)
+            found |= _known(f"{key}{suffix}_ci_high", ends[1] if ends else None, reason)
     return found
 
 
@@ -161,10 +163,10 @@ def report(
 ) -> dict[str, Any]:
     """The block of metrics/rm.json for these groups.
 
-    temperature: of the probabilities whose calibration error `ece` is. resamples: of the bootstrap
-    behind `<key>_ci_low` and `<key>_ci_high`; 0 leaves the intervals out. A value that cannot be
-    had is None, with `<key>_reason`. The margins' statistics are over all pairs.
-    Raises ValueError naming the question whose numbers cannot be used.
+    temperature: of the probabilities that `ece` evaluates. resamples: of the bootstrap behind
+    `<key>_ci_low` and `<key>_ci_high`; 0 omits the intervals. An undefined value is None, with
+    `<key>_reason`. Margin statistics are over all pairs.
+    Raises ValueError naming the question with invalid numbers.
     """
     check(groups)
     by_question = [pairs_of(group) for group in groups]
@@ -205,9 +207,9 @@ def full_report(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """metrics/rm.json: the block, `length_corrected` (scores less the curve), and by_kind of both.
+    """metrics/rm.json: the block, `length_corrected` (scores minus the curve), by_kind of both.
 
-    The same questions are drawn for raw and corrected scores, so that their intervals compare.
+    Raw and corrected scores share their resamples, so that their intervals are comparable.
     """
 
     def both(chosen: Sequence[Group]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""How near two embeddings are. N pairs, D dimensions; row i of one goes with row i of the other.
+"""Similarity of embeddings: N pairs, D dimensions; row i is compared with row i.
 
-Embeddings come as the model gives them, not normalised: cosine ignores their norms, euclidean does
-not. All sums are in float64.
+Embeddings are not normalised: cosine ignores their norms, Euclidean distance does not. All sums are
+in float64.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def cosine(a: Vectors, b: Vectors) -> Values:
 
 
 def euclidean_distance(a: Vectors, b: Vectors) -> Values:
-    """(N, D) x 2 -> (N,), at least 0: |a - b|."""
+    """(N, D) x 2 -> (N,), >= 0: |a - b|."""
     a, b = _pairs(a, b)
     return np.linalg.norm(a - b, axis=-1)
 
@@ -36,11 +36,11 @@ def pearson(a: Vectors, b: Vectors) -> Values:
 
 def _pairs(a: Vectors, b: Vectors) -> tuple[Vectors, Vectors]:
     if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f"two (N, D) arrays of one shape were expected, not {a.shape}, {b.shape}")
+        raise ValueError(f"expected two (N, D) arrays of one shape, not {a.shape}, {b.shape}")
     return a.astype(np.float64), b.astype(np.float64)
 
 
 def _ratio(dot: Values, norms: Values) -> Values:
-    # Rounding may carry the cosine of equal vectors a hair beyond 1.
+    # Clipped because rounding can put the cosine of equal vectors slightly above 1.
     tiny = np.finfo(np.float64).tiny
     return np.clip(np.where(norms > tiny, dot / np.maximum(norms, tiny), 0.0), -1.0, 1.0)

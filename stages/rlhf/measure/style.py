@@ -1,8 +1,8 @@
-"""How Korean an answer is: speech level, script, broken characters, sentences that are cut off.
+"""Korean style of a response: speech level, script, broken characters, truncated sentences.
 
-Strings in, numbers out; every text is cleaned first. Speech levels are read off sentence endings
-alone, so that nothing has to be parsed: 해요체 and 하십시오체 are polite (존댓말), 해체 and 해라체
-plain (반말, and the written -다); a sentence that ends in neither, such as a noun, says nothing.
+Strings in, numbers out; every text is cleaned first. Speech levels are recognised by sentence
+endings, without a parser: 해요체 and 하십시오체 are polite (존댓말), 해체 and 해라체 plain (반말,
+and the written -다); a sentence with any other ending, such as a noun, has no level.
 """
 
 import re
@@ -21,15 +21,15 @@ POLITE, PLAIN = "polite", "plain"
 
 _TAIL = re.compile(r"[^가-힣]+$")
 _POLITE = re.compile(r"(?:요|죠|니다|니까|시오|소서|나이다)$")
-# Plain endings that hardly end a noun; past tenses in -ㅆ어 are found by the syllable before.
+# Plain endings that rarely end a noun; past tense -ㅆ어 is recognised by the preceding syllable.
 _PLAIN = re.compile(
     r"(?:[가-힣][다지네까]|[이하되거]야|[같않많좋잖]아|[싶없]어|거든|구나|느냐|몰라|그래|니|해|돼)$"
 )
-_SYLLABLES, _FINALS, _SSANG_SIOT = 0xAC00, 28, 20  # how Unicode orders syllables: finals last
+_SYLLABLES, _FINALS, _SSANG_SIOT = 0xAC00, 28, 20  # Unicode's syllable order: finals vary fastest
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; what stands behind the last sentence end is one too."""
+    """The sentences of a text, including an unfinished last one."""
     text = clean(text)
     ends = sentence_ends(text)
     starts = [0, *ends]
@@ -38,7 +38,7 @@ def sentences(text: str) -> list[str]:
 
 
 def speech_level(sentence: str) -> str | None:
-    """POLITE, PLAIN, or None where the ending is neither."""
+    """POLITE, PLAIN, or None if the ending is neither."""
     stem = _TAIL.sub("", sentence)
     if _POLITE.search(stem):
         return POLITE
@@ -55,44 +55,44 @@ def _final(syllable: str) -> int:
 
 
 def levels(text: str) -> list[str]:
-    """The speech levels of its sentences, in order; those without one left out."""
+    """The speech levels of its sentences in order, without those that have none."""
     return [level for level in map(speech_level, sentences(text)) if level is not None]
 
 
 def polite(text: str) -> bool | None:
-    """Whether every sentence with a speech level is polite; None where none has one."""
+    """Whether every sentence with a speech level is polite; None if no sentence has one."""
     found = levels(text)
     return set(found) == {POLITE} if found else None
 
 
 def consistent(text: str) -> bool | None:
-    """Whether its sentences keep one speech level; None where fewer than two have one."""
+    """Whether its sentences share one speech level; None if fewer than two have one."""
     found = levels(text)
     return len(set(found)) == 1 if len(found) > 1 else None
 
 
 def non_hangul_share(text: str) -> float | None:
     """Share of its letters that are not Hangul: Latin, Hanja, kana; None without letters."""
-    letters = [sign for sign in clean(text) if sign.isalpha()]
+    letters = [char for char in clean(text) if char.isalpha()]
     if not letters:
         return None
-    return sum(not _is_hangul(sign) for sign in letters) / len(letters)
+    return sum(not _is_hangul(char) for char in letters) / len(letters)
 
 
 def broken(text: str) -> bool:
-    """It holds U+FFFD: bytes that were no character."""
+    """Whether it contains U+FFFD: bytes that are not valid UTF-8."""
     return "\ufffd" in text
 
 
 def truncated(text: str) -> bool:
-    """It stops in mid-sentence, whatever ended it; an empty text does."""
+    """Whether it stops in mid-sentence, with or without EOS; true of an empty text."""
     text = clean(text)
     ends = sentence_ends(text)
     return not ends or ends[-1] < len(text)
 
 
 def style_values(text: str) -> dict[str, float | None]:
-    """A number for each of STYLE_METRICS; None where it says nothing of this text."""
+    """A value for each of STYLE_METRICS; None where undefined."""
     found = (
         polite(text),
         consistent(text),
@@ -104,9 +104,9 @@ def style_values(text: str) -> dict[str, float | None]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams of words over all n-grams of all texts; None where there are none.
+    """Share of distinct word n-grams among all n-grams of the texts; None without n-grams.
 
-    Li et al. 2016, arXiv 1510.03055. It falls with the amount of text: compare equal numbers.
+    Li et al. 2016, arXiv 1510.03055. It decreases with the amount of text: compare equal amounts.
     """
     grams = [
         tuple(words[i : i + n])
@@ -116,5 +116,5 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def _is_hangul(sign: str) -> bool:
-    return "가" <= sign <= "힣" or "\u1100" <= sign <= "\u11ff" or "\u3130" <= sign <= "\u318f"
+def _is_hangul(char: str) -> bool:
+    return "가" <= char <= "힣" or "\u1100" <= char <= "\u11ff" or "\u3130" <= char <= "\u318f"

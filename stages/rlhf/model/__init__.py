@@ -1,1 +1,1 @@
-"""Models in memory and on disk."""
+"""Models: loading, adapters, batching, log-probabilities, decoding."""

@@ -1,11 +1,11 @@
-"""The ruler: a SentenceTransformer whose cosine says how near an answer is to its reference.
+"""The embedder: a SentenceTransformer that measures the similarity of responses to references.
 
-From the hub, or made here: the mean of learned token vectors (StaticEmbedding), trained so that two
-halves of one text, or a question and its answer, are nearer than any other two of the batch. The
-vectors start short where a token is frequent (smooth inverse frequency, Arora et al. 2017), so that
-names and values, not endings and particles, decide.
-Different here: it has a tokenizer and a seed of its own, so that no change of model or seed moves
-the ruler, and its Normalize layer, if it has one, is taken off: distances are on raw embeddings.
+From the hub, or trained here: the mean of learned token vectors (StaticEmbedding), trained
+contrastively with in-batch negatives; positives are two halves of a text, or a question and its
+answer. Vectors are initialised by smooth inverse frequency (Arora et al. 2017), so that names and
+values weigh more than endings and particles.
+Different here: it has its own tokenizer and seed, so that similarities do not depend on the base
+model or the global seed; a Normalize layer is removed, so that distances are on raw embeddings.
 """
 
 import tempfile
@@ -33,34 +33,34 @@ from stages.rlhf.korean import sentence_ends
 from stages.rlhf.runtime import derive_seed
 
 Pair = tuple[str, str]
-SIF = 1e-3  # the frequency from which a token's vector starts short
-WINDOW = 200  # characters of a text that a training pair shows; it bounds the time per pair
+SIF = 1e-3  # token frequency at which the initial vector has half its length
+WINDOW = 200  # characters of a text in a training pair; bounds the time per pair
 
 
 def halves(text: str) -> Pair | None:
-    """A text cut in two near its middle: at a sentence end, else between words; null for a word."""
+    """A text split near its middle, at a sentence end or else a space; None for a single word."""
     cuts = [end for end in sentence_ends(text) if end < len(text)]
     if not cuts:
-        cuts = [i for i, sign in enumerate(text) if sign.isspace()]
+        cuts = [i for i, char in enumerate(text) if char.isspace()]
     if not cuts:
         return None
-    cut = min(cuts, key=lambda place: abs(place - len(text) / 2))
+    cut = min(cuts, key=lambda i: abs(i - len(text) / 2))
     return text[:cut].strip()[-WINDOW:], text[cut:].strip()[:WINDOW]
 
 
 def training_pairs(corpus: Sequence[str], questions: Sequence[Pair]) -> list[Pair]:
-    """Halves of each document and of each answer, and each question with its answer; no pair twice.
+    """Halves of each document and answer, and each question with its answer; deduplicated.
 
-    A text of one word has no halves, but its question still has it.
+    An answer of one word has no halves, but still pairs with its question.
     """
     texts = [*corpus, *(answer for _, answer in questions)]
     split = [pair for pair in map(halves, texts) if pair is not None]
-    asked = [(question[-WINDOW:], answer[:WINDOW]) for question, answer in questions]
-    return list(dict.fromkeys([*split, *asked]))
+    answered = [(question[-WINDOW:], answer[:WINDOW]) for question, answer in questions]
+    return list(dict.fromkeys([*split, *answered]))
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE: no text is unknown to it, and frequent words and numbers are one token."""
+    """A byte-level BPE: no unknown tokens, and frequent words and numbers are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -74,25 +74,25 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def first_weights(
-    tokenizer: Tokenizer, texts: Sequence[str], knobs: EmbedderConfig
+def initial_weights(
+    tokenizer: Tokenizer, texts: Sequence[str], config: EmbedderConfig
 ) -> torch.Tensor:
-    """(V, D) normal vectors, that of a token of frequency p scaled by SIF / (SIF + p)."""
+    """(V, D) normal vectors, scaled by SIF / (SIF + p) for a token of frequency p."""
     counts = torch.ones(tokenizer.get_vocab_size())
     for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         ids = torch.tensor(encoded.ids, dtype=torch.long)
         counts += torch.bincount(ids, minlength=len(counts))
-    generator = torch.Generator().manual_seed(derive_seed(knobs.seed, "embedder"))
-    vectors = torch.randn(len(counts), knobs.dimensions, generator=generator)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "embedder"))
+    vectors = torch.randn(len(counts), config.dimensions, generator=generator)
     return vectors * (SIF / (SIF + counts / counts.sum()))[:, None]
 
 
 def train(
-    corpus: Sequence[str], questions: Sequence[Pair], knobs: EmbedderConfig
+    corpus: Sequence[str], questions: Sequence[Pair], config: EmbedderConfig
 ) -> SentenceTransformer:
-    """A StaticEmbedding model from training texts and (question, answer) pairs of training.
+    """A StaticEmbedding model from training texts and training (question, answer) pairs.
 
-    Raises ValueError where there are fewer than two pairs to tell apart.
+    Raises ValueError with fewer than two different pairs.
     """
     pairs = training_pairs(corpus, questions)
     if len(pairs) < 2:
@@ -100,24 +100,24 @@ def train(
             f"the embedder needs at least 2 different pairs of texts, not {len(pairs)}"
         )
     texts = [*corpus, *(text for pair in questions for text in pair)]
-    tokenizer = train_tokenizer(texts, knobs.vocab_size)
-    static = StaticEmbedding(tokenizer, embedding_weights=first_weights(tokenizer, texts, knobs))
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    static = StaticEmbedding(tokenizer, embedding_weights=initial_weights(tokenizer, texts, config))
     model = SentenceTransformer(modules=[static], device="cpu")
-    _fit(model, pairs, knobs)
+    _fit(model, pairs, config)
     return model.eval()
 
 
-def _fit(model: SentenceTransformer, pairs: Sequence[Pair], knobs: EmbedderConfig) -> None:
+def _fit(model: SentenceTransformer, pairs: Sequence[Pair], config: EmbedderConfig) -> None:
     left, right = zip(*pairs, strict=True)
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory() as unused:
         arguments = SentenceTransformerTrainingArguments(
-            output_dir=nowhere,
-            num_train_epochs=knobs.epochs,
-            per_device_train_batch_size=knobs.batch_size,
-            learning_rate=knobs.learning_rate,
+            output_dir=unused,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
             batch_sampler=BatchSamplers.NO_DUPLICATES,
-            seed=derive_seed(knobs.seed, "embedder", "batches") % 2**32,
-            use_cpu=True,  # the same ruler on every machine
+            seed=derive_seed(config.seed, "embedder", "batches") % 2**32,
+            use_cpu=True,  # the same embedder on every machine
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
@@ -131,21 +131,21 @@ def _fit(model: SentenceTransformer, pairs: Sequence[Pair], knobs: EmbedderConfi
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:
-    """Write weights, tokenizer and configuration; no model card, which names time and place."""
+    """Write weights, tokenizer and config; no model card, which contains time and paths."""
     model.save(str(folder), create_model_card=False)
 
 
 def load(folder: Path) -> SentenceTransformer:
-    """The ruler that lies in `folder`, or that its pointer names, giving raw embeddings.
+    """The embedder in `folder`, or the one its pointer names, producing raw embeddings.
 
-    Raises ValueError where neither lies there, where a pickle does, or the hub's cache has lost it.
+    Raises ValueError if there is neither, if weights are pickled, or the hub cache lacks them.
     """
     if (folder / POINTER).is_file():
         weights, device = follow_pointer(folder), None
     elif (folder / "modules.json").is_file():
         weights, device = folder, "cpu"
     else:
-        raise ValueError(f"{folder}: neither modules.json nor {POINTER}; no embedder lies there")
+        raise ValueError(f"{folder}: neither modules.json nor {POINTER}; no embedder here")
     refuse_pickles(weights)
     try:
         model = SentenceTransformer(
@@ -157,14 +157,14 @@ def load(folder: Path) -> SentenceTransformer:
         )
     except (OSError, ValueError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{weights}: no embedder that can be used: {cause}") from error
-    for place in reversed([i for i, module in enumerate(model) if isinstance(module, Normalize)]):
-        del model[place]
+        raise ValueError(f"{weights}: not a usable embedder: {cause}") from error
+    for index in reversed([i for i, module in enumerate(model) if isinstance(module, Normalize)]):
+        del model[index]
     return model.eval()
 
 
 def encode(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
-    """N texts -> (N, D) embeddings, not normalised; an empty text may give zeros."""
+    """N texts -> (N, D) embeddings, not normalised; an empty text may give a zero vector."""
     made = model.encode(
         list(texts), convert_to_numpy=True, normalize_embeddings=False, show_progress_bar=False
     )
@@ -172,5 +172,5 @@ def encode(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float
 
 
 def embedder_hash(folder: Path) -> str:
-    """What a cosine must name to be compared with another: sha256 of weights or pointer."""
+    """sha256 of weights or pointer; similarities are comparable only with equal hashes."""
     return folder_hash(folder, without={RUN})

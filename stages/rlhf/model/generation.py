@@ -1,35 +1,27 @@
-"""Decoding with KV reuse: prompts of one length class together, finished rows taken out.
+"""Batched decoding with a KV cache: prompts of similar length together, finished rows removed.
 
-Different here: sampling reads one uniform number per (answer, position), drawn beforehand from the
-answer's own seed, so that an answer does not depend on the batch it is decoded in.
+Different here: sampling uses one uniform number per (response, position), sampled beforehand from
+the response's own seed, so that a response does not depend on the batch it is decoded in.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.sequences import decoder_of, next_logits
+from stages.rlhf.records import Response
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 from stages.rlhf.runtime import derive_seed
 
-COMPACT_SHARE = 0.25  # of the batch finished, from which rows are taken out of the cache
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said: its text, its length in tokens (EOS included), and whether it ended."""
-
-    text: str
-    tokens: int
-    ended: bool
+COMPACT_SHARE = 0.25  # finished rows leave the cache once they are this share of the batch
 
 
 def draw_uniforms(count: int, length: int, *seed: object) -> Tensor:
-    """(count, length) uniforms; row i comes from the seed (*seed, i) alone."""
+    """(count, length) uniforms; row i depends only on the seed (*seed, i)."""
     rows = torch.empty(count, length)
     for i in range(count):
         torch.rand(
@@ -39,7 +31,7 @@ def draw_uniforms(count: int, length: int, *seed: object) -> Tensor:
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)  # a step of decoding is too small to gain from it
+@torch.autocast("cpu", enabled=False)  # decoding steps are too small to gain from it
 def generate(
     model: Any,
     prompts: list[list[int]],
@@ -48,9 +40,10 @@ def generate(
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
 ) -> list[list[int]]:
-    """One batch: prompt ids -> answer ids, EOS included where the answer ends by itself.
+    """One batch: prompt ids -> response ids, including EOS if the model produced it.
 
-    `temperature` 0 is greedy; otherwise `uniforms` (B, max_new_tokens) decide every token.
+    `temperature` 0 is greedy; otherwise `uniforms` (B, max_new_tokens) determine every token.
+    Raises ValueError if only one of the two is given.
     """
     if not prompts:
         return []
@@ -66,9 +59,9 @@ def generate(
     mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    alive = torch.arange(len(prompts), device=device)  # (rows still in the cache) -> answer
+    alive = torch.arange(len(prompts), device=device)  # row of the cache -> response
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    answers = torch.full((len(prompts), max_new_tokens), codec.eos_id, device=device)
+    responses = torch.full((len(prompts), max_new_tokens), codec.eos_id, device=device)
     draws = None if uniforms is None else uniforms.to(device)
 
     for step in range(max_new_tokens):
@@ -81,7 +74,7 @@ def generate(
         ).last_hidden_state
         logits = next_logits(model, states[:, -1], temperature or 1.0)
         chosen = logits.argmax(-1) if draws is None else pick(logits, draws[alive, step])
-        answers[alive, step] = torch.where(done, codec.eos_id, chosen)
+        responses[alive, step] = torch.where(done, codec.eos_id, chosen)
         done = done | (chosen == codec.eos_id)
         finished = int(done.sum())
         if finished == len(alive):
@@ -94,18 +87,18 @@ def generate(
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = positions[:, -1:] + 1
-    return [cut_after(row, codec.eos_id) for row in answers.tolist()]
+    return [cut_after(row, codec.eos_id) for row in responses.tolist()]
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """(B, V), (B,) -> (B,): the token at which the cumulative probability passes the uniform."""
+    """(B, V), (B,) -> (B,): the token where the cumulative probability exceeds the uniform."""
     mass = torch.softmax(logits, -1).double().cumsum(-1)
     target = uniforms.double()[:, None] * mass[:, -1:]
     return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def cut_after(ids: list[int], eos_id: int) -> list[int]:
-    """Everything up to the first EOS, it included."""
+    """Everything up to and including the first EOS."""
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
@@ -119,34 +112,35 @@ def generate_all(
     uniforms: Tensor | None = None,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[list[int]]:
-    """`generate` over any number of prompts, like lengths together, answers in the given order.
+    """`generate` for any number of prompts, batched by length; responses in the given order.
 
-    Goes on from what lies on the checkpointer.
+    Resumes from the checkpointer.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = checkpointer.load()
-    made: list[list[int]] = found.plain["answers"] if found else []  # in that order
-    for start in range(len(made), len(order), batch_size):
+    done: list[list[int]] = found.plain["responses"] if found else []  # in that order
+    starts = range(len(done), len(order), batch_size)
+    for start in tqdm(starts, desc="generate", delay=5, mininterval=5, leave=False):
         rows = order[start : start + batch_size]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]
-        made.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
-        checkpointer.maybe_save(len(made), lambda: ({}, {"answers": made}))
-    answers: list[list[int]] = [[] for _ in prompts]
-    for i, answer in zip(order, made, strict=True):
-        answers[i] = answer
-    return answers
+        done.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
+        checkpointer.maybe_save(len(done), lambda: ({}, {"responses": done}))
+    responses: list[list[int]] = [[] for _ in prompts]
+    for i, response in zip(order, done, strict=True):
+        responses[i] = response
+    return responses
 
 
-def answer_of(ids: list[int], codec: Codec) -> Answer:
-    """Generated ids as an answer."""
-    return Answer(codec.text(ids), len(ids), bool(ids) and ids[-1] == codec.eos_id)
+def to_response(ids: list[int], codec: Codec) -> Response:
+    """Generated ids, decoded."""
+    return Response(codec.text(ids), len(ids), bool(ids) and ids[-1] == codec.eos_id)
 
 
-def answer_questions(
+def greedy_responses(
     model: Any, codec: Codec, questions: list[str], max_new_tokens: int, batch_size: int
-) -> list[Answer]:
-    """Greedy answers to questions, in their order."""
+) -> list[Response]:
+    """Greedy responses to questions, in order."""
     prompts = [codec.prompt_ids(question) for question in questions]
-    made = generate_all(model, prompts, codec, max_new_tokens, batch_size)
-    return [answer_of(ids, codec) for ids in made]
+    generated = generate_all(model, prompts, codec, max_new_tokens, batch_size)
+    return [to_response(ids, codec) for ids in generated]

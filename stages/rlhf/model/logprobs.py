@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, without ever holding a (B, T, V) tensor.
+"""Log-probabilities of given tokens, without materialising a (B, T, V) tensor.
 
 N rows, H hidden size, V vocabulary.
 """
@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows and tokens of the logits in memory at once: 1 MiB, which stays in a core's cache; 64 MiB.
-TILES = {"cpu": (256, 1024), "cuda": (2048, 8192)}
+from stages.rlhf.sizes import LOGITS_TILE
 
 
 def head_logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: float) -> Tensor:
     """(N, H), (V, H) -> (N, V) fp32: soft-capped, then divided by the temperature."""
-    with torch.autocast(hidden.device.type, enabled=False):  # log-probabilities need the digits
+    with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 logits lack precision
         logits = (hidden.to(weight.dtype) @ weight.T).float()
     if softcap:
         logits.div_(softcap).tanh_().mul_(softcap)
@@ -24,10 +23,10 @@ def head_logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: flo
 class _TiledLogprobs(torch.autograd.Function):
     """log softmax(softcap(hidden @ weight.T) / temperature)[targets], tile by tile.
 
-    A log-probability is one number, so the slope of each by its own row of `hidden` is taken beside
-    it, from the same tiles, and the backward pass only scales it: no logits are made twice. Over
-    the vocabulary, sums are kept relative to the highest logit so far (Milakov and Gimelshein 2018,
-    arXiv 1805.02867).
+    A log-probability is a scalar, so its gradient with respect to its own row of `hidden` is
+    computed in the forward pass from the same tiles, and the backward pass only scales it: logits
+    are never recomputed. Sums over the vocabulary use online softmax, relative to the highest logit
+    so far (Milakov and Gimelshein 2018, arXiv 1805.02867).
     """
 
     @staticmethod
@@ -39,9 +38,9 @@ class _TiledLogprobs(torch.autograd.Function):
         temperature: float,
         softcap: float,
     ) -> Tensor:
-        rows = TILES.get(hidden.device.type, TILES["cuda"])[0]
+        rows = LOGITS_TILE.get(hidden.device.type, LOGITS_TILE["cuda"])[0]
         found = [
-            _logprobs_and_slopes(
+            _logprobs_and_gradients(
                 hidden[i : i + rows],
                 weight,
                 targets[i : i + rows],
@@ -51,62 +50,62 @@ class _TiledLogprobs(torch.autograd.Function):
             )
             for i in range(0, max(len(targets), 1), rows)
         ]
-        logprobs, slopes = zip(*found, strict=True)
+        logprobs, gradients = zip(*found, strict=True)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.cat(slopes))
+            ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logprobs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * grads[0][:, None]).to(slopes.dtype), None, None, None, None
+        (gradients,) = ctx.saved_tensors
+        return (gradients * grads[0][:, None]).to(gradients.dtype), None, None, None, None
 
 
-def _logprobs_and_slopes(
+def _logprobs_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     temperature: float,
     softcap: float,
-    wants_slopes: bool,
+    needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(N, H), (V, H), (N,) -> (N,) log-probabilities and (N, H) slopes; without, those are empty.
+    """(N, H), (V, H), (N,) -> (N,) logprobs and (N, H) d logp / d hidden, empty if not needed.
 
-    d logprob / d hidden = (weight[target] - sum_v p_v weight[v]) / temperature, and under a
-    soft-cap each token's weight is multiplied by the cap's own slope at its logit.
+    d logp / d hidden = (weight[target] - sum_v p_v weight[v]) / temperature; with a soft-cap, each
+    token's weight is multiplied by the cap's derivative at its logit.
     """
-    columns = TILES.get(hidden.device.type, TILES["cuda"])[1]
+    columns = LOGITS_TILE.get(hidden.device.type, LOGITS_TILE["cuda"])[1]
     chosen = torch.zeros(len(targets), device=hidden.device)
     highest, total = torch.full_like(chosen, -torch.inf), torch.zeros_like(chosen)
-    mean = torch.zeros(hidden.shape if wants_slopes else (0,), device=hidden.device)
+    mean = torch.zeros(hidden.shape if needs_gradient else (0,), device=hidden.device)
     for j in range(0, len(weight), columns):
         part = weight[j : j + columns]
         logits = head_logits(hidden, part, temperature, softcap)
-        place = targets - j
-        here = (place >= 0) & (place < len(part))
-        at = place.clamp(0, len(part) - 1)[:, None]
-        chosen = torch.where(here, logits.gather(-1, at).squeeze(-1), chosen)
+        column = targets - j
+        in_tile = (column >= 0) & (column < len(part))
+        index = column.clamp(0, len(part) - 1)[:, None]
+        chosen = torch.where(in_tile, logits.gather(-1, index).squeeze(-1), chosen)
         top = torch.maximum(highest, logits.amax(-1))
-        fade = (highest - top).exp_()
-        steep = _cap_slope(logits, temperature, softcap) if wants_slopes and softcap else None
+        rescale = (highest - top).exp_()
+        cap_grad = _cap_grad(logits, temperature, softcap) if needs_gradient and softcap else None
         shares = logits.sub_(top[:, None]).exp_()
-        total = total * fade + shares.sum(-1)
-        if wants_slopes:
-            if steep is not None:
-                shares *= steep
-            mean = mean * fade[:, None] + (shares.to(part.dtype) @ part).float()
+        total = total * rescale + shares.sum(-1)
+        if needs_gradient:
+            if cap_grad is not None:
+                shares *= cap_grad
+            mean = mean * rescale[:, None] + (shares.to(part.dtype) @ part).float()
         highest = top
     logprobs = chosen - highest - total.log()
-    if not wants_slopes:
+    if not needs_gradient:
         return logprobs, mean
     own = weight[targets].float()
     if softcap:
-        own *= _cap_slope(chosen, temperature, softcap)[:, None]
+        own *= _cap_grad(chosen, temperature, softcap)[:, None]
     return logprobs, ((own - mean / total[:, None]) / temperature).to(hidden.dtype)
 
 
-def _cap_slope(logits: Tensor, temperature: float, softcap: float) -> Tensor:
-    """How steep the soft-cap is where it gives these logits."""
+def _cap_grad(logits: Tensor, temperature: float, softcap: float) -> Tensor:
+    """Derivative of the soft-cap at its outputs `logits` (after division by the temperature)."""
     return 1 - (logits * (temperature / softcap)) ** 2
 
 
@@ -115,10 +114,10 @@ def token_logprobs(
 ) -> Tensor:
     """(N, H), (V, H), (N,) -> (N,) fp32 log-probabilities of `targets`.
 
-    `softcap` is Gemma-2's final logit soft-cap, 0 for none. The head is frozen: `weight` gets no
-    gradient. Equal to gather(log_softmax(logits)); see tests/test_logprobs.py.
+    `softcap` is Gemma-2's final logit soft-cap, 0 for none. Equal to gather(log_softmax(logits)).
+    Raises ValueError if `weight` requires a gradient: the head must be frozen.
     """
     if weight.requires_grad:
-        raise ValueError("token_logprobs gives the head no gradient; freeze it or compute logits")
+        raise ValueError("token_logprobs gives the head no gradient; freeze it or use full logits")
     logprobs: Tensor = _TiledLogprobs.apply(hidden, weight, targets, temperature, softcap)
     return logprobs

@@ -1,9 +1,9 @@
-"""The arithmetic of peft's LoRA layer in fewer passes over memory.
+"""peft's LoRA layer with fewer passes over memory.
 
-peft takes the product with B, scales it and adds it to the base layer's output one after the other,
-each a pass over a tensor as large as the output, and autograd does the same backwards: for small
-models on a CPU that takes longer than LoRA's own products. Here the product is added to the output
-as it is taken (BLAS gemm's alpha and beta). N tokens, I inputs, O outputs, rank r.
+peft multiplies by B, scales, and adds to the base layer's output in separate steps, each a pass
+over a tensor as large as the output, and autograd does the same in the backward: for small models
+on a CPU that takes longer than LoRA's matmuls. Here the matmul accumulates into the output (BLAS
+gemm's alpha and beta). N tokens, I inputs, O outputs, rank r.
 """
 
 from typing import Any
@@ -41,16 +41,14 @@ class LoraProduct(torch.autograd.Function):
 class LoraLinear(PeftLinear):
     """peft's layer; with one active adapter, its output comes from `LoraProduct`.
 
-    Where dtypes differ, as a bfloat16 backbone's and its adapters' do, peft's own way is taken.
+    If dtypes differ, as those of a bfloat16 backbone and its adapters do, peft's forward is used.
     """
 
-    merged: Tensor | None = (
-        None  # W + scale B A, in a copy that stands in for both, while it is set
-    )
+    merged: Tensor | None = None  # while set: a copy of W + scale B A, used instead of both
 
     @torch.no_grad()
     def merge(self, name: str) -> None:
-        """Add an adapter to a copy of W, and use that until `merged` is None again."""
+        """Merge an adapter into a copy of W, used until `merged` is None again."""
         a, b, weight = (m.weight for m in (self.lora_A[name], self.lora_B[name], self.base_layer))
         with torch.autocast(weight.device.type, enabled=False):
             self.merged = torch.addmm(weight, b, a, alpha=self.scaling[name])

@@ -1,4 +1,4 @@
-"""Models in memory: one frozen backbone, several adapters, one role each."""
+"""One frozen backbone in memory, with an adapter per role."""
 
 import json
 from collections.abc import Iterator
@@ -33,22 +33,22 @@ def lora_config(lora: Lora) -> LoraConfig:
 
 
 class Roles:
-    """One backbone and the adapters that make it policy, reference, reward or value model.
+    """A backbone and the adapters that turn it into policy, reference, reward or value model.
 
-    `reference` is the adapter that is the SFT model, or None where SFT trained the whole backbone:
-    then the backbone without any adapter is.
+    `reference` is the adapter of the SFT model, or None if SFT trained the full backbone: then the
+    backbone without adapters is the reference.
     """
 
     def __init__(self, backbone: Any, lora: Lora, autocast: bool = False) -> None:
         self._config = lora_config(lora)
         self.autocast = autocast
-        self.model = backbone  # a PeftModel from the first adapter on
+        self.model = backbone  # a PeftModel once it has an adapter
         self.reference: str | None = None
-        self._bare = False  # whether all adapters are switched off just now
-        self._merged = False  # whether one adapter stands for all just now
+        self._bare = False  # inside `use(None)`: all adapters are disabled
+        self._merged = False  # inside `merged_copy`
 
     def add(self, name: str, like: str | None = None) -> None:
-        """A new adapter: the copy of adapter `like`, or one that changes nothing yet."""
+        """Add an adapter: a copy of adapter `like`, or the identity."""
         if isinstance(self.model, PeftModel):
             self.model.add_adapter(name, self._config)
         else:
@@ -62,11 +62,11 @@ class Roles:
         return {k: v.detach().cpu().clone() for k, v in sorted(state.items())}
 
     def load_state(self, name: str, state: dict[str, torch.Tensor]) -> None:
-        """Overwrite an adapter. Raises ValueError where tensors are missing, or foreign."""
+        """Overwrite an adapter. Raises ValueError for missing or unexpected tensors."""
         own = set(get_peft_model_state_dict(self.model, adapter_name=name))
         if own != set(state):
             odd = sorted(own ^ set(state))
-            raise ValueError(f"adapter {name}: {len(odd)} tensors do not fit, such as {odd[0]}")
+            raise ValueError(f"adapter {name}: {len(odd)} tensors do not match, e.g. {odd[0]}")
         set_peft_model_state_dict(self.model, state, adapter_name=name)
 
     def parameters(self, name: str) -> list[torch.nn.Parameter]:
@@ -78,11 +78,11 @@ class Roles:
     def use(self, name: str | None, train: bool = False) -> Iterator[Any]:
         """The model in the role of adapter `name`; None is the bare backbone.
 
-        A role taken inside another stays when the inner one ends; none can be taken inside None,
-        which would leave it switched off, nor inside a merged one.
+        Exiting a nested role does not restore the outer one. Roles cannot be nested inside None,
+        where adapters are disabled, or inside a merged role.
         """
-        assert not self._bare, f"role {name} was asked for inside the bare backbone's"
-        assert not self._merged, f"role {name} was asked for inside a merged one"
+        assert not self._bare, f"role {name} requested while all adapters are disabled"
+        assert not self._merged, f"role {name} requested inside a merged role"
         bare = isinstance(self.model, PeftModel) and name is None
         if name is not None:
             self.model.set_adapter(name, inference_mode=not train)
@@ -100,8 +100,8 @@ class Roles:
     def merged_copy(self, name: str) -> Iterator[Any]:
         """The model in the role of adapter `name`, for many small steps without gradients.
 
-        Where weights are float32, copies of them with the adapter added take their place, a product
-        for three; in bfloat16 the sum would lose most of the adapter's digits.
+        float32 weights are replaced by copies with the adapter merged: one matmul instead of three.
+        In bfloat16 merging would lose most of the adapter's precision, so adapters stay separate.
         """
         with self.use(name) as model:
             layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
@@ -117,25 +117,25 @@ class Roles:
                     layer.merged = None
 
     def save(self, name: str, folder: Path) -> None:
-        """Write adapter_model.safetensors and adapter_config.json, the same bytes every time."""
+        """Write adapter_model.safetensors and adapter_config.json, byte-identical every time."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state(name), folder / "adapter_model.safetensors")
         config = self.model.peft_config[name].to_dict()
         plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-        plain["base_model_name_or_path"] = None  # model.json names it by hash, not by place
+        plain["base_model_name_or_path"] = None  # model.json has its hash; no path here
         plain["inference_mode"] = True
         text = json.dumps(plain, indent=2, sort_keys=True, default=str)
         (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
     def load(self, name: str, folder: Path) -> None:
-        """Add an adapter from its folder. Raises ValueError where it does not fit the backbone."""
+        """Add an adapter from its folder. Raises ValueError if it does not fit the backbone."""
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
-            raise ValueError(f"{weights}: no such file; an adapter was expected")
+            raise ValueError(f"{weights}: no such file; expected an adapter")
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for knob, here in {"r": self._config.r, "lora_alpha": self._config.lora_alpha}.items():
-            if config[knob] != here:
-                raise ValueError(f"{weights}: trained with {knob} {config[knob]}, not {here}")
+        for key, here in {"r": self._config.r, "lora_alpha": self._config.lora_alpha}.items():
+            if config[key] != here:
+                raise ValueError(f"{weights}: trained with {key} {config[key]}, not {here}")
         self.add(name)
         state = tensors.read(weights)
         try:

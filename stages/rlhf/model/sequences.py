@@ -1,4 +1,4 @@
-"""Prompts with their answers as tensors, and what a model says of the answers' tokens.
+"""Prompts with their responses as tensors, and log-probabilities of the response tokens.
 
 B rows, T tokens of prompt and response together, R response tokens, H hidden size.
 """
@@ -14,21 +14,21 @@ from stages.rlhf.model.logprobs import head_logits, token_logprobs
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows of prompt + response, padded on the right, so that no mask is needed to be causal."""
+    """Rows of prompt + response, right-padded, so that a causal mask suffices."""
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T) bool
     response: Tensor  # (B, R) ids
     response_mask: Tensor  # (B, R) bool
-    predicts: Tensor  # (B, R) place in T of the state that predicts each response token
-    last: Tensor  # (B,) place in T of the last token
-    sizes: Tensor  # (B, 2) tokens of prompt and of response; on the CPU, so that no slice waits
+    predicts: Tensor  # (B, R) index in T of the state that predicts each response token
+    last: Tensor  # (B,) index in T of the last token
+    sizes: Tensor  # (B, 2) tokens of prompt and response; on the CPU, so slicing does not sync
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: list[int]) -> "Sequences":
-        """Some of the rows, columns that hold only padding cut off."""
+        """A subset of the rows, without columns that are all padding."""
         sizes = self.sizes[rows]
         width, length = int(sizes.sum(-1).max()), int(sizes[:, 1].max())
         at = index_on(rows, self.ids)
@@ -43,7 +43,7 @@ class Sequences:
         )
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """(N,) x 2: row and step of the N response tokens that count, row by row."""
+        """(N,) x 2: row and step of the N unmasked response tokens, row by row."""
         counts = self.sizes[:, 1]
         rows = torch.arange(len(counts)).repeat_interleave(counts)
         steps = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
@@ -51,7 +51,7 @@ class Sequences:
 
 
 def index_on(rows: list[int] | Tensor, like: Tensor) -> Tensor:
-    """Indices made on the CPU, where `like` lies; a GPU is not waited for."""
+    """Indices from the CPU on `like`'s device, without a GPU sync."""
     return torch.as_tensor(rows).to(like.device, non_blocking=True)
 
 
@@ -60,7 +60,7 @@ def collate(
 ) -> Sequences:
     """B prompts and their B responses -> one padded batch.
 
-    Raises ValueError where a prompt or a response holds no token.
+    Raises ValueError if a prompt or a response has no tokens.
     """
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not prompt or not response:
@@ -88,12 +88,12 @@ def collate(
 
 
 def decoder_of(model: Any) -> Any:
-    """The decoder within a causal language model, its adapters in it: no head is computed."""
+    """The decoder of a causal language model, adapters included, without the LM head."""
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
 
 
 def hidden_states(model: Any, sequences: Sequences) -> Tensor:
-    """(B, T, H): the decoder's last states; the head is not computed."""
+    """(B, T, H): last hidden states, without the LM head."""
     states: Tensor = decoder_of(model)(
         input_ids=sequences.ids, attention_mask=sequences.mask, use_cache=False
     ).last_hidden_state
@@ -101,7 +101,7 @@ def hidden_states(model: Any, sequences: Sequences) -> Tensor:
 
 
 def response_states(hidden: Tensor, sequences: Sequences) -> Tensor:
-    """(B, T, H) -> (N, H): the states at the N response tokens that count, row by row."""
+    """(B, T, H) -> (N, H): the states at the N unmasked response tokens, row by row."""
     rows, steps = sequences.tokens()
     first = sequences.last - (sequences.response_mask.sum(-1) - 1)
     return hidden[rows, first[rows] + steps]
@@ -118,12 +118,12 @@ def response_logprobs(
 
 
 def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
-    """(B, H) -> (B, V) fp32 logits of the token after each state."""
+    """(B, H) -> (B, V) fp32 logits of the next token."""
     return head_logits(states, *head_of(model, temperature))
 
 
 def head_of(model: Any, temperature: float) -> tuple[Tensor, float, float]:
-    """Weight of the model's head (V, H), temperature, soft-cap (0: none)."""
+    """Weight of the LM head (V, H), temperature, soft-cap (0: none)."""
     softcap = getattr(model.config, "final_logit_softcapping", None) or 0.0
     return model.get_output_embeddings().weight, temperature, softcap
 
@@ -131,9 +131,9 @@ def head_of(model: Any, temperature: float) -> tuple[Tensor, float, float]:
 def logprobs_of(
     model: Any, states: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """(N, H), (N,) of the N tokens that `mask` (B, R) counts -> (B, R) fp32; 0 on padding."""
-    weight, *knobs = head_of(model, temperature)
-    found = token_logprobs(states, weight, targets, *knobs)
+    """(N, H), (N,) at the N tokens where `mask` (B, R) -> (B, R) fp32; 0 on padding."""
+    weight, *scaling = head_of(model, temperature)
+    found = token_logprobs(states, weight, targets, *scaling)
     return torch.zeros(mask.shape, dtype=found.dtype, device=found.device).masked_scatter(
         mask, found
     )

@@ -1,10 +1,10 @@
 """Models on disk.
 
 A model is one of
-    a folder with model.safetensors, config.json and the tokenizer  (made here, or SFT in full)
+    a folder with model.safetensors, config.json and the tokenizer  (trained here in full)
     pointer.json {hub, revision, files}                             (weights stay in the hub cache)
     adapter_config.json + adapter_model.safetensors                 (LoRA on one of the above)
-and model.json beside it names what it stands on by sha256.
+and model.json next to it records the sha256 of its parents.
 """
 
 import hashlib
@@ -28,19 +28,19 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def weights_folder(folder: Path) -> Path:
-    """Where a model's weights lie: the folder itself, or the one its pointer names.
+    """The folder with a model's weights: itself, or the one its pointer names.
 
-    Raises ValueError where the hub's cache no longer holds what the pointer was made from.
+    Raises ValueError if the hub cache no longer has the files the pointer was made from.
     """
     if (folder / POINTER).is_file():
         return follow_pointer(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: neither config.json nor {POINTER}; no model lies here")
+        raise ValueError(f"{folder}: neither config.json nor {POINTER}; no model here")
     return folder
 
 
 def model_hash(folder: Path) -> str:
-    """One sha256 for a model as it lies on disk: pointer or weights, tokenizer and config."""
+    """One sha256 for a model on disk: pointer or weights, tokenizer and config."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         known = path.suffix in {".safetensors", ".json", ".model"}
@@ -50,7 +50,7 @@ def model_hash(folder: Path) -> str:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """One sha256 for a model's tokenizer files, wherever its weights lie."""
+    """One sha256 for a model's tokenizer files, local or in the hub cache."""
     where = weights_folder(folder)
     found = [where / name for name in TOKENIZER if (where / name).is_file()]
     lines = [f"{path.name}:{file_hash(path)}\n" for path in found]
@@ -58,36 +58,33 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a base model, with our template and a padding token that is not EOS."""
+    """The tokenizer of a base model, with our chat template and a padding token besides EOS."""
     where = weights_folder(folder)
     try:
         return prepare_tokenizer(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: no tokenizer that can be used: {_first_line(error)}") from error
+        raise ValueError(f"{where}: no usable tokenizer: {_first_line(error)}") from error
 
 
 def load_causal_lm(folder: Path, dtype: str) -> Any:
     """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode.
 
-    Raises ValueError where a pickle or an adapter lies in the model's place, or the model wants
-    code of its own.
+    Raises ValueError for a pickle, for an adapter, and for a model that needs custom code.
     """
     where = weights_folder(folder)
     refuse_pickles(where)
     _check_shards(where)
     if (where / "adapter_config.json").is_file():  # transformers would load the model it names
-        raise ValueError(
-            f"{where / 'adapter_config.json'}: an adapter, where a whole model belongs"
-        )
+        raise ValueError(f"{where / 'adapter_config.json'}: an adapter; expected a full model")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=WEIGHTS[dtype],
             use_safetensors=True,
             trust_remote_code=False,
-        )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa lacks
+        )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa does not support
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{where}: no model that can be used: {_first_line(error)}") from error
+        raise ValueError(f"{where}: no usable model: {_first_line(error)}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and autocasts(dtype):
         model.set_attn_implementation(SDPA_FLOAT32)
@@ -95,13 +92,13 @@ def load_causal_lm(folder: Path, dtype: str) -> Any:
 
 
 def _check_shards(folder: Path) -> None:
-    """transformers would read what an index names: a pickle, or a file elsewhere."""
+    """Reject an index of other files: transformers would read a pickle, or a file elsewhere."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         odd = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
         if odd:
-            raise ValueError(f"{index}: names {odd[0]!r}; a *.safetensors beside it was expected")
+            raise ValueError(f"{index}: names {odd[0]!r}; expected a *.safetensors file next to it")
 
 
 def _first_line(error: Exception) -> str:
@@ -109,7 +106,7 @@ def _first_line(error: Exception) -> str:
 
 
 def save_card(folder: Path, kind: str, parents: dict[str, Path], **more: Any) -> None:
-    """Write model.json: what the model is, and the hashes of all it stands on."""
+    """Write model.json: the kind of model, and the hashes of its parents."""
     card = {"kind": kind, **_hashes(parents), **more}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
@@ -123,14 +120,14 @@ def _hashes(parents: dict[str, Path]) -> dict[str, str]:
 
 
 def check_card(folder: Path, parents: dict[str, Path]) -> dict[str, Any]:
-    """Read model.json. Raises ValueError where template, backbone or tokenizer are others now."""
+    """Read model.json. Raises ValueError if template, tokenizer or a parent has changed since."""
     file = folder / CARD
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; no trained model lies here")
+        raise ValueError(f"{file}: no such file; no trained model here")
     card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     for key, value in _hashes(parents).items():
         if card.get(key) != value:
-            raise ValueError(f"{file}: {key} is {card.get(key)}, but {value} lies here now")
+            raise ValueError(f"{file}: {key} is {card.get(key)}, but now {value}")
     return card
 
 
@@ -140,11 +137,10 @@ def load_base(base: Path, dtype: str, lora: Lora) -> Roles:
 
 
 def load_sft(base: Path, sft: Path, dtype: str, lora: Lora, bare: Roles | None = None) -> Roles:
-    """The SFT model as a frozen backbone with `reference` set; other adapters are added to it.
+    """The SFT model as a frozen backbone with `reference` set, ready for further adapters.
 
-    Where SFT is an adapter it is put on `bare`, the base model, if that is in memory already: one
-    copy serves both. Raises ValueError where data/sft was trained on another base or with another
-    template.
+    If SFT is an adapter, it is added to `bare`, the base model, if that is in memory already: one
+    copy serves both. Raises ValueError if data/sft was trained on another base or chat template.
     """
     card = check_card(sft, {"base": base})
     if card["method"] == "full":

@@ -1,1 +1,1 @@
-"""What a run will need, and how base models compare."""
+"""Memory and time estimates before a run; comparison of base models after."""

@@ -1,25 +1,19 @@
-"""The table of base models: SFT's similarity to the references, and what it adds to the base model.
+"""Comparison of base models: SFT's similarity to the references, and its gain over the base model.
 
-    dvc exp run --queue -S 'model=llama32-1b,kanana15-2b,gemma2-2b,llama2-ko-7b'
-    dvc queue start
-    python -m stages.rlhf.plan.compare_models --csv models.csv    # Markdown to the terminal
-
-Rows are the workspace and every finished experiment, read by `dvc.api.exp_show()`, one for each
-model and ruler: cosines of different embedders cannot be compared, so the embedder's hash is shown.
-Beside the four models of the original work stand its own figures, of other data and another
-embedder; its "euclidean" is the similarity 1 / (1 + distance).
+Rows are the workspace and all finished experiments, one per model and embedder: cosines of
+different embedders are not comparable, so the embedder's hash is shown. The figures of the original
+study are in brackets, from other data and another embedder; its "euclidean" is the similarity
+1 / (1 + distance).
 """
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-import dvc.api
 import pandas as pd
+from tqdm import tqdm
 
-METRICS = "metrics/evaluate.json"
+from stages.rlhf.plan.experiments import all_metrics, finished, value
+
 COLUMNS = {
     "cosine": "sft.cosine",
     "euclidean_similarity": "sft.euclidean_similarity",
@@ -28,7 +22,7 @@ COLUMNS = {
     "gain": "sft_gain.cosine",
     "gain_percent": "sft_gain.percent",
 }
-ORIGINAL = {  # cosine, euclidean similarity, Pearson, gain over base, gain in percent
+ORIGINAL = {  # columns as in ORIGINAL_COLUMNS
     "kanana15-2b": (0.799, 0.382, 0.799, 0.0564, 7.59),
     "gemma2-2b": (0.788, 0.367, 0.788, 0.2961, 60.2),
     "llama2-ko-7b": (0.798, 0.375, 0.798, 0.1512, 23.37),
@@ -37,43 +31,49 @@ ORIGINAL = {  # cosine, euclidean similarity, Pearson, gain over base, gain in p
 ORIGINAL_COLUMNS = ("cosine", "euclidean_similarity", "pearson", "gain", "gain_percent")
 FORMS = {"gain": "{:+.4f}", "gain_percent": "{:+.2f} %"}
 
-Row = Mapping[str, Any]
+
+class Run(NamedTuple):
+    """An experiment, its base model, and the metrics of stage evaluate."""
+
+    experiment: str
+    model: str
+    metrics: Mapping[str, Any]
 
 
-def value(row: Row, file: str, key: str) -> Any:
-    """A metric; exp_show names its file only where two files hold that key."""
-    return row.get(f"{file}:{key}", row.get(key))
+def finished_runs() -> list[Run]:
+    """The workspace and all finished experiments on HEAD that have metrics of stage evaluate.
 
-
-def table(shown: Sequence[Row]) -> pd.DataFrame:
-    """Rows of exp_show -> one row per model and ruler, the last one that ran.
-
-    Raises ValueError where none of them has figures of stage evaluate.
+    Raises ValueError outside a repository of git and DVC.
     """
-    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for row in shown:
-        if value(row, METRICS, COLUMNS["cosine"]) is None or row.get("State") not in (
-            None,
-            "Success",
-        ):
-            continue
-        ruler = str(value(row, METRICS, "embedder_sha256") or "")[:8]
-        model = row["model"]
+    found = []
+    for row in tqdm(finished(), desc="read experiments", unit="", delay=1, leave=False):
+        metrics = all_metrics("evaluate", row["rev"])
+        if value(metrics, COLUMNS["cosine"]) is not None:
+            assert metrics is not None
+            found.append(Run(row["Experiment"] or row["rev"], row["model"], metrics))
+    return found
+
+
+def table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per model and embedder, the last one that ran. Raises ValueError without any run."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for experiment, model, metrics in runs:
+        embedder = str(metrics.get("embedder_sha256") or "")[:8]
         original = dict(zip(ORIGINAL_COLUMNS, ORIGINAL.get(model, ()), strict=False))
-        rows[model, ruler] = {
+        rows[model, embedder] = {
             "model": model,
-            "experiment": row.get("Experiment") or row.get("rev"),
-            "embedder": ruler,
-            **{name: value(row, METRICS, key) for name, key in COLUMNS.items()},
+            "experiment": experiment,
+            "embedder": embedder,
+            **{name: value(metrics, key) for name, key in COLUMNS.items()},
             **{f"original_{name}": original.get(name) for name in ORIGINAL_COLUMNS},
         }
     if not rows:
-        raise ValueError("no experiment has figures in metrics/evaluate.json; dvc repro first")
+        raise ValueError("no experiment has results in metrics/evaluate.json; run dvc repro first")
     return pd.DataFrame(rows.values()).sort_values(["model", "embedder"], ignore_index=True)
 
 
 def markdown(found: pd.DataFrame) -> str:
-    """The table in Markdown, the original's figures in brackets beside ours."""
+    """The table in Markdown, the original study's figures in brackets."""
     header = ["model", "experiment", "embedder", *COLUMNS]
     lines = [" | ".join(header), " | ".join(["---"] * 3 + ["---:"] * len(COLUMNS))]
     for row in found.to_dict("records"):
@@ -85,23 +85,3 @@ def markdown(found: pd.DataFrame) -> str:
             cells.append(cell if was is None or pd.isna(was) else f"{cell} ({form.format(was)})")
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def main() -> None:
-    """Print the table, and write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, help="write the table there too")
-    given = parser.parse_args()
-    try:
-        found = table(dvc.api.exp_show())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if given.csv:
-        found.to_csv(given.csv, index=False, float_format="%.6g", lineterminator="\n")
-    print(markdown(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
-"""What a stage will hold in memory and how much it will multiply, before it runs: pure arithmetic.
+"""Estimates of each stage's memory and floating-point operations: pure arithmetic.
 
-Bytes and floating-point operations from a model's shape and its settings. Activations are counted
-per token and layer of a Llama with LoRA on every linear layer; tests/test_footprint.py holds the
-counts against measured peaks of twins of two sizes.
+From a model's shape and its settings. Activations are counted per token and layer of a Llama with
+LoRA on every linear layer; tests/plan/test_footprint.py compares with measured peaks.
 """
 
 from collections.abc import Mapping
@@ -11,24 +10,22 @@ from typing import Any
 
 from stages.rlhf.config.models import Architecture
 from stages.rlhf.config.whole import Model, Params
-from stages.rlhf.model.logprobs import TILES
-from stages.rlhf.reward.model import SCORING_TOKENS
+from stages.rlhf.sizes import LOGITS_TILE, SCORING_TOKENS
 
 GIB = 2**30
-# Numbers per token and layer, in widths: what autograd keeps, and the peak of both passes together,
-# gradients and temporaries on top. Fitted to measured peaks of a CPU process.
-KEPT = {"hidden": 7, "keys": 4, "intermediate": 4}
+# Values per token and layer, in multiples of the widths, at the peak of a forward and a backward
+# pass, temporaries included. Fitted to peaks of a CPU process.
 WORKED = {"hidden": 20, "keys": 4, "intermediate": 4}
-WORKED_BESIDES = 2500  # what grows with no width: masks, statistics, low-rank products
+WORKED_BESIDES = 2500  # independent of the widths: masks, statistics, low-rank products
 LOGITS_COPIES = 3  # of [B, T, V] in SFT's loss: logits, their float32 form, their gradient
-DECODED_COPIES = 4  # of [B, V] while a token is drawn: logits, shares, float64 sums
+DECODED_COPIES = 4  # of [B, V] while a token is sampled: logits, probabilities, float64 sums
 
-Bytes = dict[str, float]  # by what they hold
+Bytes = dict[str, float]  # by purpose
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder-only model."""
+    """The shape of a decoder-only model."""
 
     hidden: int
     intermediate: int
@@ -38,16 +35,16 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
-    norms: int = 2  # a layer; Gemma-2 has four
+    norms: int = 2  # per layer; Gemma-2 has four
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
-        """From a config.json of transformers. Raises ValueError naming a key that it lacks."""
+        """From a transformers config.json. Raises ValueError naming missing keys."""
         needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         lost = [key for key in (*needed, "vocab_size") if key not in config]
         if lost:
             kind = config.get("model_type", "no model_type")
-            raise ValueError(f"config.json ({kind}): no {', '.join(lost)}; the plan counts by it")
+            raise ValueError(f"config.json ({kind}): no {', '.join(lost)}, which the plan needs")
         heads = config["num_attention_heads"]
         return cls(
             config["hidden_size"],
@@ -63,7 +60,7 @@ class Shape:
 
     @classmethod
     def made(cls, architecture: Architecture) -> "Shape":
-        """Of a Llama that stage base makes."""
+        """The shape of a Llama trained by stage base."""
         return cls(
             architecture.hidden_size,
             architecture.intermediate_size,
@@ -92,77 +89,71 @@ class Shape:
 
     @property
     def embedding(self) -> int:
-        """Numbers of the token embedding."""
+        """Parameters of the token embedding."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied head counts once."""
+        """All parameters; a tied head counts once."""
         layer = sum(i * o for i, o in self.linears) + self.norms * self.hidden
         return self.embedding * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
     def lora(self, r: int) -> int:
-        """Numbers of one adapter."""
+        """Parameters of one adapter."""
         return self.layers * sum(r * (i + o) for i, o in self.linears)
-
-    def kept(self, size: float) -> float:
-        """Bytes that a token's forward pass keeps for the backward, at `size` bytes a number."""
-        return size * self.layers * self._widths(KEPT)
 
     def worked(self, size: float) -> float:
         """Bytes per token at the peak of a forward and a backward pass."""
-        return size * self.layers * (self._widths(WORKED) + WORKED_BESIDES)
-
-    def _widths(self, times: Mapping[str, int]) -> float:
         keys = self.kv_heads * self.head_dim
         widths = {"hidden": self.hidden, "keys": keys, "intermediate": self.intermediate}
-        return sum(n * widths[name] for name, n in times.items())
+        numbers = sum(times * widths[name] for name, times in WORKED.items())
+        return size * self.layers * (numbers + WORKED_BESIDES)
 
     def cache(self, size: float) -> float:
-        """Bytes of a token's keys and values."""
+        """Bytes of a token in the KV cache."""
         return 2 * size * self.layers * self.kv_heads * self.head_dim
 
     @property
     def flops(self) -> float:
-        """Of one token's forward pass without the head."""
+        """Forward FLOPs per token, without the LM head."""
         return 2.0 * (self.parameters - self.embedding * (1 if self.tied else 2))
 
     @property
     def head_flops(self) -> float:
-        """Of the head, for one token."""
+        """Forward FLOPs of the LM head per token."""
         return 2.0 * self.embedding
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much text there is: rows, and tokens of a prompt and of an answer."""
+    """Amount of data: rows, and tokens per prompt and answer."""
 
     sft: int
     groups: int
     judge_groups: int
     test: int
-    answers: int  # of a group
+    answers: int  # per group
     prompt: float
     answer: float
 
 
 def weight_size(model: Model) -> int:
-    """Bytes of a weight."""
+    """Bytes per weight."""
     return 2 if model.dtype == "bfloat16" else 4
 
 
 def trained(numbers: float) -> float:
-    """Bytes of gradients and of Adam's two moments, all float32."""
+    """Bytes of gradients and Adam's two moments, all float32."""
     return 12.0 * numbers
 
 
 def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
-    """Bytes at the peak of each stage that holds a model, by what they are for."""
+    """Peak bytes of each stage that loads a model, by purpose."""
     model, size = params.base_model, weight_size(params.base_model)
     adapter = shape.lora(model.lora.r)
     row = model.max_prompt_tokens + model.max_answer_tokens
     worked, weights = shape.worked(size), size * shape.parameters
-    rows, columns = TILES.get(device, TILES["cuda"])
+    rows, columns = LOGITS_TILE.get(device, LOGITS_TILE["cuda"])
     tile = 3.0 * 4 * rows * columns
     sft_adapters = 1 if model.sft.method == "lora" else 0
 
@@ -183,23 +174,21 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
     members = {"rm": params.rm.members, "judge": 1}
     for stage, count in members.items():
         settings = model.rm if stage == "rm" else model.judge
-        held = count + sft_adapters + (params.rm.members if stage == "judge" else 0)
+        adapters = count + sft_adapters + (params.rm.members if stage == "judge" else 0)
         found[stage] = {
             "weights": weights,
-            "adapters": 4.0 * adapter * held,
+            "adapters": 4.0 * adapter * adapters,
             "training": trained(adapter),
             "activations": max(settings.micro_batch_tokens, row) * worked,
             "tile": tile,
             "decoding": decoding(model.generate.batch_size),
         }
     ppo = model.ppo
-    minibatch = ppo.batch_size // ppo.minibatches * row
-    keeps = 2 * min(ppo.kept_tokens, minibatch)
     found["ppo"] = {
-        "weights": weights * (2 if whole else 1),  # SFT's, and the base model's for the judge
+        "weights": weights * (2 if whole else 1),  # SFT, and the base model for the judge
         "adapters": 4.0 * adapter * (3 + params.rm.members + sft_adapters),
         "training": trained(2 * adapter),
-        "activations": max(ppo.micro_batch_tokens, row) * worked + keeps * shape.kept(size),
+        "activations": max(ppo.micro_batch_tokens, row) * worked,
         "tile": tile,
         "decoding": decoding(ppo.batch_size),
     }
@@ -213,9 +202,9 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
 
 
 def operations(shape: Shape, params: Params, work: Work) -> dict[str, float]:
-    """Floating-point operations of each stage that trains or reads the model.
+    """Floating-point operations of each stage that uses the model.
 
-    Backwards a frozen layer costs what it costs forwards, a trained one twice that.
+    The backward pass costs one forward through a frozen layer, two through a trained one.
     """
     model, members = params.base_model, params.rm.members
     sft = model.sft
@@ -225,7 +214,7 @@ def operations(shape: Shape, params: Params, work: Work) -> dict[str, float]:
     passes = 3 if sft.method == "full" else 2
     ppo, once = model.ppo, (4 + members) * both  # sample, old, reference, values; members
     learned = params.ppo.epochs * 2 * 2 * both  # two adapters, forwards and backwards
-    read = 4 + params.evaluate.best_of + 4 * (1 + members)  # answers made, and scored
+    read = 4 + params.evaluate.best_of + 4 * (1 + members)  # responses generated and scored
     return {
         "sft": work.sft * sft.epochs * passes * both,
         "rm": work.groups * model.rm.epochs * members * 2 * group,

@@ -1,31 +1,30 @@
-"""What a run will need, before it starts: python -m stages.rlhf.plan.plan [--memory GIB]
+"""Estimates before a run: memory of every stage that loads a model, by purpose, and a rough time.
 
-Memory of every stage that holds a model, by what it is for, and a rough time, for the model that
-params.yaml names (a hub model's config.json comes from the hub's cache, or the network once).
-Ends with an error that names the knob to turn where a stage does not fit the memory there is.
+For the model in params.yaml; a hub model's config.json comes from the hub cache, or is downloaded
+once.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.config.whole import Params
 from stages.rlhf.hub import fetch
+from stages.rlhf.plan.experiments import all_metrics
 from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
 
-SHARE = 0.4  # of the matrix speed measured here that training is taken to reach
-PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA before there is any model
-KNOBS = {
+SHARE = 0.4  # assumed utilisation: training speed over the measured matmul speed
+PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA without any model
+REDUCED_BY = {
     "weights": "dtype: bfloat16, or another `model`",
     "adapters": "models.{model}.lora.r, rm.members",
     "training": "models.{model}.lora.r, or sft.method: lora",
-    "activations": "models.{model}.{stage}.{micro}, or kept_tokens",
+    "activations": "models.{model}.{stage}.{micro}",
     "logits": "models.{model}.sft.micro_batch_size",
     "tile": "nothing: it is small",
     "decoding": "models.{model}.{batch}, max_answer_tokens",
@@ -33,20 +32,20 @@ KNOBS = {
 
 
 def shape_of(params: Params) -> Shape:
-    """The chosen model's. Raises ValueError where a hub model's config.json cannot be had."""
+    """The base model's shape. Raises ValueError if a hub model's config.json is unavailable."""
     base_model = params.base_model
     if base_model.architecture is not None:
         return Shape.made(base_model.architecture)
-    assert base_model.hub is not None, "a model is made, or from the hub"
+    assert base_model.hub is not None, "config.models requires an architecture or a hub id"
     folder = fetch(base_model.hub, base_model.revision, ("config.json",))
     return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> Work:
-    """From what preprocess counted; its tokens are those of its own tokenizer."""
-    if not metrics.is_file():
-        raise ValueError(f"{metrics}: no such file; run `dvc repro preprocess` first")
-    found = json.loads(metrics.read_text(encoding="utf-8"))
+def work_of(root: Path = Path()) -> Work:
+    """From the metrics of preprocess below `root`. Raises ValueError if they are missing."""
+    found = all_metrics("preprocess", root=root)
+    if found is None:
+        raise ValueError("metrics/preprocess.json: no such file; run `dvc repro preprocess` first")
     rows, tokens = {part: found[part]["rows"] for part in ("sft", "rm")}, found["tokens"]
     return Work(
         rows["sft"]["train"],
@@ -60,7 +59,7 @@ def work_of(params: Params, metrics: Path = Path("metrics/preprocess.json")) -> 
 
 
 def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of a square product, measured here."""
+    """Measured FLOP/s of a square matmul."""
     a = torch.randn(size, size, device=device).to(dtype)
     product, rounds, spent = a @ a, 0, 0.0
     begin = time.perf_counter()
@@ -74,15 +73,15 @@ def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: flo
     return rounds * 2.0 * size**3 / spent
 
 
-def there_is(device: str) -> float:
-    """GiB of the GPU, or of this machine."""
+def available_memory(device: str) -> float:
+    """GiB of memory of the GPU, or of this machine."""
     if device == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory / GIB)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
 
 
 def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: Params) -> list[str]:
-    """A sentence for each stage that does not fit `limit` GiB: what takes most, and its knob."""
+    """A message per stage that exceeds `limit` GiB: its largest item, and what to change."""
     found = []
     for stage, parts in needs.items():
         need = process + sum(parts.values()) / GIB
@@ -91,56 +90,68 @@ def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: P
         most = max(parts, key=parts.__getitem__)
         micro = "micro_batch_size" if stage == "sft" else "micro_batch_tokens"
         batch = "ppo.batch_size" if stage == "ppo" else "generate.batch_size"
-        knob = KNOBS[most].format(model=params.model, stage=stage, micro=micro, batch=batch)
+        names = {"model": params.model, "stage": stage, "micro": micro, "batch": batch}
         found.append(
-            f"{stage} needs {need:.1f} GiB, there are {limit:.1f}: most are {most}"
-            f" ({parts[most] / GIB:.1f} GiB); turn {knob}"
+            f"{stage} needs {need:.1f} GiB, but {limit:.1f} are available; most of it is {most}"
+            f" ({parts[most] / GIB:.1f} GiB): change {REDUCED_BY[most].format(**names)}"
         )
     return found
 
 
-def report(needs: Mapping[str, Bytes], times: Mapping[str, float], process: float) -> str:
-    """The table, a line per stage."""
-    kinds = list(dict.fromkeys(kind for parts in needs.values() for kind in parts))
-    lines = [f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in [*kinds, "all", "minutes"])]
-    for stage, parts in needs.items():
-        cells = [f"{parts[k] / GIB:.2f}" if k in parts else "–" for k in kinds]
-        cells += [f"{process + sum(parts.values()) / GIB:.2f}", f"{times[stage] / 60:.1f}"]
-        lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Plan:
+    """What every stage needs on this machine."""
+
+    params: Params
+    shape: Shape
+    needs: Mapping[str, Bytes]
+    seconds: Mapping[str, float]
+    process: float  # GiB without any model
+    limit: float  # GiB available
+
+    @property
+    def problems(self) -> list[str]:
+        """A message per stage that does not fit."""
+        return too_much(self.needs, self.process, self.limit, self.params)
 
 
-def main() -> None:
-    """Print the plan; exit with an error where it does not fit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--memory", type=float, help="GiB there are; default: this machine's")
-    given = parser.parse_args()
+def make_plan(params: Params, limit: float | None = None) -> Plan:
+    """Measure this machine for a second, and estimate. `limit` in GiB; None: what is available.
+
+    Raises ValueError if preprocess has not run, or a hub model's config.json is unavailable.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        params = load_params()
-        shape, work = shape_of(params), work_of(params)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    shape, work = shape_of(params), work_of()
     torch.set_num_threads(params.threads)
     dtype = torch.float32 if params.base_model.dtype == "float32" else torch.bfloat16
     speed = SHARE * matrix_speed(device, dtype)
-    needs = memory(shape, params, device)
-    times = {stage: flops / speed for stage, flops in operations(shape, params, work).items()}
-    print(
-        f"{params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
-        f" {shape.lora(params.base_model.lora.r) / 1e6:,.2f} M an adapter"
-    )
-    print(report(needs, times, PROCESS[device]))
-    limit = given.memory or there_is(device)
-    problems = too_much(needs, PROCESS[device], limit, params)
-    if problems:
-        sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    print(
-        f"It fits {limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the speed of a product here."
+    return Plan(
+        params,
+        shape,
+        memory(shape, params, device),
+        {stage: flops / speed for stage, flops in operations(shape, params, work).items()},
+        PROCESS[device],
+        available_memory(device) if limit is None else limit,
     )
 
 
-if __name__ == "__main__":
-    main()
+def report(plan: Plan) -> str:
+    """The model's size, a table with one line per stage, and whether it fits."""
+    shape = plan.shape
+    lines = [
+        f"{plan.params.model}: {shape.parameters / 1e6:,.1f} M parameters,"
+        f" {shape.lora(plan.params.base_model.lora.r) / 1e6:,.2f} M per adapter"
+    ]
+    kinds = list(dict.fromkeys(kind for parts in plan.needs.values() for kind in parts))
+    header = [*kinds, "all", "minutes"]
+    lines.append(f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in header))
+    for stage, parts in plan.needs.items():
+        cells = [f"{parts[k] / GIB:.2f}" if k in parts else "–" for k in kinds]
+        cells.append(f"{plan.process + sum(parts.values()) / GIB:.2f}")
+        cells.append(f"{plan.seconds[stage] / 60:.1f}")
+        lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
+    fits = "Does not fit" if plan.problems else "Fits"
+    lines.append(
+        f"{fits} {plan.limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the measured matmul speed."
+    )
+    return "\n".join(lines)

@@ -26,9 +26,10 @@ def token_rewards(
 ) -> Tensor:
     """(B,), (B, R) x 3 -> (B, R): -kl_coef * k1 at each token, the score at the last one.
 
-    k1 = log(policy / reference) of the sampled token: unbiased, and exact at the optimum
+    k1 = log(policy / reference) of the sampled token: its gradient in expectation is that of the KL
     (Ziegler et al. 2019, eq. 2).
     """
+    # r_t = -kl_coef * (log pi(a_t | s_t) - log ref(a_t | s_t)) + score * [t is the last token]
     rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0)
     last = mask.sum(-1) - 1
     rewards[torch.arange(len(scores)), last] += scores
@@ -40,16 +41,18 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """(B, R) x 3 -> advantages (B, R), returns (B, R). Schulman et al. 2016, eq. 16.
 
-    The value after the last token is 0: an answer is an episode, cut or not.
+    The value after the last token is 0: a response is an episode, whether or not it was cut off.
     """
     values = torch.where(mask, values, 0)
     advantages = torch.zeros_like(rewards)
-    ahead = torch.zeros_like(rewards[:, 0])
+    last_gae = torch.zeros_like(rewards[:, 0])  # (B,)
     for t in reversed(range(rewards.shape[1])):
-        following = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(ahead)
-        delta = rewards[:, t] + gamma * following - values[:, t]
-        ahead = torch.where(mask[:, t], delta + gamma * lam * ahead, 0)
-        advantages[:, t] = ahead
+        next_values = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(last_gae)
+        # delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)
+        delta = rewards[:, t] + gamma * next_values - values[:, t]
+        # A_t = delta_t + gamma * lam * A_{t+1}
+        last_gae = torch.where(mask[:, t], delta + gamma * lam * last_gae, 0)
+        advantages[:, t] = last_gae
     return advantages, torch.where(mask, advantages + values, 0)
 
 
@@ -65,12 +68,14 @@ def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
 ) -> PolicyLoss:
     """(B, R) x 4 -> sums of -min(ratio * A, clip(ratio) * A). Schulman et al. 2017, eq. 7."""
+    # ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
     ratio = torch.exp(log_ratio)
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     with torch.no_grad():
         active = ((clipped > plain) & mask).sum()
+        # k3 = (ratio - 1) - log ratio: KL(old || new), unbiased and never below 0
         kl = torch.where(mask, ratio - 1 - log_ratio, 0).sum()
     return PolicyLoss(torch.where(mask, torch.maximum(plain, clipped), 0).sum(), active, kl)
 
@@ -86,13 +91,13 @@ def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float
 ) -> ValueLoss:
     """(B, R) x 4 -> sums of .5 max((V - G)^2, (clip(V) - G)^2). Baselines' PPO2."""
-    near = values.clamp(old_values - cliprange, old_values + cliprange)
-    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    values_clipped = values.clamp(old_values - cliprange, old_values + cliprange)
+    plain, clipped = (values - returns) ** 2, (values_clipped - returns) ** 2
     loss = 0.5 * torch.where(mask, torch.maximum(plain, clipped), 0).sum()
     return ValueLoss(loss, ((clipped > plain) & mask).sum())
 
 
-def next_kl_coef(kl_coef: float, kl: float, target: float, answers: int, horizon: int) -> float:
+def next_kl_coef(kl_coef: float, kl: float, target: float, responses: int, horizon: int) -> float:
     """Ziegler et al. 2019, section 2.2: proportional control of log kl_coef, kept in [.005, .5]."""
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return min(max(kl_coef * (1 + error * answers / horizon), 0.005), 0.5)
+    return min(max(kl_coef * (1 + error * responses / horizon), 0.005), 0.5)

@@ -1,4 +1,4 @@
-"""From the reward model's score to the reward that PPO sees: B answers."""
+"""From the reward model's score to the reward that PPO maximises: B responses."""
 
 from typing import NamedTuple
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 
 class Violations(NamedTuple):
-    """What costs an answer a constant penalty: (B,) bool each."""
+    """What costs a response a constant penalty: (B,) bool each."""
 
-    missing_eos: Tensor  # it did not end by itself
-    repetition: Tensor  # a unit stands three times or more in a row
-    copy: Tensor  # it gives the question back
+    missing_eos: Tensor  # it was cut off at the length limit
+    repetition: Tensor  # a unit is repeated three times or more in a row
+    copy: Tensor  # it gives the prompt's question back
 
 
 class Reward(NamedTuple):
-    """Every part of it, (B,) each, in standard deviations over SFT's own answers."""
+    """Every term of it, (B,) each, in standard deviations over SFT's own responses."""
 
-    score: Tensor  # mean over the reward model's members, less its length curve; clipped
-    uncertainty: Tensor  # taken off where the members disagree, clipped
-    penalty: Tensor  # taken off for an answer that did not end, loops, or gives the question back
-    total: Tensor  # score - uncertainty - penalty: what stands at the answer's last token
+    score: Tensor  # mean over the reward model's members minus the length correction; clipped
+    uncertainty: Tensor  # subtracted where the members disagree; clipped
+    penalty: Tensor  # subtracted for each violation
+    total: Tensor  # score - uncertainty - penalty: the reward at the response's last token
     violations: Violations
 
 
 class Penalties(NamedTuple):
-    """What each fault costs, in standard deviations of the reward."""
+    """What each violation costs, in standard deviations of the reward."""
 
     missing_eos: float
     repetition: float
@@ -41,13 +41,13 @@ def final_reward(
     uncertainty_coef: float,
     penalties: Penalties,
 ) -> Reward:
-    """(B,) x 3, violations -> the reward's parts; the KL is taken off token by token elsewhere.
+    """(B,) x 3, violations -> the reward's terms. The KL penalty is in `core.token_rewards`.
 
     mean - uncertainty_coef * variance over the members: Coste et al. 2024, arXiv 2310.02743.
     """
     score = (mean - length_offsets).clamp(-score_clip, score_clip)
     uncertainty = (uncertainty_coef * variance).clamp(max=score_clip)
     penalty = torch.zeros_like(mean)
-    for fault, cost in zip(violations, penalties, strict=True):
-        penalty = penalty + cost * fault
+    for violation, cost in zip(violations, penalties, strict=True):
+        penalty = penalty + cost * violation
     return Reward(score, uncertainty, penalty, score - uncertainty - penalty, violations)

@@ -1,1 +1,1 @@
-"""Figures, tables and the HTML report."""
+"""Tables, figures and the HTML report."""

@@ -1,4 +1,4 @@
-"""Seed figures 8 and 13 to 16, each with the table behind it."""
+"""Figures 8 and 13-17 of the original study and PPO's validation curves, each with its table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from stages.rlhf.report.structure import Part
 from stages.rlhf.report.tables import bin_table, even_edges
 
 NAMES = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO"}
-SHOWN_IN_FIGURE = 12  # rows of the sample table that fit on a page
-BINS = 30  # about
-CELL_CHARACTERS = 150  # of an answer in the figure
-TABLE_CHARACTERS = 15_000  # of a column of the CSV, which must stay small
+SHOWN_IN_FIGURE = 12  # rows of the sample table that fit in the figure
+BINS = 30  # approximate number
+CELL_CHARACTERS = 150  # per answer in the figure
+TABLE_CHARACTERS = 15_000  # per column of the CSV, to keep it small
 
 PANELS = {
     "cosine": "코사인 유사도",
@@ -28,7 +28,7 @@ PANELS = {
 def draw_all(
     models: Mapping[str, Measured], samples: Sequence[Mapping[str, Any]], shown: int, out: Path
 ) -> None:
-    """Every figure of the comparison; `shown` rows in the sample table's CSV and Markdown."""
+    """All figures of the comparison; `shown` rows in the sample table's CSV and Markdown."""
     two = {name: models[name] for name in ("base", "sft")}
     draw_distribution(two, "SFT 전후: 참조 답변과의 유사도", out / "8_base_sft")
     draw_distribution(models, "참조 답변과의 유사도 분포", out / "13_similarity")
@@ -38,9 +38,9 @@ def draw_all(
 
 
 def draw_curves(validation: pd.DataFrame, path: Path) -> None:
-    """What PPO did on validation against sqrt(KL): chrF, then reward model and judge.
+    """PPO on validation against sqrt(KL): chrF, reward model and judge.
 
-    As Gao et al. 2023, arXiv 2210.10760: where the proxy rises and the others fall, it is hacked.
+    As in Gao et al. 2023, arXiv 2210.10760: if the proxy rises while the others fall, it is hacked.
     """
     figure, panels = figures.new_figure("PPO: 검증 질문에서, √KL에 따라", columns=2, width=10)
     series = (
@@ -60,7 +60,7 @@ def draw_curves(validation: pd.DataFrame, path: Path) -> None:
 
 
 def draw_structure(parts: Sequence[Part], numbers: Mapping[str, Any], path: Path) -> None:
-    """Figure 17: the backbone's modules, and what the policy's adapter trains of it."""
+    """Figure 17: the backbone's modules, and the share that the policy's adapter trains."""
     header = ["모듈", "모양", "개수", "파라미터"]
     rows = [[p.name, p.shape, f"{p.times:,}", f"{p.parameters:,}"] for p in parts]
     rows += [
@@ -76,7 +76,7 @@ def draw_structure(parts: Sequence[Part], numbers: Mapping[str, Any], path: Path
     height = figures.table_height(header, rows, wrap)
     figure, (axes,) = figures.new_figure("모델의 구조", width=9, height=height)
     figures.table(axes, header, rows, wrap)
-    _save(figure, pd.DataFrame(rows, columns=header), path)
+    figures.save_with_table(figure, pd.DataFrame(rows, columns=header), path)
 
 
 def draw_distribution(models: Mapping[str, Measured], title: str, path: Path) -> None:
@@ -86,11 +86,11 @@ def draw_distribution(models: Mapping[str, Measured], title: str, path: Path) ->
     _draw_bins(axes, table, models)
     axes.set_xlabel(PANELS["cosine"])
     axes.set_ylabel("답변의 비중 (%)")
-    _save(figure, table, path)
+    figures.save_with_table(figure, table, path)
 
 
 def draw_side_by_side(models: Mapping[str, Measured], path: Path) -> None:
-    """Figure 15: cosine, euclidean distance and Pearson, a panel each."""
+    """Figure 15: cosine, Euclidean distance and Pearson correlation, one panel each."""
     figure, panels = figures.new_figure("모델별 유사도 분포", columns=3, width=12)
     tables = []
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
@@ -99,11 +99,11 @@ def draw_side_by_side(models: Mapping[str, Measured], path: Path) -> None:
         axes.set_xlabel(title)
         tables.append(table.assign(metric=metric))
     panels[0].set_ylabel("답변의 비중 (%)")
-    _save(figure, pd.concat(tables), path)
+    figures.save_with_table(figure, pd.concat(tables), path)
 
 
 def draw_lengths(models: Mapping[str, Measured], path: Path) -> None:
-    """Figure 14: length against cosine, a panel for each model; the table by tenths of each."""
+    """Figure 14: length against cosine, one panel per model; the table by deciles of length."""
     figure, panels = figures.new_figure("답변 길이와 유사도", columns=len(models), width=12)
     tables = []
     for i, (axes, (name, measured)) in enumerate(zip(panels, models.items(), strict=True)):
@@ -120,13 +120,13 @@ def draw_lengths(models: Mapping[str, Measured], path: Path) -> None:
         axes.set_xlabel("답변의 글자 수")
     panels[0].set_ylabel(f"{PANELS['cosine']} (◇ 길이로 나눈 열 구간의 평균)")
     figures.share_axes(panels)
-    _save(figure, pd.concat(tables), path)
+    figures.save_with_table(figure, pd.concat(tables), path)
 
 
 def draw_samples(
     samples: Sequence[Mapping[str, Any]], models: Sequence[str], shown: int, path: Path
 ) -> None:
-    """Figure 16: questions with the reference and every model's answer, evenly from the test."""
+    """Figure 16: evenly spaced test questions with the reference and each model's response."""
     header = ["질문", "참조 답변", *(NAMES[name] for name in models)]
     chosen = [
         [sample["question"], sample["reference"], *(sample[name]["answer"] for name in models)]
@@ -134,15 +134,15 @@ def draw_samples(
     ]
     limit = max(40, min(500, TABLE_CHARACTERS // shown))
     rows = [[figures.shorten(" ".join(cell.split()), limit) for cell in row] for row in chosen]
-    drawn = [
+    shortened = [
         [figures.shorten(cell, CELL_CHARACTERS) for cell in row]
         for row in spread(rows, SHOWN_IN_FIGURE)
     ]
     wrap = 20
-    height = figures.table_height(header, drawn, wrap)
+    height = figures.table_height(header, shortened, wrap)
     figure, (axes,) = figures.new_figure("질문과 답변의 예", width=12, height=height)
-    figures.table(axes, header, drawn, wrap)
-    _save(figure, pd.DataFrame(rows, columns=header), path)
+    figures.table(axes, header, shortened, wrap)
+    figures.save_with_table(figure, pd.DataFrame(rows, columns=header), path)
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join(
         "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
@@ -158,8 +158,3 @@ def _bins(models: Mapping[str, Measured], metric: str) -> pd.DataFrame:
 def _draw_bins(axes: Any, table: pd.DataFrame, models: Mapping[str, Measured]) -> None:
     edges = np.append(table["low"].to_numpy(), table["high"].iloc[-1])
     figures.histogram(axes, edges, {NAMES[name]: table[name].to_numpy() * 100 for name in models})
-
-
-def _save(figure: Any, table: pd.DataFrame, path: Path) -> None:
-    figures.save(figure, path.with_suffix(".png"))
-    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")

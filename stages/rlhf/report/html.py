@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file with figures and style in it, which asks nothing of a network.
+"""The HTML report of a run: one self-contained file, without network requests.
 
-What comes from data is escaped by the template engine, and the page forbids itself scripts and
-requests (Content-Security-Policy), so that an answer cannot do anything but stand there.
+The template engine escapes all data, and a Content-Security-Policy forbids scripts and requests, so
+that a response cannot execute anything.
 """
 
 import base64
@@ -19,13 +19,13 @@ from stages.rlhf.report.structure import Part
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MODELS = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "best_of_n": "best-of-n"}
-SHOWN = ("base", "sft", "ppo")  # of a sample
+SHOWN = ("base", "sft", "ppo")  # models of a sample
 KINDS = {
     "unseen_wording": "처음 보는 표현",
     "never_asked": "물은 적 없는 사실",
     "unseen_ending": "처음 보는 어미",
 }
-METRICS = {  # titles and formats of the table of models
+METRICS = {  # titles and formats in the comparison table
     "cosine": ("코사인", "{:.3f}"),
     "euclidean_distance": ("유클리드 거리", "{:.3f}"),
     "euclidean_similarity": ("유클리드 유사도", "{:.3f}"),
@@ -136,10 +136,10 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that the page tells of; every mapping is as its JSON file holds it."""
+    """The data of the page; mappings as in their JSON files."""
 
     metrics: Mapping[str, Mapping[str, Any]]  # of preprocess, rm, judge, ppo, evaluate
-    samples: Sequence[Mapping[str, Any]]  # rows of samples.jsonl that are shown
+    samples: Sequence[Mapping[str, Any]]  # the rows of samples.jsonl to show
     structure: Sequence[Part]
     numbers: Mapping[str, Any]  # structure.summary
     cards: Mapping[str, Mapping[str, Any]]  # model.json of each model
@@ -147,23 +147,23 @@ class ReportInputs:
 
 
 def settings(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every knob that decided the run by its address, from the `params` of run.json files."""
+    """All parameters of the run by dotted key, from the `params` of run.json files."""
     found: dict[str, Any] = {}
 
-    def gather(value: Any, address: str) -> None:
+    def gather(value: Any, prefix: str) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
-                gather(inner, f"{address}.{key}" if address else key)
+                gather(inner, f"{prefix}.{key}" if prefix else key)
         else:
-            found[address] = value
+            found[prefix] = value
 
     for params in runs:
         gather(params, "")
     return dict(sorted(found.items()))
 
 
-def page(told: ReportInputs, plots: Path) -> str:
-    """The HTML. Raises ValueError where a figure is missing."""
+def page(inputs: ReportInputs, plots: Path) -> str:
+    """The HTML. Raises ValueError if a figure is missing."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -171,16 +171,16 @@ def page(told: ReportInputs, plots: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    evaluate, preprocess = told.metrics["evaluate"], told.metrics["preprocess"]
+    evaluate, preprocess = inputs.metrics["evaluate"], inputs.metrics["preprocess"]
     blocks = {"": {name: evaluate[name] for name in MODELS}} | {
         title: {name: evaluate[name]["by_kind"][kind] for name in MODELS}
         for kind, title in kinds(evaluate["sft"]).items()
     }
     environment.filters |= {"shown": shown, "spanned": spanned, "count": "{:,}".format}
     return environment.get_template(TEMPLATE.name).render(
-        told=told,
+        inputs=inputs,
         blocks=blocks,
-        verdict=verdict(evaluate, told.metrics["ppo"]),
+        verdict=verdict(evaluate, inputs.metrics["ppo"]),
         passed=all(evaluate["gates"].values()),
         figures={title: inline(plots / f"{name}.png") for name, title in FIGURES.items()},
         length=length,
@@ -201,7 +201,7 @@ def page(told: ReportInputs, plots: Path) -> str:
 
 
 def rejects(preprocess: Mapping[str, Any]) -> dict[str, list[int]]:
-    """{reason: rows of each of PARTS that were not used, then single answers of kept groups}."""
+    """{reason: [rejected rows per part of PARTS..., answers dropped from kept groups]}."""
     counts = [preprocess[part]["rejected"] for part in PARTS if part in preprocess]
     counts.append(preprocess["dropped_answers"])
     found = {reason for column in counts for reason in column}
@@ -210,7 +210,7 @@ def rejects(preprocess: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def kinds(block: Mapping[str, Any]) -> dict[str, str]:
-    """Titles of the hold-outs that a block tells of, the sample's own first."""
+    """Titles of the hold-out sets in a block, those of the sample first."""
     found = block.get("by_kind", {})
     order = [*(kind for kind in KINDS if kind in found), *(k for k in found if k not in KINDS)]
     return {kind: KINDS.get(kind, kind) for kind in order}
@@ -239,13 +239,13 @@ def verdict(evaluate: Mapping[str, Any], ppo: Mapping[str, Any]) -> str:
 
 
 def shown(block: Mapping[str, Any], key: str, form: str) -> str:
-    """A value of a block; a dash where there is none."""
+    """A value of a block; a dash if it is null."""
     value = block.get(key)
     return "–" if value is None else form.format(value)
 
 
 def spanned(block: Mapping[str, Any], key: str, form: str) -> str:
-    """A value with its interval, where it has one."""
+    """A value with its interval, if it has one."""
     low, high = (block.get(f"{key}_ci_{end}") for end in ("low", "high"))
     value = shown(block, key, form)
     if low is None:
@@ -254,7 +254,7 @@ def spanned(block: Mapping[str, Any], key: str, form: str) -> str:
 
 
 class Picture(NamedTuple):
-    """A figure as the page holds it: a data URL, and its size in pixels."""
+    """An inlined figure: a data URL and its size in pixels."""
 
     source: Markup
     width: int
@@ -262,9 +262,9 @@ class Picture(NamedTuple):
 
 
 def inline(path: Path) -> Picture:
-    """A PNG as a data URL. Raises ValueError where there is none."""
+    """A PNG as a data URL. Raises ValueError if the file is missing."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a figure was expected there")
+        raise ValueError(f"{path}: no such file; expected a figure")
     content = path.read_bytes()
     width, height = struct.unpack(">II", content[16:24])  # of IHDR, a PNG's first chunk
     source = Markup("data:image/png;base64," + base64.b64encode(content).decode("ascii"))

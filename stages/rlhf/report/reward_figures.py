@@ -1,8 +1,7 @@
-"""Seed figures 9 to 12 and the reliability diagram of the reward model, each with its table."""
+"""Figures 9-12 of the original study and the reliability diagram, each with its table."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,24 +10,25 @@ from matplotlib.axes import Axes
 from stages.rlhf.measure.calibration import ece, reliability
 from stages.rlhf.measure.length_bias import correct
 from stages.rlhf.measure.length_curve import LengthCurve
-from stages.rlhf.measure.ranked_groups import Group, Unit, accuracy, margins_of
+from stages.rlhf.measure.ranked_groups import Group, accuracy, margins_of
 from stages.rlhf.measure.ranking import tau_and_rho
+from stages.rlhf.records import LengthUnit
 from stages.rlhf.report import figures
 from stages.rlhf.report.tables import bin_table, even_edges
 
-NAMES = {"score": "보정 전", "corrected": "보정 후"}  # of the length correction
-UNITS: dict[Unit, str] = {"characters": "글자 수", "tokens": "토큰 수"}
-MOST_POINTS = 3000  # dots that can still be told apart; beyond, the cloud is drawn as a density
+NAMES = {"score": "보정 전", "corrected": "보정 후"}  # before, after length correction
+UNITS: dict[LengthUnit, str] = {"characters": "글자 수", "tokens": "토큰 수"}
+MAX_POINTS = 3000  # above, the scatter plot becomes a density
 LENGTH_BINS = 20
 MARGIN_BINS = 40
-MOST_CELLS = 10  # places whose shares can be written into the heat map
+MAX_CELLS = 10  # ranks up to which the heat map shows numbers
 PAIRS_SHARE = "답변 쌍의 비중 (%)"
 
 
 def draw_all(groups: Sequence[Group], curve: LengthCurve, temperature: float, out: Path) -> None:
-    """Every figure, as PNG and CSV. Raises ValueError without groups."""
+    """All figures, as PNG and CSV. Raises ValueError without groups."""
     if not groups:
-        raise ValueError("no groups to draw: at least one question was expected")
+        raise ValueError("no groups to draw: expected at least one")
     corrected = correct(groups, curve)
     raw_margins, corrected_margins = margins_of(groups), margins_of(corrected)
     draw_score_length(groups, corrected, curve, out / "9_score_length")
@@ -45,7 +45,7 @@ def draw_all(groups: Sequence[Group], curve: LengthCurve, temperature: float, ou
 def length_table(
     groups: Sequence[Group], corrected: Sequence[Group], curve: LengthCurve
 ) -> pd.DataFrame:
-    """Answers in at most LENGTH_BINS bins of equal count: length, scores and the curve, means."""
+    """Means of length, scores and curve in at most LENGTH_BINS bins of equal count."""
     frame = pd.DataFrame(
         {
             "length": [n for g in groups for n in g.sizes(curve.unit)],
@@ -75,7 +75,7 @@ def draw_score_length(
     """Figure 9: score against length with the fitted curve, before and after correction."""
     table = length_table(groups, corrected, curve)
     lengths = np.array([n for g in groups for n in g.sizes(curve.unit)], dtype=float)
-    top = max(float(np.quantile(lengths, 0.995)), lengths.min() + 1)  # a long tail hides the rest
+    top = max(float(np.quantile(lengths, 0.995)), lengths.min() + 1)  # without the long tail
     figure, panels = figures.new_figure("답변 길이와 보상 점수", columns=2, width=11, height=4.4)
     clouds = {"score": groups, "corrected": corrected}
     line = np.linspace(lengths.min(), top, 200)
@@ -97,12 +97,12 @@ def draw_score_length(
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     panels[0].set_ylabel("보상 점수")
     figures.share_axes(panels)
-    _save(figure, table, path)
+    figures.save_with_table(figure, table, path)
 
 
 def _cloud(axes: Axes, lengths: np.ndarray, scores: np.ndarray, top: float) -> None:
     inside = lengths <= top
-    if inside.sum() <= MOST_POINTS:
+    if inside.sum() <= MAX_POINTS:
         axes.scatter(
             lengths[inside], scores[inside], s=8, alpha=0.35, linewidths=0, color=figures.PALETTE[0]
         )
@@ -112,19 +112,19 @@ def _cloud(axes: Axes, lengths: np.ndarray, scores: np.ndarray, top: float) -> N
         )
 
 
-def place_table(groups: Sequence[Group]) -> pd.DataFrame:
-    """(human place, model place) -> answers and their share of the human place; 1 is the best.
+def rank_table(groups: Sequence[Group]) -> pd.DataFrame:
+    """(human rank, model rank) -> number of answers, and their share of the human rank; 1 = best.
 
-    Places are dense on the human side (ties share one); equal scores share their places evenly.
+    Human ranks are dense (ties share one); answers with equal scores are split over their ranks.
     """
     counts: dict[tuple[int, int], float] = {}
     for group in groups:
         human = np.unique(group.ranks, return_inverse=True)[1] + 1
         scores = np.asarray(group.scores, dtype=float)
-        for place, score in zip(human.tolist(), scores, strict=True):
+        for rank, score in zip(human.tolist(), scores, strict=True):
             first, ties = int((scores > score).sum()) + 1, int((scores == score).sum())
             for model in range(first, first + ties):
-                counts[place, model] = counts.get((place, model), 0.0) + 1 / ties
+                counts[rank, model] = counts.get((rank, model), 0.0) + 1 / ties
     size = max(max(cell) for cell in counts)
     rows = [(h, m, counts.get((h, m), 0.0)) for h in range(1, size + 1) for m in range(1, size + 1)]
     table = pd.DataFrame(rows, columns=["human_place", "model_place", "answers"])
@@ -134,16 +134,16 @@ def place_table(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def draw_rank_correlation(groups: Sequence[Group], path: Path) -> None:
-    """Figure 10: where the model places the answers of each human rank, and tau per question."""
-    told = [group for group in groups if len(set(group.ranks)) > 1]
-    found = [both for both in map(tau_and_rho, told) if both]
+    """Figure 10: model rank by human rank, and Kendall's tau per question."""
+    with_pairs = [group for group in groups if len(set(group.ranks)) > 1]
+    found = [both for both in map(tau_and_rho, with_pairs) if both]
     figure, (left, right) = figures.new_figure(
         "사람의 순위와 보상 모델의 순위", columns=2, width=11, height=4.6
     )
-    table = place_table(told or groups)
+    table = rank_table(with_pairs or groups)
     _heat_map(left, table)
     taus = np.array([tau for tau, _ in found])
-    edges = np.linspace(-1.1, 1.1, 12)  # around the values that five answers can have
+    edges = np.linspace(-1.1, 1.1, 12)  # centred on the values possible with five answers
     heights = np.histogram(taus, edges)[0] / max(len(taus), 1) * 100
     figures.histogram(right, edges, {"질문": heights})
     if found:
@@ -155,30 +155,30 @@ def draw_rank_correlation(groups: Sequence[Group], path: Path) -> None:
     right.set_title(words, loc="left", fontsize=10, fontweight="normal")
     right.set_xlabel("질문별 켄들 타우 (1: 같은 순서, -1: 반대 순서)")
     right.set_ylabel("질문의 비중 (%)")
-    _save(figure, table, path)
+    figures.save_with_table(figure, table, path)
 
 
 def _heat_map(axes: Axes, table: pd.DataFrame) -> None:
     size = int(table["human_place"].max())
     shares = table["share"].to_numpy().reshape(size, size) * 100
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    ticks = np.arange(0, size, max(1, size // MOST_CELLS))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    ticks = np.arange(0, size, max(1, size // MAX_CELLS))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [f"{place + 1}위" for place in ticks])
+        axis.set_ticks(ticks, [f"{tick + 1}위" for tick in ticks])
     axes.grid(visible=False)
-    if size <= MOST_CELLS:
+    if size <= MAX_CELLS:
         for (row, column), share in np.ndenumerate(shares):
             colour = "white" if share > 65 else "black"
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
     else:
-        axes.figure.colorbar(drawn, ax=axes)
+        axes.figure.colorbar(image, ax=axes)
     axes.set_title("칸: 사람의 순위별 비중 (%)", loc="left", fontsize=10, fontweight="normal")
     axes.set_xlabel("보상 모델의 순위")
     axes.set_ylabel("사람의 순위")
 
 
 def draw_margins(margins: dict[str, np.ndarray], title: str, path: Path) -> None:
-    """Figures 11 and 12: distribution of (better - worse) in score, right of 0 being right."""
+    """Figures 11 and 12: distribution of score(better) - score(worse); above 0 is correct."""
     everything = np.concatenate([*margins.values()])
     table = bin_table(margins, _margin_edges(everything))
     figure, (axes,) = figures.new_figure(title, height=4.4)
@@ -190,11 +190,11 @@ def draw_margins(margins: dict[str, np.ndarray], title: str, path: Path) -> None
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, borderaxespad=0.2)
     axes.set_xlabel("더 좋은 답변의 점수 - 더 나쁜 답변의 점수 (0보다 크면 옳은 순서)")
     axes.set_ylabel(PAIRS_SHARE)
-    _save(figure, table, path)
+    figures.save_with_table(figure, table, path)
 
 
 def _margin_edges(margins: np.ndarray) -> np.ndarray:
-    """Bins over all but the outermost 0.4 %, 0 being an edge."""
+    """Bins over all but the outermost 0.4 %, with an edge at 0."""
     ends = np.quantile(margins, [0.002, 0.998]) if len(margins) else np.zeros(2)
     return even_edges(np.append(ends, 0.0), MARGIN_BINS)
 
@@ -211,7 +211,7 @@ def _margin_words(name: str, margins: np.ndarray) -> str:
 
 
 def draw_reliability(margins: np.ndarray, temperature: float, path: Path) -> None:
-    """Reliability diagram: claimed probability against the share that was right, and how often."""
+    """Reliability diagram: predicted probability against accuracy, and the histogram of bins."""
     found = reliability(margins, temperature)
     table = pd.DataFrame(found._asdict())
     error = ece(margins, temperature)
@@ -244,9 +244,4 @@ def draw_reliability(margins: np.ndarray, temperature: float, path: Path) -> Non
         "순위가 다른 쌍이 없음" if error is None else f"ECE {error:.3f},  온도 {temperature:.3g}"
     )
     right.set_title(words, loc="left", fontsize=10, fontweight="normal")
-    _save(figure, table, path)
-
-
-def _save(figure: Any, table: pd.DataFrame, path: Path) -> None:
-    figures.save(figure, path.with_suffix(".png"))
-    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
+    figures.save_with_table(figure, table, path)

@@ -1,4 +1,4 @@
-"""A model's structure as a table: its modules, their shapes and parameters, and what is trained."""
+"""A model's structure as a table: modules, shapes, parameter counts, trained share."""
 
 import re
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ _WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)")
 
 
 class Part(NamedTuple):
-    """Parameters of one name in all layers."""
+    """A parameter, summed over all layers."""
 
-    name: str  # layers.* stands for each of them
-    shape: str  # of one
+    name: str  # with * for the layer index
+    shape: str  # per layer
     times: int
-    parameters: int  # of all
+    parameters: int  # total
 
 
 def parts(model: nn.Module) -> list[Part]:
-    """The backbone's parameters, in the order of the model; no adapter, a tied head once."""
+    """The backbone's parameters in model order, without adapters; a tied head counts once."""
     found: dict[str, Part] = {}
-    for name, shape, size in _plain(model):
+    for name, shape, size in _backbone(model):
         known = found.get(name)
         times, total = (known.times, known.parameters) if known else (0, 0)
         found[name] = Part(name, shape, times + 1, total + size)
     return list(found.values())
 
 
-def _plain(model: nn.Module) -> Iterator[tuple[str, str, int]]:
+def _backbone(model: nn.Module) -> Iterator[tuple[str, str, int]]:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
@@ -40,7 +40,7 @@ def _plain(model: nn.Module) -> Iterator[tuple[str, str, int]]:
 
 
 def summary(roles: Roles, role: str) -> dict[str, Any]:
-    """Numbers of the backbone and of one adapter: what `role` trains of the whole."""
+    """Sizes of the backbone and of `role`'s adapter, and the trained share."""
     config = roles.model.config
     backbone = sum(part.parameters for part in parts(roles.model))
     adapter = sum(parameter.numel() for parameter in roles.parameters(role))

@@ -1,7 +1,7 @@
-"""What the data look like, as plain tables: shares, lengths, ranks. No drawing here.
+"""Descriptive tables of the data: shares, lengths, ranks. No plotting here.
 
-Lengths are in characters (NFC, as preprocess writes them), so that they hold for any tokenizer.
-Tables are pandas frames in a fixed order: the same rows give the same CSV.
+Lengths are in characters (NFC, as preprocess writes them), independent of any tokenizer. Tables
+have a fixed order, so that the same rows give the same CSV.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ SCHEMAS: dict[str, type[PromptRow]] = {"sft": SftRow, "rm": RmRow, "ppo": Prompt
 SPLITS = ("train", "validation", "test")
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 MISSING = "(없음)"  # the row names no category
-OTHERS = "(그 외)"  # categories beyond the top ones; AI-Hub has a 기타 of its own
+OTHERS = "(그 외)"  # categories beyond the top ones; 기타 is a category of AI-Hub
 
 
 def read_parts(folder: Path) -> dict[str, dict[str, list[PromptRow]]]:
@@ -47,7 +47,7 @@ def question_lengths(rows: Sequence[PromptRow]) -> np.ndarray:
 
 
 def answer_lengths(rows: Sequence[PromptRow]) -> np.ndarray:
-    """(N,) characters per answer: one of an SFT row, all of an RM row, none of a prompt."""
+    """(N,) characters per answer: one per SFT row, all of an RM row, none for a prompt."""
     texts = [
         text
         for row in rows
@@ -63,7 +63,7 @@ def answer_lengths(rows: Sequence[PromptRow]) -> np.ndarray:
 
 
 def summary(lengths: np.ndarray) -> dict[str, float]:
-    """count, mean, p5 .. p99 (linear interpolation) and max; of nothing, the count alone."""
+    """count, mean, p5 .. p99 (linear interpolation) and max; only the count if empty."""
     if not len(lengths):
         return {"count": 0}
     quantiles = {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}
@@ -76,7 +76,7 @@ def summary(lengths: np.ndarray) -> dict[str, float]:
 
 
 def bin_table(series: Mapping[str, np.ndarray], edges: np.ndarray) -> pd.DataFrame:
-    """Rows low, high, and per series the share of its values in [low, high); the last bin closed.
+    """Columns low, high, and per series the share of values in [low, high), the last bin closed.
 
     Values outside the edges count in the outer bins, so that shares sum to 1.
     """
@@ -89,10 +89,10 @@ def bin_table(series: Mapping[str, np.ndarray], edges: np.ndarray) -> pd.DataFra
 
 
 def even_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Edges of about so many bins over the values, 1, 2 or 5 times a power of ten wide.
+    """Edges of about `bins` bins over the values, with width 1, 2 or 5 times a power of ten.
 
-    Every edge is a multiple of the width, so that two commits whose values span about the same have
-    the same bins, and can be laid over each other. Of nothing, or of one value: two bins around it.
+    Every edge is a multiple of the width, so that two commits with a similar range have the same
+    bins and can be overlaid. Also valid for no values, or a single one.
     """
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     span = high - low
@@ -107,7 +107,7 @@ def even_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def length_edges(lengths: np.ndarray, bins: int = 40) -> np.ndarray:
-    """Edges from 0 to the 99th percentile: the long tail goes to the last bin."""
+    """Edges from 0 to the 99th percentile; the long tail goes into the last bin."""
     top = float(np.quantile(lengths, 0.99)) if len(lengths) else 1.0
     width = max(1, int(np.ceil(top / bins)))
     return np.arange(0, (int(top // width) + 2) * width, width, dtype=float)
@@ -138,7 +138,7 @@ def rank_table(rows: Sequence[RmRow]) -> pd.DataFrame:
 
 
 def tied_share(rows: Sequence[RmRow]) -> float | None:
-    """Share of groups in which at least two answers have the same rank; null without groups."""
+    """Share of groups with at least two answers of equal rank; None without groups."""
     if not rows:
         return None
     return sum(len(set(row.ranks)) < len(row.ranks) for row in rows) / len(rows)
@@ -147,7 +147,7 @@ def tied_share(rows: Sequence[RmRow]) -> float | None:
 def label_table(parts: Mapping[str, Sequence[PromptRow]], field: str, top: int) -> pd.DataFrame:
     """Shares of a field's values per part: the `top` by mean share, then others and missing ones.
 
-    `field` is "category" or "question_type". Each part with rows sums to 1; a tie goes by name.
+    `field` is "category" or "question_type". Shares of each part sum to 1; ties sort by name.
     """
     shares = pd.DataFrame(
         {
@@ -169,7 +169,7 @@ def label_table(parts: Mapping[str, Sequence[PromptRow]], field: str, top: int) 
 
 
 def shares_of(table: pd.DataFrame, field: str, parts: Sequence[str]) -> dict[str, Any]:
-    """{part: {label: share}} of a label table; null with its reason where a part names none."""
+    """{part: {label: share}} of a label table; null with a reason for a part without labels."""
     shares: dict[str, Any] = {}
     for part in parts:
         column = dict(zip(table[field], table[part], strict=True))

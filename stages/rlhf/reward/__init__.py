@@ -1,1 +1,1 @@
-"""The reward model and the judge."""
+"""The reward model and the judge: training, calibration, best-of-n."""

@@ -27,19 +27,19 @@ def sample(
     *seed: object,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[PromptWithResponses]:
-    """Q prompts -> each with n answers sampled from the model in its present role."""
+    """Q prompts -> each with n responses sampled from the model in its current role."""
     repeated = [prompt for prompt in prompts for _ in range(n)]
     draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
-    said = generate_all(
+    responses = generate_all(
         model, repeated, codec, max_new_tokens, batch_size, temperature, draws, checkpointer
     )
-    return [(prompt, said[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
+    return [(prompt, responses[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
 
 def best_of_n_indices(
     reward_model: RewardModel, sampled: Sequence[PromptWithResponses], codec: Codec
 ) -> Tensor:
-    """Q questions with n answers each -> (Q,) place of the one the reward model likes most."""
+    """Q prompts with n responses each -> (Q,) index of the one with the highest reward."""
     return reward_model.corrected_scores(sampled, codec).view(len(sampled), -1).argmax(-1)
 
 
@@ -48,7 +48,7 @@ def gate(judge_scores: Tensor, indices: Tensor, resamples: int, seed: int) -> di
 
     `sft` is the mean over all n responses, the expected score of a single one; `best_of_<n>` that
     of the chosen ones. Passed if the interval of their difference, a paired bootstrap over the Q
-    prompts, lies above 0. Raises ValueError with fewer than two prompts.
+    prompts, is above 0. Raises ValueError with fewer than two prompts.
     """
     prompts, n = judge_scores.shape
     if prompts < 2:

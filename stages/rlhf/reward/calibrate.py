@@ -1,7 +1,7 @@
-"""What validation says of a trained reward model: its length curve and its temperature.
+"""Calibration of a trained reward model on validation: its length curve and its temperature.
 
-The curve is tried where it was not fitted: fitted on one half of the questions, tried on the other,
-and, whatever came out, fitted again on all of them.
+The curve is cross-validated: fitted on half of the questions and evaluated on the other half, then
+refitted on all of them.
 """
 
 import random
@@ -14,16 +14,16 @@ from stages.rlhf.reward.model import Calibration
 
 
 def calibrate(groups: Sequence[Group], tolerance: float | None, seed: int) -> Calibration:
-    """Fit curve and temperatures to validation's groups.
+    """Fit the curve and the temperatures on validation groups.
 
-    tolerance: how far the curve may lower pairwise accuracy and still be applied; null: never.
-    With one question there is no other half, and the curve is not applied. Raises ValueError where
-    no two answers of one question differ in rank.
+    tolerance: largest drop in pairwise accuracy at which the curve is applied; None: never applied.
+    With one question there is no other half, and the curve is not applied. Raises ValueError if no
+    two answers to a question differ in rank.
     """
     if not len(margins_of(groups)):
         raise ValueError("validation groups: no two answers of one question differ in rank")
     curve = fit_length_curve(groups, "tokens")
-    worth, raw, corrected = _tried(groups, tolerance, seed)
+    worth, raw, corrected = _cross_validated(groups, tolerance, seed)
     return Calibration(
         curve,
         worth,
@@ -34,14 +34,14 @@ def calibrate(groups: Sequence[Group], tolerance: float | None, seed: int) -> Ca
     )
 
 
-def _tried(
+def _cross_validated(
     groups: Sequence[Group], tolerance: float | None, seed: int
 ) -> tuple[bool, float | None, float | None]:
-    """Whether a curve of one half is worth applying, by the other half's accuracy with it."""
+    """Whether a curve fitted on one half is worth applying, by its accuracy on the other half."""
     if len(groups) < 2:
         return False, None, None
     order = random.Random(seed).sample(range(len(groups)), len(groups))
-    fitted, tried = ([groups[i] for i in sorted(order[start::2])] for start in (0, 1))
-    curve = fit_length_curve(fitted, "tokens")
-    worth, raw, corrected = worth_applying(tried, curve, tolerance or 0.0)
+    fit_half, test_half = ([groups[i] for i in sorted(order[start::2])] for start in (0, 1))
+    curve = fit_length_curve(fit_half, "tokens")
+    worth, raw, corrected = worth_applying(test_half, curve, tolerance or 0.0)
     return worth and tolerance is not None, raw, corrected

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-GATE_OF = 4  # SFT's samples per prompt
+from stages.rlhf.sizes import GATE_OF
+
 GATE = f"best_of_{GATE_OF}"  # its key in metrics/gate.json
 
 
@@ -17,10 +18,10 @@ def gate_failure(file: Path) -> str | None:
         gain, low, high = (found[key] for key in ("gain", "gain_ci_low", "gain_ci_high"))
         passed: bool = found["passed"]
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: {GATE} of stage gate was expected: {error!r}") from error
+        raise ValueError(f"{file}: expected {GATE} of stage gate: {error!r}") from error
     if passed:
         return None
     return (
-        f"by the judge, best-of-{GATE_OF} under the reward model is worth {gain:+.3f} sd"
-        f" [{low:+.3f}, {high:+.3f}] beside SFT; more than 0 was expected (ppo.require_gate)"
+        f"by the judge, best-of-{GATE_OF} under the reward model gains {gain:+.3f} sd"
+        f" [{low:+.3f}, {high:+.3f}] over SFT; expected an interval above 0 (ppo.require_gate)"
     )

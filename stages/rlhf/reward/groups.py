@@ -1,6 +1,6 @@
-"""Groups of ranked answers as ids, and as tensors: what the reward model is trained on.
+"""Groups of ranked answers as ids and as tensors: training data of the reward model.
 
-G groups, K answers of a group, N answers of a batch.
+G groups, K answers per group, N answers in a batch.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from stages.rlhf.reward.losses import balance, better, rank_gap
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A question's answers as ids, what is known of their order, and the row they come from."""
+    """A question's answers as ids, their known order, and the row they come from."""
 
     prompt: list[int]
-    answers: list[list[int]]  # of the row, and then the hard negative's, where there is one
+    answers: list[list[int]]  # those of the row, then the hard negative, if any
     pairs: Tensor  # (K, K) bool: answer i is known to be better than answer j
-    gaps: Tensor  # (K, K) places of answer j below answer i
+    gaps: Tensor  # (K, K) dense rank of answer j minus that of answer i
     best: int
     row: RmRow
 
@@ -35,13 +35,13 @@ def encode_groups(
     window: int,
     extras: Sequence[HardNegative | None] | None = None,
 ) -> list[EncodedGroup]:
-    """Rows, with hard negatives for some of them, -> ids.
+    """Rows, some with hard negatives -> ids.
 
-    Answers that come to the same ids make no pair. Raises ValueError naming the row where it has
-    not 2 to 9 answers with a rank each, or more tokens than the model's window.
+    Answers with the same ids form no pair. Raises ValueError naming a row that does not have 2 to 9
+    answers with a rank each, or has more tokens than the model's context window.
     """
-    chosen = extras or [None] * len(rows)
-    return [_encode(row, codec, window, extra) for row, extra in zip(rows, chosen, strict=True)]
+    negatives = extras or [None] * len(rows)
+    return [_encode(row, codec, window, extra) for row, extra in zip(rows, negatives, strict=True)]
 
 
 def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -> EncodedGroup:
@@ -49,39 +49,37 @@ def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -
     if not 2 <= count <= MAX_ANSWERS or len(row.ranks) != count:
         raise ValueError(
             f"row {row.id}: {count} answers with {len(row.ranks)} ranks;"
-            f" 2 to {MAX_ANSWERS} answers with a rank each were expected"
+            f" expected 2 to {MAX_ANSWERS} answers with a rank each"
         )
     texts, ranks = list(row.answers), list(row.ranks)
     if extra is not None:
         texts.append(extra.text)
         ranks.append(max(ranks) + 1)
-    prompt, answers = codec.prompt_ids(row.question), [codec.answer_ids(text) for text in texts]
+    prompt, answers = codec.prompt_ids(row.question), [codec.response_ids(text) for text in texts]
     longest = len(prompt) + max(map(len, answers))
     if longest > window:
         raise ValueError(
-            f"row {row.id}: question and answer have {longest} tokens, more than the model's"
+            f"row {row.id}: prompt and answer have {longest} tokens, more than the model's"
             f" window, max_position_embeddings ({window})"
         )
     present = torch.ones(1, len(texts), dtype=torch.bool)
     table = torch.tensor([ranks])
     pairs = better(table, present)[0]
-    if extra is not None and extra.kind not in LAST:  # nobody has compared it with the others
+    if extra is not None and extra.kind not in LAST:  # not comparable with the others
         known = table[0] <= ranks[extra.original]
         pairs[:, -1] &= known
     same = torch.tensor([[one == other for other in answers] for one in answers])
-    best = row.ranks.index(min(row.ranks))
-    gaps = rank_gap(table, present)[0]
-    return EncodedGroup(prompt, answers, pairs & ~same, gaps, best, row)
+    return EncodedGroup(prompt, answers, pairs & ~same, rank_gap(table, present)[0], row.best, row)
 
 
 def as_pairs(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
-    """Every pair as a group of two, the better answer first: what groups are compared with."""
-    alone = torch.tensor([[False, True], [False, False]])
+    """Every pair as a group of two, the better answer first (the ablation rm.elements: pairs)."""
+    first_wins = torch.tensor([[False, True], [False, False]])
     return [
         EncodedGroup(
             group.prompt,
             [group.answers[i], group.answers[j]],
-            alone,
+            first_wins,
             group.gaps[i, j] * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]),
             0,
             group.row,
@@ -93,18 +91,18 @@ def as_pairs(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """G groups as tensors, answers beyond a group's own masked by `present`."""
+    """G groups as tensors, padded to K answers; `present` is False on padding."""
 
     present: Tensor  # (G, K) bool
     pairs: Tensor  # (G, K, K) bool
     gaps: Tensor  # (G, K, K)
     lengths: Tensor  # (G, K) tokens, EOS included
-    best_rows: Tensor  # (G,) place of each group's best answer among the N
-    counts: Tensor  # (G,) how often each group counts
+    best_rows: Tensor  # (G,) index of each group's best answer among the N
+    counts: Tensor  # (G,) multiplicity of each group in the bootstrap sample
 
 
 def batch_groups(groups: Sequence[EncodedGroup], counts: Sequence[int], device: Any) -> GroupBatch:
-    """Tensors of G groups and how often each counts."""
+    """G groups and their multiplicities -> tensors."""
     sizes = [len(g.answers) for g in groups]
     widest = max(sizes)
 
@@ -125,13 +123,15 @@ def batch_groups(groups: Sequence[EncodedGroup], counts: Sequence[int], device: 
     )
 
 
-def questions_of(groups: Sequence[EncodedGroup]) -> list[tuple[list[int], list[list[int]]]]:
-    """The prompts and answers of these groups, as `RewardModel` reads them."""
+def prompts_with_responses(
+    groups: Sequence[EncodedGroup],
+) -> list[tuple[list[int], list[list[int]]]]:
+    """The prompts and answers of these groups, as input of `RewardModel`."""
     return [(group.prompt, group.answers) for group in groups]
 
 
 def length_balance(groups: Sequence[EncodedGroup]) -> tuple[float, float]:
-    """`ranking.balance` over all pairs of a training set, each weighing 1 / pairs of its group."""
+    """`losses.balance` over all pairs of a training set, each weighted 1 / pairs of its group."""
     longer = shorter = 0.0
     for group in groups:
         lengths = torch.tensor([len(a) for a in group.answers])

@@ -1,9 +1,9 @@
-"""Answers made worse on purpose, out of the data alone: what a policy that hacks a reward finds.
+"""Hard negatives: corrupted answers of the kinds that a reward-hacking policy produces.
 
-Each is made from a group's best answer, so what is known of it is this:
-    echo, other, empty   say nothing of use: ranked below every answer of the group
-    loop, cut, filler    worse than the answer they are made from; whether they are worse than a
-                         wrong answer nobody has said, so they are compared with no other answer
+Each is made from a group's best answer, without further data:
+    echo, other, empty   useless: ranked below every answer of the group
+    loop, cut, filler    worse than the answer they are made from; compared with no other answer,
+                         because nobody has ranked them against, say, a wrong one
 """
 
 import random
@@ -16,24 +16,24 @@ from stages.rlhf.korean import same_text, sentence_ends
 from stages.rlhf.records import RmRow
 from stages.rlhf.runtime import derive_seed
 
-MAX_ANSWERS = 9  # of a group, the extra one included
-TRIES = 20  # other rows looked at for an answer or a sentence that fits
-ALIKE = 0.2  # share of character pairs in common from which two rows may be about one thing
+MAX_ANSWERS = 9  # per group, including the hard negative
+TRIES = 20  # other rows tried for an unrelated answer
+ALIKE = 0.2  # share of common character bigrams at which two rows may be related
 
-Fits = Callable[[str], bool]  # whether an answer is within the cap in tokens
+Fits = Callable[[str], bool]  # whether an answer is within the token limit
 
 
 @dataclass(frozen=True)
 class HardNegative:
-    """An answer and what was made of it."""
+    """A corrupted answer and its original."""
 
     kind: str
-    original: int  # place of the original in the row's answers
+    original: int  # index of the original in the row's answers
     text: str
 
 
 def loop(answer: str, rng: random.Random) -> str | None:
-    """The answer up to some word, and then its last one to three words three times more."""
+    """A prefix of the answer with its last one to three words repeated three more times."""
     words = answer.split()
     if not words:
         return None
@@ -43,7 +43,7 @@ def loop(answer: str, rng: random.Random) -> str | None:
 
 
 def cut(answer: str, rng: random.Random) -> str | None:
-    """The answer broken off inside a sentence, at least one letter from where any sentence ends."""
+    """The answer truncated inside a sentence, not next to any sentence boundary."""
     ends = [0, *sentence_ends(answer), len(answer)]
     inside = [
         i
@@ -54,7 +54,7 @@ def cut(answer: str, rng: random.Random) -> str | None:
 
 
 def filler(answer: str, other: str, rng: random.Random) -> str | None:
-    """The answer with a sentence of another answer behind it: longer, and no better."""
+    """The answer followed by a sentence of another answer: longer, and no better."""
     starts = [0, *sentence_ends(other)]
     sentences = [other[a:b].strip() for a, b in pairwise(starts)]
     sentences = [sentence for sentence in sentences if sentence not in answer]
@@ -62,7 +62,7 @@ def filler(answer: str, other: str, rng: random.Random) -> str | None:
 
 
 def alike(one: str, other: str) -> float:
-    """Character pairs in common, of the text that has fewer: in [0, 1]."""
+    """Overlap coefficient of character bigrams, in [0, 1]."""
     pairs = [{text[i : i + 2] for i in range(len(text) - 1)} for text in (one, other)]
     return len(pairs[0] & pairs[1]) / max(1, min(map(len, pairs)))
 
@@ -75,34 +75,28 @@ MAKERS: dict[str, Callable[[RmRow, str, str, random.Random], str | None]] = {
     "filler": lambda row, best, other, rng: filler(best, other, rng),
     "empty": lambda row, best, other, rng: "",
 }
-LAST = ("echo", "other", "empty")  # ranked below all; the rest is compared with its original alone
-
-
-def best_of(row: RmRow) -> int:
-    """The place of a best answer, the first of equals."""
-    return row.ranks.index(min(row.ranks))
+LAST = ("echo", "other", "empty")  # ranked below all answers; others only below their original
 
 
 def make(
     row: RmRow, kind: str, rows: Sequence[RmRow], fits: Fits, rng: random.Random
 ) -> HardNegative | None:
-    """One of that kind for this row.
+    """A hard negative of this kind for this row.
 
-    None where it cannot be made, does not fit, or is an answer the group has already.
+    None if it cannot be made, is too long, or equals an answer of the group.
     """
-    original = best_of(row)
-    text = MAKERS[kind](row, row.answers[original], _other_answer(row, rows, rng), rng)
+    text = MAKERS[kind](row, row.answers[row.best], _other_answer(row, rows, rng), rng)
     if text is None or any(same_text(text, answer) for answer in row.answers) or not fits(text):
         return None
-    return HardNegative(kind, original, text)
+    return HardNegative(kind, row.best, text)
 
 
 def _other_answer(row: RmRow, rows: Sequence[RmRow], rng: random.Random) -> str:
-    """The best answer to a question about something else; empty where none is found."""
-    mine = f"{row.question} {row.answers[best_of(row)]}"
+    """The best answer to an unrelated question; empty if none is found."""
+    mine = f"{row.question} {row.answers[row.best]}"
     for _ in range(TRIES):
         other = rows[rng.randrange(len(rows))]
-        answer = other.answers[best_of(other)]
+        answer = other.answers[other.best]
         if alike(mine, f"{other.question} {answer}") < ALIKE:
             return answer
     return ""
@@ -111,38 +105,38 @@ def _other_answer(row: RmRow, rows: Sequence[RmRow], rng: random.Random) -> str:
 def for_training(
     rows: Sequence[RmRow], share: float, fits: Fits, *seed: object
 ) -> list[HardNegative | None]:
-    """One for about `share` of the rows, of a kind drawn for each; None for the others.
+    """A hard negative of a random kind for about `share` of the rows; None for the others.
 
-    A row with nine answers gets none; where a kind cannot be made the next one is tried.
+    A row with nine answers gets none; if a kind cannot be made, the next one is tried.
     """
-    return [_draw(row, rows, share, fits, derive_seed(*seed, row.id)) for row in rows]
+    return [_sample(row, rows, share, fits, derive_seed(*seed, row.id)) for row in rows]
 
 
-def _draw(
+def _sample(
     row: RmRow, rows: Sequence[RmRow], share: float, fits: Fits, seed: int
 ) -> HardNegative | None:
     rng = random.Random(seed)
     if rng.random() >= share or len(row.answers) >= MAX_ANSWERS:
         return None
-    made = (make(row, kind, rows, fits, rng) for kind in rng.sample(list(MAKERS), len(MAKERS)))
-    return next((found for found in made if found is not None), None)
+    candidates = (make(row, kind, rows, fits, rng) for kind in rng.sample([*MAKERS], len(MAKERS)))
+    return next((found for found in candidates if found is not None), None)
 
 
 def held_out(
     rows: Sequence[RmRow], fits: Fits, *seed: object
 ) -> dict[str, list[tuple[RmRow, HardNegative]]]:
-    """One of every kind for each row that allows it, to see whether its original scores higher."""
+    """Hard negatives of every kind for each row that allows it, to compare with the original."""
     found: dict[str, list[tuple[RmRow, HardNegative]]] = {kind: [] for kind in MAKERS}
     for row in rows:
-        for kind, twins in found.items():
+        for kind, pairs in found.items():
             rng = random.Random(derive_seed(*seed, row.id, kind))
-            made = make(row, kind, rows, fits, rng)
-            if made is not None:
-                twins.append((row, made))
+            negative = make(row, kind, rows, fits, rng)
+            if negative is not None:
+                pairs.append((row, negative))
     return found
 
 
-def counts(made: Sequence[HardNegative | None]) -> dict[str, int]:
-    """How many of each kind."""
-    found = Counter(one.kind for one in made if one is not None)
+def counts(negatives: Sequence[HardNegative | None]) -> dict[str, int]:
+    """Number of each kind."""
+    found = Counter(one.kind for one in negatives if one is not None)
     return {kind: found[kind] for kind in MAKERS}

@@ -2,16 +2,15 @@
 
 score = w . h_last  [+ a * mean_t l_t + b * min_t l_t + sum_k sum_t p_kt (v_k . h_t + c_k * l_t)]
 
-h_t is the state at the answer's token t, h_last that at its last, the EOS; l_t is the token's
-log-probability by the adapter's own language model head. The terms in brackets are the hybrid
-head's: how likely the answer's tokens are says what the backbone knows, so that a fact counts which
-no ranked pair has shown. Where in an answer it matters is learned: p_k is a softmax over the tokens
-of q_k . h_t, for TOKEN_HEADS values of k, so that the surprise of a name and that of a filler are
-told apart, which mean and minimum alone cannot.
+h_t is the hidden state at response token t, h_last that at the last token, EOS; l_t is the token's
+log-probability under the adapter's own LM head. The bracketed terms belong to the hybrid head:
+likelihood reflects what the backbone knows, including facts that no ranked pair covers. Which
+tokens matter is learned: p_k is a softmax over the tokens of q_k . h_t, for TOKEN_HEADS values of
+k, so that an unlikely name and an unlikely filler count differently, unlike in mean and minimum.
 
-Members differ by their initial weights, the order and the bootstrap of their questions; where they
-disagree, none of them has seen the like. Coste et al. 2024, arXiv 2310.02743. M members, N answers,
-B answers of a batch, R response tokens, H hidden size.
+Members differ in initial weights, data order and bootstrap sample; their disagreement signals
+inputs unlike the training data. Coste et al. 2024, arXiv 2310.02743. M members, N responses, B
+responses in a batch, R response tokens, H hidden size.
 """
 
 import json
@@ -24,17 +23,18 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from stages.rlhf import tensors
 from stages.rlhf.chat import Codec
 from stages.rlhf.measure.length_curve import LengthCurve
 from stages.rlhf.model.packing import (
-    answer_logprobs,
-    answer_states,
     by_length,
     can_pack,
     last_states,
     pack,
+    packed_response_logprobs,
+    packed_response_states,
     packed_states,
     row_length,
     worth_packing,
@@ -42,57 +42,57 @@ from stages.rlhf.model.packing import (
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs, response_states
 from stages.rlhf.runtime import derive_seed
+from stages.rlhf.sizes import SCORING_TOKENS
 
-SCORING_TOKENS = 2048  # of a part that is scored at once
 TOKEN_HEADS = 4
-PromptWithResponses = tuple[list[int], list[list[int]]]  # ids of a prompt and of its answers
+PromptWithResponses = tuple[list[int], list[list[int]]]  # ids of a prompt and of its responses
 
 
 def member_name(index: int, kind: str = "reward") -> str:
-    """The adapter of a member, and its folder; `kind` tells the judge's from the reward model's."""
+    """Name of a member's adapter and folder; `kind` is "reward" or "judge"."""
     return f"{kind}{index}"
 
 
 class Features(NamedTuple):
-    """What a head reads of B answers, however they were laid out in rows."""
+    """Inputs of a head for B responses, packed or not."""
 
-    last: Tensor  # (B, H) state at the answer's last token
-    logprobs: Tensor | None  # (B, R) of its tokens; None where nobody asks
-    states: Tensor | None  # (N, H) at the N tokens that the mask counts; None where nobody asks
+    last: Tensor  # (B, H) state at the response's last token
+    logprobs: Tensor | None  # (B, R) of its tokens; None if not needed
+    states: Tensor | None  # (N, H) at the N unmasked tokens; None if not needed
     mask: Tensor  # (B, R) bool
 
 
 class Scores(NamedTuple):
-    """N answers in standard deviations above the mean of SFT's own, over the members."""
+    """Scores of N responses, in sd above the mean of SFT's own, over the members."""
 
     mean: Tensor  # (N,)
-    variance: Tensor  # (N,) 0 with one member
+    variance: Tensor  # (N,) over members; 0 with one member
 
 
 class TokenHeads(nn.Module):
-    """sum_k sum_t p_kt (v_k . h_t + c_k * l_t) over an answer's tokens t, K = TOKEN_HEADS."""
+    """sum_k sum_t p_kt (v_k . h_t + c_k * l_t) over a response's tokens t, K = TOKEN_HEADS."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.where = nn.Linear(hidden_size, TOKEN_HEADS, bias=False)
         self.value = nn.Linear(hidden_size, TOKEN_HEADS, bias=False)
         self.fluency = nn.Parameter(torch.full((TOKEN_HEADS,), 0.2))
-        nn.init.normal_(self.where.weight, std=0.02)  # all tokens alike, to begin with
+        nn.init.normal_(self.where.weight, std=0.02)  # near-uniform attention at initialisation
         nn.init.normal_(self.value.weight, std=0.3 / (hidden_size + 1) ** 0.5)
 
     def forward(self, logprobs: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """(B, R), (N, H), (B, R) -> (B,)."""
-        spread = mask[..., None].expand(*mask.shape, TOKEN_HEADS)
-        logits = torch.full(spread.shape, -torch.inf, device=mask.device)
-        weights = logits.masked_scatter(spread, self.where(states)).softmax(1)  # (B, R, K)
-        values = torch.zeros(spread.shape, device=mask.device)
-        values = values.masked_scatter(spread, self.value(states))
+        mask_k = mask[..., None].expand(*mask.shape, TOKEN_HEADS)
+        logits = torch.full(mask_k.shape, -torch.inf, device=mask.device)
+        weights = logits.masked_scatter(mask_k, self.where(states)).softmax(1)  # (B, R, K)
+        values = torch.zeros(mask_k.shape, device=mask.device)
+        values = values.masked_scatter(mask_k, self.value(states))
         values = values + torch.where(mask, logprobs, 0)[..., None] * self.fluency
         return (weights * values).sum((1, 2))
 
 
 class Head(nn.Module):
-    """From hidden states and token log-probabilities to one number per answer."""
+    """Hidden states and token log-probabilities to one score per response."""
 
     def __init__(self, hidden_size: int, hybrid: bool) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class Head(nn.Module):
         nn.init.normal_(self.value.weight, std=1 / (hidden_size + 1) ** 0.5)
 
     def forward(self, features: Features) -> Tensor:
-        """(B,); a head without the hybrid's terms needs `last` alone."""
+        """(B,); a scalar head needs `last` only."""
         last, logprobs, states, mask = features
-        with torch.autocast(last.device.type, enabled=False):  # bfloat16 has three digits
+        with torch.autocast(last.device.type, enabled=False):  # bfloat16 has 3 digits
             scores: Tensor = self.value(last.float()).squeeze(-1)
             if self.fluency is None or self.tokens is None:
                 return scores
@@ -118,8 +118,8 @@ class Head(nn.Module):
 
 @dataclass
 class Member:
-    """A head, and the adapter it was trained with; `mean` and `sd` are its raw score's over answers
-    that SFT samples for validation prompts.
+    """A head and its adapter; `mean` and `sd` are those of its raw scores on SFT samples to
+    validation prompts.
     """
 
     name: str
@@ -130,146 +130,148 @@ class Member:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation says of a trained model; scores are on the scale of `Scores`."""
+    """Calibration of a trained model on validation; on the scale of `Scores`."""
 
     curve: LengthCurve  # lengths in tokens, EOS included
-    applied: bool  # whether PPO takes the curve off the score
-    accuracy: float | None  # on the half of validation that the tried curve was not fitted on
+    applied: bool  # whether the curve is subtracted from PPO's scores
+    accuracy: float | None  # on the half of validation that the evaluated curve was not fitted on
     accuracy_corrected: float | None
     temperature: float
     temperature_corrected: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """As JSON values."""
         return asdict(self) | {"curve": self.curve.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Calibration":
-        """The calibration of `to_dict`."""
+        """Inverse of `to_dict`."""
         return cls(**{**plain, "curve": LengthCurve.from_dict(plain["curve"])})
 
 
 @dataclass
 class RewardModel:
-    """The members, and the roles that hold their adapters."""
+    """An ensemble of members, with the roles that contain their adapters."""
 
     roles: Roles
     members: list[Member]
-    calibration: Calibration | None = None  # by validation, once trained
+    calibration: Calibration | None = None  # set after training
 
     @property
     def hybrid(self) -> bool:
-        """Whether the heads read log-probabilities."""
+        """Whether the heads use log-probabilities."""
         return self.members[0].head.fluency is not None
 
-    def parts(self, questions: Sequence[PromptWithResponses], tokens: int) -> list[list[int]]:
-        """Places of questions that `features` reads at once, at most `tokens` tokens each.
+    def micro_batches(self, prompts: Sequence[PromptWithResponses], tokens: int) -> list[list[int]]:
+        """Indices of prompts to encode together, at most `tokens` tokens per micro-batch.
 
-        A question's answers share a row with its prompt where the model allows it and it pays;
-        the others have a row each, in parts of their own.
+        A prompt's responses are packed with it if the model supports that and it is cheaper; the
+        others have a row each, in micro-batches of their own.
         """
         model, found = self.roles.model, []
         packs = can_pack(model)
-        together = [packs and worth_packing(*q, model.config.hidden_size) for q in questions]
-        for shared in (True, False):
-            places = [i for i, is_shared in enumerate(together) if is_shared is shared]
+        packed = [packs and worth_packing(*p, model.config.hidden_size) for p in prompts]
+        for wanted in (True, False):
+            indices = [i for i, is_packed in enumerate(packed) if is_packed is wanted]
             lengths = [
-                row_length(prompt, answers)
-                if shared
-                else len(answers) * (len(prompt) + max(map(len, answers)))
-                for prompt, answers in (questions[i] for i in places)
+                row_length(prompt, responses)
+                if wanted
+                else len(responses) * (len(prompt) + max(map(len, responses)))
+                for prompt, responses in (prompts[i] for i in indices)
             ]
-            found += [[places[i] for i in part] for part in by_length(lengths, tokens)]
+            found += [[indices[i] for i in batch] for batch in by_length(lengths, tokens)]
         return found
 
     def features(
-        self, questions: Sequence[PromptWithResponses], codec: Codec, logprobs: bool = True
+        self, prompts: Sequence[PromptWithResponses], codec: Codec, logprobs: bool = True
     ) -> Features:
-        """What a head reads of these questions' answers under the role in use, in their order.
+        """Inputs of a head for the responses to these prompts, in order, under the role in use.
 
-        `logprobs` only if asked for.
+        `logprobs` are computed only if requested.
         """
         model = self.roles.model
-        if can_pack(model) and all(worth_packing(*q, model.config.hidden_size) for q in questions):
-            prompts, answers = map(list, zip(*questions, strict=True))
-            packed = pack(prompts, answers, codec.pad_id, model.device)
+        if can_pack(model) and all(worth_packing(*p, model.config.hidden_size) for p in prompts):
+            ids, responses = map(list, zip(*prompts, strict=True))
+            packed = pack(ids, responses, codec.pad_id, model.device)
             hidden = packed_states(model, packed)
-            said = answer_logprobs(model, hidden, packed) if logprobs else None
-            states = answer_states(hidden, packed) if self.hybrid else None
-            return Features(last_states(hidden, packed), said, states, packed.response_mask)
+            found = packed_response_logprobs(model, hidden, packed) if logprobs else None
+            states = packed_response_states(hidden, packed) if self.hybrid else None
+            return Features(last_states(hidden, packed), found, states, packed.response_mask)
         rows = collate(
-            [prompt for prompt, answers in questions for _ in answers],
-            [answer for _, answers in questions for answer in answers],
+            [prompt for prompt, responses in prompts for _ in responses],
+            [response for _, responses in prompts for response in responses],
             codec.pad_id,
             model.device,
         )
         hidden = hidden_states(model, rows)
         last = hidden[torch.arange(len(hidden), device=hidden.device), rows.last]
-        said = response_logprobs(model, hidden, rows) if logprobs else None
+        found = response_logprobs(model, hidden, rows) if logprobs else None
         states = response_states(hidden, rows) if self.hybrid else None
-        return Features(last, said, states, rows.response_mask)
+        return Features(last, found, states, rows.response_mask)
 
     def forward(
-        self, questions: Sequence[PromptWithResponses], codec: Codec, index: int = 0
+        self, prompts: Sequence[PromptWithResponses], codec: Codec, index: int = 0
     ) -> Tensor:
-        """(N,) raw scores of all answers by a member; call inside `roles.use` of its name."""
-        scores: Tensor = self.members[index].head(self.features(questions, codec, self.hybrid))
+        """(N,) raw scores of all responses by one member; call inside `roles.use` of its name."""
+        scores: Tensor = self.members[index].head(self.features(prompts, codec, self.hybrid))
         return scores
 
     @torch.no_grad()
     def raw_scores(
         self,
-        questions: Sequence[PromptWithResponses],
+        prompts: Sequence[PromptWithResponses],
         codec: Codec,
         members: Sequence[int] | None = None,
         tokens: int = SCORING_TOKENS,
     ) -> Tensor:
-        """(M, N) raw scores of the questions' N answers by all members, or some, on the CPU.
+        """(M, N) raw scores of the N responses by all members, or the given ones, on the CPU.
 
-        Raises ValueError naming the first answer whose score is not finite.
+        Raises ValueError naming the first response whose score is not finite.
         """
         chosen = range(len(self.members)) if members is None else members
-        ends = [0, *accumulate(len(answers) for _, answers in questions)]
+        ends = [0, *accumulate(len(responses) for _, responses in prompts)]
         scores = torch.empty(len(chosen), ends[-1])
-        parts = self.parts(questions, tokens)
-        for place, index in enumerate(chosen):
+        micro_batches = self.micro_batches(prompts, tokens)
+        for row, index in enumerate(chosen):
             with self.roles.use(self.members[index].name):
-                for part in parts:
-                    columns = [i for q in part for i in range(ends[q], ends[q + 1])]
-                    read = [questions[q] for q in part]
-                    scores[place, columns] = self.forward(read, codec, index).float().cpu()
+                for micro_batch in tqdm(
+                    micro_batches, desc="score", delay=5, mininterval=5, leave=False
+                ):
+                    columns = [i for p in micro_batch for i in range(ends[p], ends[p + 1])]
+                    own = [prompts[p] for p in micro_batch]
+                    scores[row, columns] = self.forward(own, codec, index).float().cpu()
         if not scores.isfinite().all():
-            place, first = (~scores.isfinite()).nonzero()[0].tolist()
-            name, score = self.members[chosen[place]].name, scores[place, first]
-            answer = [a for _, answers in questions for a in answers][first]
-            raise ValueError(f"{name}: score of answer {first} is {score}: {answer}")
+            row, first = (~scores.isfinite()).nonzero()[0].tolist()
+            name, score = self.members[chosen[row]].name, scores[row, first]
+            response = [r for _, responses in prompts for r in responses][first]
+            raise ValueError(f"{name}: score of response {first} is {score}: {response}")
         return scores
 
-    def score(self, questions: Sequence[PromptWithResponses], codec: Codec) -> Scores:
-        """Scores (N,) of all answers, on the CPU. Raises ValueError where one is not finite."""
-        return self.combine(self.raw_scores(questions, codec))
+    def score(self, prompts: Sequence[PromptWithResponses], codec: Codec) -> Scores:
+        """Scores (N,) of all responses, on the CPU. Raises ValueError if one is not finite."""
+        return self.combine(self.raw_scores(prompts, codec))
 
     def combine(self, raw: Tensor) -> Scores:
-        """(M, N) raw scores -> each on its member's scale, then mean and variance over members."""
+        """(M, N) raw scores -> normalised per member, then mean and variance over members."""
         means = torch.tensor([[member.mean] for member in self.members])
         sds = torch.tensor([[member.sd] for member in self.members])
         scores = (raw - means) / sds
         return Scores(scores.mean(0), scores.var(0, correction=0))
 
-    def corrected_scores(self, questions: Sequence[PromptWithResponses], codec: Codec) -> Tensor:
-        """(N,) mean scores less the length curve where it is applied: what PPO follows."""
-        answers = [answer for _, given in questions for answer in given]
-        return self.score(questions, codec).mean - self.length_offsets(answers)
+    def corrected_scores(self, prompts: Sequence[PromptWithResponses], codec: Codec) -> Tensor:
+        """(N,) mean scores minus the length curve if it is applied: the score PPO optimises."""
+        responses = [response for _, own in prompts for response in own]
+        return self.score(prompts, codec).mean - self.length_offsets(responses)
 
-    def length_offsets(self, answers: Sequence[list[int]]) -> Tensor:
-        """(N,) what the length curve takes off the scores of these answers; 0 if not applied."""
+    def length_offsets(self, responses: Sequence[list[int]]) -> Tensor:
+        """(N,) the length curve, to be subtracted from these scores; 0 if not applied."""
         if self.calibration is None or not self.calibration.applied:
-            return torch.zeros(len(answers))
-        offsets = self.calibration.curve.at([len(answer) for answer in answers])
+            return torch.zeros(len(responses))
+        offsets = self.calibration.curve.at([len(response) for response in responses])
         return torch.tensor(offsets, dtype=torch.float32)
 
     def save(self, folder: Path) -> None:
-        """Write a folder per member, adapter and head.safetensors, and reward.json."""
+        """Write reward.json and, in a folder per member, its adapter and head.safetensors."""
         for member in self.members:
             self.roles.save(member.name, folder / member.name)
             state = member.head.state_dict()
@@ -282,29 +284,34 @@ class RewardModel:
         (folder / "reward.json").write_text(text + "\n", encoding="utf-8")
 
 
+def mean_and_sd(raw: Tensor) -> tuple[float, float]:
+    """(N,) raw scores -> a member's mean and sd; the sd is at least 1e-6, since it divides."""
+    return raw.mean().item(), max(raw.std().item(), 1e-6)
+
+
 def new_reward_model(
     roles: Roles, head: str, members: int, *seed: object, kind: str = "reward"
 ) -> RewardModel:
-    """Untrained members: copies of the reference's adapter, or new ones, and random heads."""
-    made = []
+    """Untrained members: adapters copied from the reference's, or new, and random heads."""
+    ensemble = []
     for index in range(members):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(*seed, index, "init"))
             roles.add(member_name(index, kind), like=roles.reference)
             random_head = Head(roles.model.config.hidden_size, hybrid=head == "hybrid")
-        made.append(Member(member_name(index, kind), random_head.to(roles.model.device)))
-    return RewardModel(roles, made)
+        ensemble.append(Member(member_name(index, kind), random_head.to(roles.model.device)))
+    return RewardModel(roles, ensemble)
 
 
 def load_reward_model(roles: Roles, folder: Path) -> RewardModel:
-    """Read a reward model onto the backbone it was trained with (`models.check_card` tells)."""
-    figures: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    """Load a reward model onto the backbone it was trained with (see `store.check_card`)."""
+    saved: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     members = []
-    for name, scale in figures["members"].items():
+    for name, scale in saved["members"].items():
         roles.load(name, folder / name)
-        head = Head(roles.model.config.hidden_size, hybrid=figures["hybrid"])
+        head = Head(roles.model.config.hidden_size, hybrid=saved["hybrid"])
         head.load_state_dict(tensors.read(folder / name / "head.safetensors"))
         head = head.to(roles.model.device).eval().requires_grad_(False)
         members.append(Member(name, head, scale["mean"], scale["sd"]))
-    found = figures["calibration"]
+    found = saved["calibration"]
     return RewardModel(roles, members, Calibration.from_dict(found) if found else None)

@@ -7,8 +7,8 @@ from stages.rlhf.config.reward import RmParams
 from stages.rlhf.measure.ranked_groups import accuracy
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward.hard_negatives import Fits, best_of, held_out
-from stages.rlhf.reward.model import RewardModel
+from stages.rlhf.reward.hard_negatives import Fits, held_out
+from stages.rlhf.reward.model import RewardModel, mean_and_sd
 
 
 def measure_scale(
@@ -31,7 +31,7 @@ def measure_scale(
             draws,
         )
     raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
-    return [(scores.mean().item(), max(scores.std().item(), 1e-6)) for scores in raw]
+    return [mean_and_sd(scores) for scores in raw]
 
 
 def hard_negative_accuracy(
@@ -40,10 +40,10 @@ def hard_negative_accuracy(
     """Per kind: share of best answers that score above what was made of them; null where none."""
 
     def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        read = [(codec.prompt_ids(r.question), [codec.answer_ids(text)]) for r, text in pairs]
+        read = [(codec.prompt_ids(r.question), [codec.response_ids(text)]) for r, text in pairs]
         return list(model.score(read, codec).mean.tolist())
 
-    best = scores([(row, row.answers[best_of(row)]) for row in rows])
+    best = scores([(row, row.answers[row.best]) for row in rows])
     originals = {row.id: score for row, score in zip(rows, best, strict=True)}
     found: dict[str, Any] = {}
     for kind, twins in held_out(rows, fits, *seed).items():

@@ -1,10 +1,10 @@
 """Training the reward model on groups: one question with its K ranked answers is one element.
 
-Different here: a length head (ODIN, arXiv 2402.07319) may stand beside each member's head while it
-trains, takes up what answers owe to their length, and is thrown away; a question that a member's
-bootstrap draws c times is encoded once and counts c times.
+Different here: each member's head may train with a length head (ODIN, arXiv 2402.07319) that
+absorbs the effect of length and is discarded afterwards; a question that occurs c times in a
+member's bootstrap sample is encoded once with weight c.
 
-G groups, K answers of a group, N answers of a batch.
+G groups, K answers per group, N answers in a batch.
 """
 
 import random
@@ -26,7 +26,7 @@ from stages.rlhf.reward.groups import (
     as_pairs,
     batch_groups,
     length_balance,
-    questions_of,
+    prompts_with_responses,
 )
 from stages.rlhf.reward.losses import (
     bradley_terry,
@@ -49,18 +49,18 @@ from stages.rlhf.train.schedule import cosine_schedule
 
 
 class Outputs(NamedTuple):
-    """What a member says of the N answers of G groups, with the graph behind it."""
+    """A member's outputs for the N answers of G groups, attached to the graph."""
 
-    quality: Tensor  # (N,) the score that is kept
-    length: Tensor | None  # (N,) of the length head, where there is one
-    lm: Tensor | None  # (G,) language-model losses of the best answers, where they have a weight
+    quality: Tensor  # (N,) the score
+    length: Tensor | None  # (N,) of the length head, if there is one
+    lm: Tensor | None  # (G,) language-model losses of the best answers, if lm_coef > 0
 
 
-Slopes = tuple[Tensor, Tensor]  # of the length terms by the N quality and the N length scores
+Gradients = tuple[Tensor, Tensor]  # of the length term, by N quality scores and N length scores
 
 
 class MemberTrainer:
-    """One member, its length head if there is one, and the arithmetic of a step."""
+    """One member, its optional length head, and its optimiser step."""
 
     def __init__(
         self,
@@ -90,17 +90,17 @@ class MemberTrainer:
         )
 
     def member_state(self) -> dict[str, Tensor]:
-        """What of the member is kept: its adapter and its head."""
+        """The trained weights: adapter and head."""
         head = add_prefix("head.", self.member.head.state_dict())
         return {**add_prefix("adapter.", self.model.roles.state(self.member.name)), **head}
 
     def load_member(self, state: Mapping[str, Tensor]) -> None:
-        """Take adapter and head from there."""
+        """Restore adapter and head."""
         self.model.roles.load_state(self.member.name, strip_prefix("adapter.", state))
         self.member.head.load_state_dict(strip_prefix("head.", state))
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on."""
+        """Everything the next step depends on."""
         length = self.length_head.state_dict() if self.length_head else {}
         adam = add_prefix("adam.", optimizer_tensors(self.optimizer))
         return {
@@ -110,7 +110,7 @@ class MemberTrainer:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore `state`."""
         self.load_member(strip_prefix("member.", state))
         if self.length_head:
             self.length_head.load_state_dict(strip_prefix("length.", state))
@@ -118,8 +118,9 @@ class MemberTrainer:
 
     def outputs(self, groups: Sequence[EncodedGroup], batch: GroupBatch) -> Outputs:
         """Scores of all answers of these groups; call inside `roles.use`."""
-        asked = self.model.hybrid or self.rm.lm_coef > 0
-        features = self.model.features(questions_of(groups), self.codec, asked)
+        with_logprobs = self.model.hybrid or self.rm.lm_coef > 0
+        prompts = prompts_with_responses(groups)
+        features = self.model.features(prompts, self.codec, with_logprobs)
         quality = self.member.head(features)
         length = None
         if self.length_head is not None:
@@ -128,53 +129,55 @@ class MemberTrainer:
         lm = None
         if self.rm.lm_coef > 0:
             assert features.logprobs is not None
-            best = features.mask[batch.best_rows]
-            said = features.logprobs[batch.best_rows]
-            lm = -torch.where(best, said, 0).sum(-1) / best.sum(-1)
+            mask = features.mask[batch.best_rows]
+            logprobs = features.logprobs[batch.best_rows]
+            lm = -torch.where(mask, logprobs, 0).sum(-1) / mask.sum(-1)
         return Outputs(quality, length, lm)
 
     def ranking_losses(self, scores: Tensor, batch: GroupBatch) -> Tensor:
         """(N,) -> (G,) by `rm.loss`."""
-        table = torch.zeros(batch.present.shape, device=scores.device)
-        table = table.masked_scatter(batch.present, scores)
+        padded = torch.zeros(batch.present.shape, device=scores.device)
+        padded = padded.masked_scatter(batch.present, scores)
         weights = length_weights(batch.lengths, *self.length_pairs)
         if self.rm.loss == "plackett_luce":
-            return plackett_luce(table, batch.pairs, weights)
+            return plackett_luce(padded, batch.pairs, weights)
         return bradley_terry(
-            table, batch.pairs, weights, self.rm.margin * batch.gaps, self.rm.label_smoothing
+            padded, batch.pairs, weights, self.rm.margin * batch.gaps, self.rm.label_smoothing
         )
 
     def step(self, groups: Sequence[EncodedGroup], counts: Sequence[int]) -> Tensor:
-        """One optimiser step on all these groups; their mean ranking loss, on the device.
+        """One optimiser step on these groups; returns their mean ranking loss, on the device.
 
-        Correlations with length are the whole batch's, whatever the micro-batch: where there are
-        several, a forward without a graph finds their slope by each score first.
+        Correlations with length are over the whole batch: with several micro-batches, a forward
+        pass without a graph first computes their gradient with respect to each score.
         """
-        whole, total = sum(counts), torch.zeros((), device=self.device)
-        places = self.model.parts(questions_of(groups), self.settings.micro_batch_tokens)
-        parts = [[groups[i] for i in part] for part in places]
+        weight, total = sum(counts), torch.zeros((), device=self.device)
+        indices = self.model.micro_batches(
+            prompts_with_responses(groups), self.settings.micro_batch_tokens
+        )
+        parts = [[groups[i] for i in own] for own in indices]
         batches = [
             batch_groups(part, [counts[i] for i in own], self.device)
-            for part, own in zip(parts, places, strict=True)
+            for part, own in zip(parts, indices, strict=True)
         ]
         with self.model.roles.use(self.member.name, train=True):
-            slopes: list[Slopes] = []
+            gradients: list[Gradients] = []
             if self.length_head is not None and len(parts) > 1:
                 with torch.no_grad():
                     outs = [self.outputs(*part) for part in zip(parts, batches, strict=True)]
-                slopes = _length_slopes(outs, batches)
+                gradients = _length_gradients(outs, batches)
             for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
                 out = self.outputs(part, batch)
-                ranked = out.quality if out.length is None else out.quality + out.length
-                ranking = (batch.counts * self.ranking_losses(ranked, batch)).sum() / whole
+                scores = out.quality if out.length is None else out.quality + out.length
+                ranking = (batch.counts * self.ranking_losses(scores, batch)).sum() / weight
                 loss = ranking
                 if out.lm is not None:
-                    loss = loss + self.rm.lm_coef * (batch.counts * out.lm).sum() / whole
+                    loss = loss + self.rm.lm_coef * (batch.counts * out.lm).sum() / weight
                 if self.length_head is not None and out.length is not None:
-                    by_quality, by_length = (slopes or _length_slopes([out], [batch]))[i]
-                    apart = overlap(self.member.head.value.weight, self.length_head.weight)
-                    odin = (by_quality * out.quality + by_length * out.length).sum()
-                    loss = loss + self.rm.odin_coef * (odin + apart / len(parts))
+                    d_quality, d_length = (gradients or _length_gradients([out], [batch]))[i]
+                    cosine = overlap(self.member.head.value.weight, self.length_head.weight)
+                    odin = (d_quality * out.quality + d_length * out.length).sum()
+                    loss = loss + self.rm.odin_coef * (odin + cosine / len(parts))
                 loss.backward()
                 total += ranking.detach()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -183,19 +186,19 @@ class MemberTrainer:
         return total
 
 
-def _length_slopes(outs: Sequence[Outputs], batches: Sequence[GroupBatch]) -> list[Slopes]:
-    """Per part, the gradient of `length_disentangling` over all parts together."""
+def _length_gradients(outs: Sequence[Outputs], batches: Sequence[GroupBatch]) -> list[Gradients]:
+    """Per micro-batch, the gradient of `length_disentangling` over all of them together."""
     sizes = [len(out.quality) for out in outs]
     quality = torch.cat([out.quality.detach() for out in outs]).requires_grad_()
     length = torch.cat([out.length.detach() for out in outs if out.length is not None])
     tokens = torch.cat([batch.lengths[batch.present] for batch in batches])
     term = length_disentangling(quality, length.requires_grad_(), tokens)
-    found = torch.autograd.grad(term, [quality, length])
-    return list(zip(*(slope.split(sizes) for slope in found), strict=True))
+    gradients = torch.autograd.grad(term, [quality, length])
+    return list(zip(*(gradient.split(sizes) for gradient in gradients), strict=True))
 
 
 def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
-    """Groups with their N scores, for `ranking_metrics.report`; lengths are in characters."""
+    """Groups with their N scores, for `measure.ranking.report`."""
     flat = iter(scores.tolist())
     return [
         Group(
@@ -212,13 +215,13 @@ def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
 
 def scored(model: RewardModel, groups: Sequence[EncodedGroup], codec: Codec) -> list[Group]:
     """Groups without hard negatives, with the mean score over the members."""
-    return with_scores(groups, model.score(questions_of(groups), codec).mean)
+    return with_scores(groups, model.score(prompts_with_responses(groups), codec).mean)
 
 
 def bootstrap(count: int, seed: int) -> list[int]:
-    """How often each of `count` questions is drawn in as many draws with replacement."""
-    drawn = Counter(random.Random(seed).choices(range(count), k=count))
-    return [drawn[i] for i in range(count)]
+    """Multiplicity of each of `count` questions in a bootstrap sample of the same size."""
+    sampled = Counter(random.Random(seed).choices(range(count), k=count))
+    return [sampled[i] for i in range(count)]
 
 
 def train(
@@ -232,81 +235,81 @@ def train(
     kind: str = "rm",
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Train every member in place; of each, the epoch with the best validation accuracy is kept.
+    """Train every member in place, keeping its epoch with the best validation accuracy.
 
-    Checkpoints lie in `work`, a folder a member; it goes on from those that it finds there.
+    Checkpoints are in `work`, one folder per member; training resumes from them.
 
-    Groups without a pair (all tied) are counted and left out. Raises ValueError where there are no
-    groups to train on or to choose by, or where a loss is not finite.
+    Groups without a pair (all tied) are counted and skipped. Raises ValueError without groups for
+    training or validation, or if a loss is not finite.
     """
     train_groups = [group for group in groups if group.pairs.any()]
     val_groups = [group for group in validation if group.pairs.any()]
     for name, part in {"train": train_groups, "validation": val_groups}.items():
         if not part:
             raise ValueError(
-                f"{kind}/{name} has no group of answers with different ranks; one was expected"
+                f"{kind}/{name} has no group of answers with different ranks; expected one"
             )
-    told = len(train_groups)
+    n_groups = len(train_groups)
     if rm.elements == "pairs":
         train_groups = as_pairs(train_groups)
-        size = settings.batch_size * round(len(train_groups) / told)  # as many pairs a step
+        size = settings.batch_size * round(len(train_groups) / n_groups)  # equal pairs per step
         settings = settings.model_copy(update={"batch_size": size})
     length_pairs = length_balance(train_groups) if rm.length_balance else (1.0, 1.0)
     figures: dict[str, Any] = {
-        "groups": told,
-        "groups_without_pairs": len(groups) - told,
+        "groups": n_groups,
+        "groups_without_pairs": len(groups) - n_groups,
         "weight_better_is_longer": length_pairs[0],
         "weight_better_is_shorter": length_pairs[1],
     }
-    several = len(model.members) > 1
     for index, member in enumerate(model.members):
         own = (*seed, index)
         counts = [1] * len(train_groups)
-        if several:
+        if len(model.members) > 1:
             counts = bootstrap(len(train_groups), derive_seed(*own, "bootstrap"))
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(*own, "length_head"))
             trainer = MemberTrainer(model, index, rm, settings, codec, length_pairs)
         rng = random.Random(derive_seed(*own, "order"))
-        drawn = [(group, count) for group, count in zip(train_groups, counts, strict=True) if count]
+        sampled = [(group, n) for group, n in zip(train_groups, counts, strict=True) if n]
         checkpointer = Checkpointer(work / member.name if work else None)
-        figures[member.name] = _train_member(trainer, drawn, validation, rng, checkpointer)
+        figures[member.name] = _train_member(trainer, sampled, validation, rng, checkpointer)
     return figures
 
 
 def _train_member(
     trainer: MemberTrainer,
-    drawn: Sequence[tuple[EncodedGroup, int]],
+    sampled: Sequence[tuple[EncodedGroup, int]],
     validation: Sequence[EncodedGroup],
     rng: random.Random,
     checkpointer: Checkpointer,
 ) -> dict[str, float]:
     model, member, settings = trainer.model, trainer.member, trainer.settings
-    per_epoch = -(-len(drawn) // settings.batch_size)
+    per_epoch = -(-len(sampled) // settings.batch_size)
     steps = settings.epochs * per_epoch
     warmup = max(1, round(trainer.rm.warmup_share * steps))
-    best, chosen = -1.0, 0
-    kept: dict[str, Tensor] = {}
+    best, best_epoch = -1.0, 0
+    best_state: dict[str, Tensor] = {}
     losses: list[Tensor] = []
-    done = 0  # epochs that validation has seen
+    done = 0  # epochs validated
 
     def state() -> State:
-        told = {"losses": torch.stack(losses), **add_prefix("kept.", kept)}
-        return {**told, **trainer.state()}, {"best": best, "chosen": chosen, "done": done}
+        tensors = {"losses": torch.stack(losses), **add_prefix("best.", best_state)}
+        plain = {"best": best, "best_epoch": best_epoch, "done": done}
+        return {**tensors, **trainer.state()}, plain
 
     if found := checkpointer.load():
-        best, chosen, done = (found.plain[key] for key in ("best", "chosen", "done"))
-        kept = strip_prefix("kept.", found.tensors)
+        best, best_epoch, done = (found.plain[key] for key in ("best", "best_epoch", "done"))
+        best_state = strip_prefix("best.", found.tensors)
         losses = list(found.tensors["losses"].to(trainer.device))
         trainer.load_state(found.tensors)
     progress = tqdm(total=steps, initial=len(losses), desc=member.name, mininterval=5)
     for epoch in range(settings.epochs):
-        order = rng.sample(range(len(drawn)), len(drawn))
+        order = rng.sample(range(len(sampled)), len(sampled))
         if epoch < done:
             continue
         first = (len(losses) - epoch * per_epoch) * settings.batch_size
         for start in range(first, len(order), settings.batch_size):
-            batch = [drawn[i] for i in order[start : start + settings.batch_size]]
+            batch = [sampled[i] for i in order[start : start + settings.batch_size]]
             for group in trainer.optimizer.param_groups:
                 group["lr"] = settings.learning_rate * cosine_schedule(len(losses), steps, warmup)
             losses.append(trainer.step([g for g, _ in batch], [count for _, count in batch]))
@@ -316,20 +319,21 @@ def _train_member(
         if not recent.isfinite().all():
             step = len(losses) - per_epoch + int((~recent.isfinite()).nonzero()[0]) + 1
             raise ValueError(f"{member.name}: the loss of step {step} of {steps} is not finite")
-        scores = model.raw_scores(questions_of(validation), trainer.codec, [trainer.index])
+        prompts = prompts_with_responses(validation)
+        scores = model.raw_scores(prompts, trainer.codec, [trainer.index])
         accuracy = report(with_scores(validation, scores[0]))["accuracy"] or 0.0
         progress.set_postfix(loss=f"{recent.mean().item():.3f}", validation=f"{accuracy:.3f}")
         if accuracy > best:
-            best, chosen = accuracy, epoch + 1
-            kept = {k: v.detach().clone() for k, v in trainer.member_state().items()}
+            best, best_epoch = accuracy, epoch + 1
+            best_state = {k: v.detach().clone() for k, v in trainer.member_state().items()}
         done = epoch + 1
         checkpointer.maybe_save(len(losses) + done, state)
     progress.close()
-    trainer.load_member(kept)
+    trainer.load_member(best_state)
     member.head.eval().requires_grad_(False)
     return {
         "loss": torch.stack(losses[-per_epoch:]).mean().item(),
         "validation_accuracy": best,
-        "best_epoch": chosen,
-        "questions": len(drawn),
+        "best_epoch": best_epoch,
+        "questions": len(sampled),
     }

@@ -2,7 +2,7 @@
 
     $KOQA_WORK/<stage>/<fingerprint>/  checkpoints while it runs; done/, its result, from then on
 
-or .work/ beside the repository, shared by the copies in which DVC runs queued experiments. The
+or .work/ in the repository, shared by the copies in which DVC runs queued experiments. The
 fingerprint is provenance's, so that only the same work is resumed. One process works in a folder;
 another that wants the same result waits, then takes it.
 
@@ -50,11 +50,11 @@ def folder_of(origin: provenance.Origin) -> Path:
 def run_cached(stage: provenance.Stage, outs: Sequence[Path], do: Callable[[Path], None]) -> None:
     """Make a stage's outs by `do(work folder)`, or restore them where they were made before.
 
-    The first of `outs`, a folder, gets run.json. The last, a file of times, gets beside it
+    The first of `outs`, a folder, gets run.json. The last, a file of times, gets next to it
     runs/<its name>: when, from which commit, on what, and from which steps it resumed.
 
-    Raises ValueError where code, params or inputs changed meanwhile, Interrupted where the process
-    was asked to end.
+    Raises ValueError where code, params or inputs changed meanwhile, Interrupted where a stop was
+    requested.
     """
     started = datetime.now(UTC)
     origin = provenance.origin(stage)

@@ -105,7 +105,7 @@ NO_CHECKPOINTS = Checkpointer(None)
 
 
 def note(folder: Path, what: str, step: int) -> None:
-    """Log beside the folder that a process resumed `from` a step, or `saved` one."""
+    """Log next to the folder that a process resumed `from` a step, or `saved` one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / LOG).open("a", encoding="utf-8") as log:
         log.write(json.dumps({"checkpointer": folder.name, what: step, "pid": os.getpid()}) + "\n")

@@ -22,7 +22,7 @@ def stage_names(root: Path = ROOT) -> list[str]:
 
 
 def code_hashes(stage: str, root: Path = ROOT) -> dict[str, str]:
-    """{path from the root: sha256} of all code that a stage runs, and of templates beside it.
+    """{path from the root: sha256} of all code that a stage runs, and of its templates.
 
     Raises ValueError where a file is not Python, or imports relatively.
     """
@@ -99,7 +99,7 @@ def _module_file(path: Path) -> list[Path]:
 
 
 def _templates(tree: ast.Module, file: Path) -> list[Path]:
-    """Files beside a module that it names in a string: what it reads at run time."""
+    """Templates that a module names in a string and reads at run time."""
     names = {
         node.value
         for node in ast.walk(tree)

@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Origin:
-    """Everything that determines a stage's result, and nothing else: no time, no place."""
+    """Everything that determines a stage's result, and nothing else: no time, no path."""
 
     stage: str
     params: dict[str, Any]
@@ -117,7 +117,7 @@ def check_unchanged(before: Origin, stage: Stage) -> None:
 
 
 def _value(params: Readable, name: str) -> Any:
-    """A param, without the data's path: what lies there is an input."""
+    """A param, without the data's path: the data are an input."""
     found: Any = params
     for key in name.replace("models.${model}", "base_model").split("."):
         found = getattr(found, key)

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(ValueError):
-    """The stage was asked to stop; what it had done is saved."""
+    """A stop was requested, and the stage's work is saved."""
 
     def __init__(self, done: str) -> None:
         super().__init__(f"interrupted {done}; the same command resumes from there")
@@ -26,7 +26,7 @@ class _Stop:
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop."""
+    """Whether a signal came to this process."""
     return _Stop.requested
 
 

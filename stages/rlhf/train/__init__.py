@@ -1,1 +1,1 @@
-"""Supervised training: the base model and SFT."""
+"""Supervised training: pretraining of the tiny base model, and SFT."""

@@ -1,7 +1,7 @@
-"""A tiny Llama made from nothing: next-token training on the corpus.
+"""Pretraining of a tiny Llama from scratch: next-token prediction on the corpus.
 
-Different here: documents are not packed. Each is one row between BOS and EOS, batches hold rows of
-like length, so nothing is ever attended across documents and little is padded.
+Different here: documents are not packed. Each is one row from BOS to EOS, and batches have rows of
+similar length, so there is no attention across documents and little padding.
 """
 
 import random
@@ -45,7 +45,7 @@ def new_llama(architecture: Architecture, codec_ids: dict[str, int], max_length:
 
 
 def batches(rows: list[list[int]], size: int, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Endless batches of rows of like length, in random order; every row once per epoch."""
+    """Endless batches of rows of similar length, in random order; every row once per epoch."""
     while True:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
         starts = list(range(0, len(order), size))
@@ -55,7 +55,7 @@ def batches(rows: list[list[int]], size: int, rng: random.Random) -> Iterator[li
 
 
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids of B rows -> (B, T) ids and (B, T) bool mask, padded on the right."""
+    """Ids of B rows -> (B, T) ids and (B, T) bool mask, right-padded."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
     mask = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
@@ -71,12 +71,12 @@ def pretrain(
     autocast: bool = False,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[float]:
-    """Train in place with AdamW; the loss of every step. Resumes from the last checkpoint.
+    """Train in place with AdamW; returns the loss of every step. Resumes from a checkpoint.
 
-    Raises ValueError where there is nothing to train on.
+    Raises ValueError if there are no rows.
     """
     if not rows:
-        raise ValueError("the corpus is empty: at least one document was expected")
+        raise ValueError("the corpus is empty: expected at least one document")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
@@ -86,9 +86,8 @@ def pretrain(
     weights = dict(model.named_parameters())
 
     def state() -> State:
-        told = {"losses": torch.stack(losses)}
         return {
-            **told,
+            "losses": torch.stack(losses),
             **add_prefix("weight.", weights),
             **add_prefix("adam.", optimizer_tensors(optimizer)),
         }, {}

@@ -1,10 +1,10 @@
-"""How the learning rate moves over a run."""
+"""Learning rate schedule."""
 
 import math
 
 
 def cosine_schedule(step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate at `step`: linear warm-up, then a cosine down to a tenth."""
+    """Learning rate multiplier at `step`: linear warm-up to 1, then cosine decay to 0.1."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning with TRL's SFTTrainer: rows in, the model trained in place, losses out.
+"""Supervised fine-tuning with TRL's SFTTrainer: rows in, model trained in place, losses out.
 
-Different here: TRL gets its batches ready-made, input_ids and labels, so that text becomes ids by
-`chat` alone; training may go on in a second phase with a schedule of its own; and Trainer's own
-checkpoints, which it writes in place, are sealed: one without a whole manifest is not gone on from.
+Different here: TRL receives tokenized input_ids and labels, so that only `chat` turns text into
+ids; training can have a second phase with its own schedule; and Trainer's checkpoints, which are
+not written atomically, get a manifest: one without a complete manifest is not resumed from.
 """
 
 import json
@@ -30,7 +30,7 @@ from stages.rlhf.runs.signals import Interrupted
 
 
 class Phase(NamedTuple):
-    """Rows that SFT trains on, and for how long."""
+    """One phase of SFT: its rows, epochs and seed."""
 
     rows: list[SftRow]
     epochs: int
@@ -38,19 +38,19 @@ class Phase(NamedTuple):
 
 
 def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
-    """Rows as TRL takes them ready-made: input_ids, and labels that leave the prompt out."""
+    """Rows as a tokenized dataset: input_ids, and labels with the prompt masked."""
     prompts = [codec.prompt_ids(row.question) for row in rows]
-    answers = [codec.answer_ids(row.answer) for row in rows]
+    responses = [codec.response_ids(row.answer) for row in rows]
     return Dataset.from_dict(
         {
-            "input_ids": [p + a for p, a in zip(prompts, answers, strict=True)],
-            "labels": [[-100] * len(p) + a for p, a in zip(prompts, answers, strict=True)],
+            "input_ids": [p + r for p, r in zip(prompts, responses, strict=True)],
+            "labels": [[-100] * len(p) + r for p, r in zip(prompts, responses, strict=True)],
         }
     )
 
 
 def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
-    """SFTConfig for the chosen model; nothing is truncated here, preprocess has seen to length."""
+    """SFTConfig for the base model; no truncation, because preprocess enforces length limits."""
     base_model = params.base_model
     steps = phase.epochs * -(-len(phase.rows) // base_model.sft.batch_size)
     return SFTConfig(
@@ -64,7 +64,7 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
         warmup_steps=round(params.sft.warmup_share * steps),
         weight_decay=params.sft.weight_decay,
         bf16=base_model.dtype == "bfloat16" or autocasts(base_model.dtype),
-        use_cpu=not torch.cuda.is_available(),  # as load_causal_lm; Trainer refuses bf16 without
+        use_cpu=not torch.cuda.is_available(),  # as load_causal_lm; Trainer rejects bf16 without it
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -72,10 +72,10 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
         dataloader_pin_memory=False,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=3,  # the newest, not yet sealed, the best, and the one before
+        save_total_limit=3,  # the newest (no manifest yet), the best, the previous one
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_steps=1,  # so that a run that goes on inside an epoch knows its losses
+        logging_steps=1,  # a run resumed within an epoch needs all of its losses
         report_to="none",
         seed=phase.seed % 2**32,
         full_determinism=False,
@@ -83,38 +83,38 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
 
 
 class ManifestCallback(TrainerCallback):
-    """Seals what Trainer saves, has it save when it is time, ends it when asked; shows progress."""
+    """Writes manifests, triggers saves by time or signal, ends on a signal; shows progress."""
 
     def __init__(self, timer: Timer) -> None:
         self.timer = timer
         self.progress = tqdm(desc="sft", mininterval=5, disable=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Begin where it goes on."""
+        """Start the progress bar at the resumed step."""
         self.progress = tqdm(
             desc="sft", total=state.max_steps, initial=state.global_step, mininterval=5
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Show the loss on validation."""
+        """Show the validation loss."""
         loss = next(x["eval_loss"] for x in reversed(state.log_history) if "eval_loss" in x)
         self.progress.set_postfix(eval_loss=f"{loss:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """All steps are done."""
+        """Close the progress bar."""
         self.progress.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Save where it is time, or the process is asked to end; an epoch's end saves by itself.
+        """Save when it is due or a stop is requested, except at the end of an epoch.
 
-        Trainer would not evaluate an epoch whose last step it goes on from.
+        Trainer saves there itself, and does not evaluate an epoch resumed from its last step.
         """
         self.progress.update()
         if state.global_step % (state.max_steps // args.num_train_epochs):
             control.should_save |= self.timer.due() or signals.stop_requested()
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Give the new checkpoint its manifest; end where the process is asked to."""
+        """Write the new checkpoint's manifest; end if a stop is requested."""
         folder = Path(args.output_dir)
         files.write_manifest(folder / f"checkpoint-{state.global_step}")
         note(folder, "saved", state.global_step)
@@ -124,7 +124,7 @@ class ManifestCallback(TrainerCallback):
 
 
 class ManifestTrainer(SFTTrainer):
-    """TRL's, which says in a sentence where a checkpoint cannot be written."""
+    """SFTTrainer that raises a ValueError if a checkpoint cannot be written."""
 
     def _save_checkpoint(self, *given: Any, **named: Any) -> None:
         try:
@@ -135,38 +135,38 @@ class ManifestTrainer(SFTTrainer):
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint whose best epoch is whole too; all after it are removed."""
+    """The newest intact checkpoint whose best epoch is intact too; later ones are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     while found:
-        place = found.pop()
-        problem = files.verify_manifest(place)
+        checkpoint = found.pop()
+        problem = files.verify_manifest(checkpoint)
         if problem is None:
-            told = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
-            best = told["best_model_checkpoint"]
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            best = state["best_model_checkpoint"]
             problem = best and files.verify_manifest(Path(best))
         if problem is None:
-            return place
-        notice(f"{place}: {problem}; the checkpoint before it is used")
-        shutil.rmtree(place)
+            return checkpoint
+        notice(f"{checkpoint}: {problem}; using the one before it")
+        shutil.rmtree(checkpoint)
     return None
 
 
 def fit(
-    model: Any, codec: Codec, params: SftParams, phase: Phase, held: Dataset, folder: Path
+    model: Any, codec: Codec, params: SftParams, phase: Phase, validation: Dataset, folder: Path
 ) -> dict[str, float]:
-    """Train in place with a warm-up and cosine of its own, keep the epoch best on `held`.
+    """Train in place with its own warm-up and cosine decay; keep the best epoch on `validation`.
 
-    Checkpoints lie in `folder`; where some lie there already, it goes on from the newest.
+    Checkpoints are written to `folder`; resumes from the newest one there.
     """
     trainer = ManifestTrainer(
         model=model,
         args=trainer_config(params, folder, phase),
         train_dataset=encoded(phase.rows, codec),
-        eval_dataset=held,
+        eval_dataset=validation,
         processing_class=codec.tokenizer,
         callbacks=[ManifestCallback(Timer())],
     )
-    trainer.remove_callback(PrinterCallback)  # a line for every step
+    trainer.remove_callback(PrinterCallback)  # prints a line per step
     last = newest(folder)
     note(folder, "from", int(last.name.split("-")[1]) if last else 0)
     try:

@@ -1,4 +1,4 @@
-"""Readers of the accepted formats: each yields items as they stand, one at a time."""
+"""Readers of the supported formats; each yields raw items one at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +15,12 @@ _FORMATS = {"sample": aihub, "aihub": aihub, "kochatgpt": kochatgpt, "jsonl": js
 
 
 class Reader:
-    """A source on disk, its files found and checked; rows are read part by part."""
+    """A source on disk: files located and checked up front, rows read part by part."""
 
     def __init__(self, source: Source, path: Path, max_items: int | None) -> None:
-        """Find the files of the three parts.
+        """Locate the files of the three parts.
 
-        Raises ValueError where the path does not exist, is damaged or does not fit the source.
+        Raises ValueError if the path does not exist, is damaged or does not match the source.
         """
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder (data.path, for source {source})")
@@ -37,9 +37,9 @@ class Reader:
             raise ValueError(_misfit(source, path, missing, entries))
 
     def items(self, part: Part) -> Iterator[Item]:
-        """Items of a part, training files first; at most `max_items` of each side.
+        """Items of a part, training files first; at most `max_items` per side.
 
-        Raises ValueError naming file and row where a file is damaged, or has no rows.
+        Raises ValueError naming file and row if a file is damaged or has no rows.
         """
         number = 0
         for validation in (False, True):
@@ -55,11 +55,11 @@ class Reader:
 
     @property
     def has_corpus(self) -> bool:
-        """Whether the source brings plain text of its own."""
+        """Whether the source has a plain-text corpus of its own."""
         return bool(self._corpus)
 
     def corpus(self) -> Iterator[Any]:
-        """Rows of corpus.jsonl as they stand, at most `max_items`."""
+        """Raw rows of corpus.jsonl, at most `max_items`."""
         for entry in self._corpus:
             yield from stream_rows(entry, self._max_items)
 

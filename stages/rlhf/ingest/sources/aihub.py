@@ -1,4 +1,4 @@
-"""AI-Hub 71748: one JSON object per part, its rows under `data_info`; the sample has this shape."""
+"""AI-Hub 71748: one JSON object per part, rows under `data_info`; the sample uses it too."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _ANSWER = re.compile(r"answer(\d{1,9})")
 
 
 def part_of(name: str) -> Part | None:
-    """The part that a file of this base name holds."""
+    """The part that a file of this base name contains."""
     return _NAMES.get(name.lower())
 
 
@@ -35,7 +35,7 @@ def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
 
 
 def item(part: Part, row: Any, number: str, validation: bool) -> Item:
-    """A row in the common shape; `number` is its id where it has none."""
+    """A row as an Item; `number` is its id if it has none."""
     if not isinstance(row, dict):
         return Item(part, number, row, validation=validation)
     answers: tuple[Any, ...] = ()

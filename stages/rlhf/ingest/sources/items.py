@@ -1,4 +1,4 @@
-"""One row of a source, brought to a common shape and not yet checked."""
+"""One row of a source in a common, not yet validated shape."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -6,15 +6,15 @@ from typing import Any, Final, Literal, get_args
 Part = Literal["sft", "rm", "ppo"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
-MISSING: Final = object()  # a key that the row does not have; None is a null in the file
+MISSING: Final = object()  # the row lacks the key; None is a null in the file
 
 
 @dataclass(frozen=True)
 class Item:
-    """What a reader makes of a row; values are as they stand in the file, or MISSING.
+    """A row as its reader parsed it; values are those of the file, or MISSING.
 
-    `answers` holds one answer (sft), the group (rm) or nothing (ppo); `first_rank` is the number
-    that the format gives to the best answer. `validation`: from the source's own Validation part.
+    `answers`: one answer (sft), the group (rm) or none (ppo). `first_rank`: the format's rank of
+    the best answer. `validation`: whether it comes from the source's own Validation part.
     """
 
     part: Part
@@ -34,5 +34,5 @@ class Item:
 
 
 def labels(row: dict[str, Any]) -> dict[str, Any]:
-    """The optional keys that every format but KoChatGPT honours under one name."""
+    """The optional keys that all formats but KoChatGPT share."""
     return {name: row.get(name) for name in ("split", "kind", "must_contain", "defects")}

@@ -1,4 +1,4 @@
-"""Plain JSON lines: sft.jsonl, rm.jsonl and ppo.jsonl, for everybody else's data."""
+"""Plain JSON Lines for any other data: sft.jsonl, rm.jsonl and ppo.jsonl."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _NAMES: dict[str, Part] = {"sft.jsonl": "sft", "rm.jsonl": "rm", "ppo.jsonl": "p
 
 
 def part_of(name: str) -> Part | None:
-    """The part that a file of this base name holds."""
+    """The part that a file of this base name contains."""
     return _NAMES.get(name.lower())
 
 
@@ -22,9 +22,9 @@ def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
 
 
 def item(part: Part, row: Any, number: str, validation: bool) -> Item:
-    """A row in the common shape; `number` is its id where it has none.
+    """A row as an Item; `number` is its id if it has none.
 
-    RM rows are {question, answers, ranks} or {prompt, chosen, rejected}, which is two answers.
+    RM rows are {question, answers, ranks} or {prompt, chosen, rejected}, a group of two.
     """
     if not isinstance(row, dict):
         return Item(part, number, row, validation=validation)

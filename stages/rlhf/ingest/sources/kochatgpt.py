@@ -1,4 +1,4 @@
-"""KoChatGPT: three files, each a JSON array in spite of its name, or true JSON lines."""
+"""KoChatGPT: three .jsonl files, each in fact a JSON array, or true JSON Lines."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _COMPLETION = re.compile(r"completion_(\d{1,9})")
 
 
 def part_of(name: str) -> Part | None:
-    """The part that a file of this base name holds."""
+    """The part that a file of this base name contains."""
     match = _NAME.fullmatch(name)
     return _PARTS[match[1].lower()] if match else None
 
@@ -30,10 +30,10 @@ def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
 
 
 def item(part: Part, row: Any, number: str, validation: bool) -> Item:
-    """A row in the common shape.
+    """A row as an Item.
 
     ranking[i] is the RANK of completion_i, 0 = best: its own notebook compares ranking[0] with
-    ranking[1]. Read as an order of indices, [1, 2, 0] and [2, 0, 1] give wrong pairs.
+    ranking[1]. Reading it as an ordering of indices gets [1, 2, 0] and [2, 0, 1] wrong.
     """
     if not isinstance(row, dict):
         return Item(part, number, row, validation=validation)

@@ -1,7 +1,7 @@
-"""JSON arrays and JSON lines, read row by row in bounded memory, whatever the file holds.
+"""JSON arrays and JSON Lines, read row by row in bounded memory, for any input.
 
-No row may take more than ROW_BYTES or nest deeper than DEPTH: a line of 10 GB ends with a sentence
-before it ends the memory.
+No row may be longer than ROW_BYTES or nest deeper than DEPTH: a line of 10 GB fails with a message
+instead of exhausting memory.
 """
 
 import json
@@ -16,20 +16,20 @@ from ijson.common import JSONError, ObjectBuilder
 
 from stages.rlhf.ingest.sources.files import Entry
 
-ROW_BYTES: Final = 1 << 20  # of one row, and between two; AI-Hub's longest have about 26,000
-DEPTH: Final = 64  # lists and objects within one another; AI-Hub's rows have 2
+ROW_BYTES: Final = 1 << 20  # of one row; AI-Hub's longest has about 26,000
+DEPTH: Final = 64  # nesting of lists and objects; AI-Hub's rows have 2
 _BOM = b"\xef\xbb\xbf"
-_BUFFER = 16384  # bytes; an error is placed within one
+_BUFFER = 16384  # bytes; errors are located to within one buffer
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 _OPEN, _CLOSE = {"start_map", "start_array"}, {"end_map", "end_array"}
 
 
 def stream_json(entry: Entry, key: str | None, limit: int | None) -> Iterator[Any]:
-    """Rows of the array under `key` of a JSON object, or of a JSON array where `key` is None.
+    """Rows of the array under `key` of a JSON object, or of a top-level array if `key` is None.
 
-    Reads the file to its end, so that what is cut short is found, unless `limit` ends it before.
-    Raises ValueError naming file, row and byte of what is not JSON, of a row that is too large or
-    too deep, and a file without rows.
+    Reads to the end of the file, so that truncation is detected, unless `limit` rows come first.
+    Raises ValueError naming file, row and byte of invalid JSON and of a row that is too large or
+    nested too deep, and naming a file without rows.
     """
     rows = _Rows(entry, key)
     events = ijson.sendable_list()
@@ -48,7 +48,7 @@ def stream_json(entry: Entry, key: str | None, limit: int | None) -> Iterator[An
             events.clear()
             if broken is not None:
                 raise ValueError(
-                    f"{entry.where}: not JSON, or cut short, behind row {rows.count}, before byte"
+                    f"{entry.where}: not JSON, or truncated, after row {rows.count}, before byte"
                     f" {file.count}: {_one_line(broken)}"
                 ) from broken
             rows.check_size(file.count)
@@ -57,7 +57,7 @@ def stream_json(entry: Entry, key: str | None, limit: int | None) -> Iterator[An
 
 
 def _send(parser: Any, chunk: bytes) -> Exception | None:
-    """Give the parser a chunk, or the file's end; what is wrong with it, or None."""
+    """Feed the parser a chunk, or the end of file if empty; returns its error or None."""
     try:
         if chunk:
             parser.send(chunk)
@@ -69,18 +69,18 @@ def _send(parser: Any, chunk: bytes) -> Exception | None:
 
 
 class _Rows:
-    """Rows put together from the events of a JSON file, one at a time.
+    """Rows assembled from the events of a JSON parser, one at a time.
 
-    ijson.items would do it, but spells out the path to every event: a hundred thousand brackets
-    take it 25 GB.
+    ijson.items does the same, but stores the path of every event: a hundred thousand nested
+    brackets take 25 GB.
     """
 
     def __init__(self, entry: Entry, key: str | None) -> None:
         self._entry, self._key = entry, key
-        self._level = 1 if key is None else 2  # depth at which rows lie
+        self._level = 1 if key is None else 2  # nesting depth of a row
         self._depth = 0
-        self._within = False  # the array of rows
-        self._found: str | None = None  # the event that the key's value begins with
+        self._within = False  # inside the array of rows
+        self._found: str | None = None  # first event of the key's value
         self._at_key = key is None
         self._builder: ObjectBuilder | None = None
         self._row_began = 0
@@ -88,7 +88,7 @@ class _Rows:
         self.row: Any = None
 
     def take(self, event: str, value: Any, byte: int) -> bool:
-        """Take an event before this byte; whether it ends a row, which is then in `row`."""
+        """Process an event that ends before this byte; True if it completes a row (in `row`)."""
         if event in _CLOSE:
             self._depth -= 1
         if self._within and self._depth < self._level:
@@ -102,29 +102,29 @@ class _Rows:
             self._depth += 1
             if self._depth > DEPTH + self._level:
                 raise ValueError(
-                    f"{self._entry.where}: behind row {self.count}: nested deeper than {DEPTH}"
+                    f"{self._entry.where}: after row {self.count}: nested deeper than {DEPTH}"
                 )
         return whole
 
     def check_size(self, byte: int) -> None:
-        """Raise ValueError where no row ended within ROW_BYTES before this byte."""
+        """Raise ValueError if no row ended within the last ROW_BYTES before this byte."""
         if byte - self._row_began > ROW_BYTES + _BUFFER:
             raise ValueError(
-                f"{self._entry.where}: behind row {self.count}: no row ends within"
-                f" {byte - self._row_began} bytes; at most {ROW_BYTES} were expected"
+                f"{self._entry.where}: after row {self.count}: no row ends within"
+                f" {byte - self._row_began} bytes; expected at most {ROW_BYTES}"
             )
 
     def why_none(self) -> str:
-        """Why the file has no rows."""
+        """Why no rows were found."""
         where, key = self._entry.where, self._key
         if self._found is None:
-            return f'{where}: no {key}; {{"{key}": [rows]}} was expected'
+            return f'{where}: no {key}; expected {{"{key}": [rows]}}'
         if self._found != "start_array":
             return f"{where}: {key} is a {self._found.removeprefix('start_')}, not an array"
         return f"{where}: no rows; {key or 'the array'} is empty"
 
     def _watch(self, event: str, value: Any) -> None:
-        """Look for the array of rows, where it can begin."""
+        """Look for the start of the array of rows."""
         if event == "map_key":
             self._at_key = value == self._key
         elif self._at_key and event not in _CLOSE:
@@ -144,10 +144,10 @@ class _Rows:
 
 
 def stream_rows(entry: Entry, limit: int | None) -> Iterator[Any]:
-    """Rows of a file of JSON lines, or of a JSON array in spite of its name.
+    """Rows of a JSON Lines file, or of a JSON array whatever its name.
 
-    A line that is not JSON is yielded as its text, except in the first or last row, which mean
-    that the file is something else or is cut short.
+    An invalid line is yielded as its text, except for the first or last row: then the file has
+    another format or is truncated.
     Raises ValueError naming file and row.
     """
     with _reading(entry) as raw:
@@ -163,22 +163,22 @@ def stream_rows(entry: Entry, limit: int | None) -> Iterator[Any]:
             row = _parsed(line)
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
             if count == 0 or last:
-                state = "cut short" if count else "not JSON"
+                state = "truncated" if count else "not JSON"
                 raise ValueError(
                     f"{entry.where}, line {number}: {state}: {_one_line(error)};"
-                    " a JSON object on each line, or one JSON array, was expected"
+                    " expected a JSON object per line, or one JSON array"
                 ) from error
             row = line.decode("utf-8", errors="replace")
         count += 1
         yield row
     if count == 0:
-        raise ValueError(f"{entry.where}: no rows; a JSON object on each line was expected")
+        raise ValueError(f"{entry.where}: no rows; expected a JSON object per line")
 
 
 def _parsed(line: bytes) -> Any:
-    """A line's value. Raises ValueError where it is not JSON, or nests too deep."""
+    """A line's value. Raises ValueError if it is not JSON, or nested too deep."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # json would guess at UTF-16
+        row = json.loads(line.decode("utf-8-sig"))  # given bytes, json would also accept UTF-16
     except RecursionError as error:
         raise ValueError(f"nested deeper than {DEPTH}") from error
     if line.count(b"[") + line.count(b"{") > DEPTH and _is_deep(row):
@@ -205,18 +205,18 @@ def _reading(entry: Entry) -> Iterator[IO[bytes]]:
         with entry.open() as raw:
             yield raw
     except _DAMAGED as error:
-        raise ValueError(f"{entry.where}: cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{entry.where}: unreadable: {_one_line(error)}") from error
 
 
 class _Counted:
-    """A file without its byte order mark, and the number of bytes read of it."""
+    """A file without its byte order mark, and the number of bytes read so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.count = 0
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end."""
+        """Up to `size` bytes; empty at the end."""
         chunk = self._file.read(size)
         first = self.count == 0
         self.count += len(chunk)
@@ -226,23 +226,22 @@ class _Counted:
 
 
 def _lines(entry: Entry) -> Iterator[tuple[int, bytes, bool]]:
-    """Lines that hold something: number, bytes, and whether the line is the last."""
-    held: tuple[int, bytes] | None = None
+    """Non-empty lines: number, bytes, and whether the line is the last."""
+    pending: tuple[int, bytes] | None = None
     with _reading(entry) as raw:
         for number, line in enumerate(iter(lambda: raw.readline(ROW_BYTES + 1), b""), 1):
             if len(line) > ROW_BYTES:
                 raise ValueError(
-                    f"{entry.where}, line {number}: more than {ROW_BYTES} bytes, which is the most"
-                    " that a row may have"
+                    f"{entry.where}, line {number}: more than {ROW_BYTES} bytes, the limit per row"
                 )
-            stripped = line.strip()  # json.loads takes a byte order mark off
+            stripped = line.strip()  # _parsed removes a byte order mark
             if not stripped:
                 continue
-            if held is not None:
-                yield *held, False
-            held = (number, stripped)
-    if held is not None:
-        yield *held, True
+            if pending is not None:
+                yield *pending, False
+            pending = (number, stripped)
+    if pending is not None:
+        yield *pending, True
 
 
 def _one_line(error: Exception) -> str:

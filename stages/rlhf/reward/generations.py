@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.measure import EvaluateParams
-from stages.rlhf.model.generation import Answer, answer_of, generate_all
-from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.generation import generate_all, to_response
+from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
-from stages.rlhf.report import structure
+from stages.rlhf.records import Response
 from stages.rlhf.reward.best_of_n import best_of_n_indices, sample
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.checkpoints import Checkpointer
@@ -18,12 +18,11 @@ from stages.rlhf.runs.checkpoints import Checkpointer
 class Generations(NamedTuple):
     """By model (base, sft, ppo, best_of_n): a response per question, and its scores."""
 
-    responses: dict[str, list[Answer]]
+    responses: dict[str, list[Response]]
     scores: dict[str, list[float]]
     judge_scores: dict[str, list[float]]
     temperature: float  # of the judge's calibration
-    structure: list[structure.Part]
-    numbers: dict[str, Any]  # of the structure
+    roles: Roles  # SFT and PPO on their backbone
 
 
 def generate(
@@ -80,10 +79,9 @@ def generate(
         judge_scores[name] = judge.score(pairs, codec).mean.tolist()
     lap("score")
     return Generations(
-        {name: [answer_of(one, codec) for one in ids] for name, ids in responses.items()},
+        {name: [to_response(one, codec) for one in ids] for name, ids in responses.items()},
         scores,
         judge_scores,
         judge.calibration.temperature,
-        structure.parts(roles.model),
-        structure.summary(roles, POLICY),
+        roles,
     )

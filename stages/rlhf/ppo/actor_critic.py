@@ -1,0 +1,81 @@
+"""Policy, reference and value model: roles on one frozen backbone, and what trains two of them.
+
+b responses, T tokens of prompt and response together, R response tokens, H hidden size.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from stages.rlhf.config.ppo import PpoScale
+from stages.rlhf.model.roles import POLICY, VALUE, Roles
+from stages.rlhf.model.sequences import Sequences, hidden_states, response_logprobs
+from stages.rlhf.reward.model import Member
+
+
+class ActorCritic:
+    """The policy starts as the reference, SFT; the value model as a member of the reward model.
+
+    The reference is that adapter, or no adapter at all, so the KL is exactly 0 at first.
+    """
+
+    def __init__(
+        self, roles: Roles, critic: Member, settings: PpoScale, temperature: float
+    ) -> None:
+        self.roles, self.temperature = roles, temperature
+        roles.add(POLICY, like=roles.reference)
+        roles.add(VALUE, like=critic.name)
+        self.value_head = new_value_head(critic)
+        self.policy_parameters = roles.parameters(POLICY)
+        self.value_parameters = [*roles.parameters(VALUE), *self.value_head.parameters()]
+        adamw = partial(torch.optim.AdamW, eps=1e-5, weight_decay=0.0)
+        self.policy_optimizer: torch.optim.Optimizer = adamw(
+            self.policy_parameters, lr=settings.learning_rate
+        )
+        self.value_optimizer: torch.optim.Optimizer = adamw(
+            self.value_parameters, lr=settings.value_learning_rate
+        )
+
+    def logprobs(self, sequences: Sequences) -> Tensor:
+        """(b, R) under the role in use: one code path for old, new and reference."""
+        return policy_logprobs(self.roles, sequences, self.temperature)
+
+    def values(self, sequences: Sequences) -> Tensor:
+        """(b, R), the value role being in use."""
+        return token_values(self.roles, self.value_head, sequences)
+
+    def gradients(self) -> list[Tensor]:
+        """Those there are; of the policy there are none while the value model warms up."""
+        parameters = [*self.policy_parameters, *self.value_parameters]
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        self.value_optimizer.zero_grad(set_to_none=True)
+
+
+def policy_logprobs(roles: Roles, sequences: Sequences, temperature: float) -> Tensor:
+    """(b, R) log-probabilities of the response's tokens under the role in use; 0 on padding."""
+    hidden = hidden_states(roles.model, sequences)  # (b, T, H)
+    return response_logprobs(roles.model, hidden, sequences, temperature)
+
+
+def token_values(roles: Roles, head: nn.Linear, sequences: Sequences) -> Tensor:
+    """(b, R) values of the states from which each response token is sampled; 0 on padding."""
+    hidden = hidden_states(roles.model, sequences)  # (b, T, H)
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]  # (b, 1)
+    with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has three digits
+        values: Tensor = head(hidden[rows, sequences.predicts].float()).squeeze(-1)  # (b, R)
+    return torch.where(sequences.response_mask, values, 0)
+
+
+def new_value_head(member: Member) -> nn.Linear:
+    """A copy of the linear part of a member's head, on the scale of the normalised score."""
+    weight = member.head.value.weight  # (1, H)
+    head = nn.Linear(weight.shape[1], 1).to(weight.device)
+    with torch.no_grad():
+        head.weight.copy_(weight / member.sd)
+        head.bias.zero_()
+    return head

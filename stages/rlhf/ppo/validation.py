@@ -1,0 +1,84 @@
+"""Greedy responses to the validation questions: measured for the choice, shown to be read."""
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import NamedTuple
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.measure.text import chrf, copies, exact, length, loops
+from stages.rlhf.model.generation import generate_all, to_response
+from stages.rlhf.model.roles import Roles
+from stages.rlhf.records import Response, SftRow
+from stages.rlhf.reward.model import RewardModel
+
+SHOWN = 12  # validation questions whose answers are kept to be read
+
+
+class Validation(NamedTuple):
+    """One evaluation of one policy."""
+
+    metrics: dict[str, float]  # a row of validation.csv
+    shown: list[str]  # the answers that are kept to be read
+
+
+Validate = Callable[[], Validation]  # of the model in its present role
+
+
+class Validator:
+    """Measures the model in its present role on the validation questions.
+
+    `score` and `judge`, of the reward model and of the judge, are for the curves alone.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        reward_model: RewardModel,
+        judge: RewardModel,
+        codec: Codec,
+        rows: list[SftRow],
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.roles, self.reward_model, self.judge, self.codec = roles, reward_model, judge, codec
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.rows = rows
+        self.prompts = [codec.prompt_ids(row.question) for row in rows]
+        count = min(SHOWN, len(rows))
+        self._shown = [i * len(rows) // count for i in range(count)]  # evenly spaced
+
+    def __call__(self) -> Validation:
+        """Answer every question greedily, and measure the answers."""
+        model, codec = self.roles.model, self.codec
+        ids = generate_all(model, self.prompts, codec, self.max_new_tokens, self.batch_size)
+        answers = [to_response(one, codec) for one in ids]
+        read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
+        metrics = {
+            **reference_metrics(answers, self.rows),
+            "score": self.reward_model.corrected_scores(read, codec).mean().item(),
+            "judge": self.judge.score(read, codec).mean.mean().item(),
+        }
+        return Validation(metrics, [" ".join(answers[i].text.split()) for i in self._shown])
+
+    def table(self, updates: list[int], shown: list[list[str]]) -> list[dict[str, str]]:
+        """One row per question shown: question, reference, and the answer after each update."""
+        found = []
+        for column, i in enumerate(self._shown):
+            row = {"question": self.rows[i].question, "reference": self.rows[i].answer}
+            for update, answers in zip(updates, shown, strict=True):
+                row[f"update {update}"] = answers[column]
+            found.append(row)
+        return found
+
+
+def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
+    """Means over N answers of their texts compared with the N references."""
+    pairs = list(zip((answer.text for answer in answers), rows, strict=True))
+    return {
+        "chrf": fmean(chrf(text, row.answer) for text, row in pairs),
+        "exact": fmean(exact(text, row.answer) for text, row in pairs),
+        "eos_rate": fmean(answer.ended for answer in answers),
+        "repetition": fmean(loops(text) for text, _ in pairs),
+        "copy_rate": fmean(copies(text, row.question, row.answer) for text, row in pairs),
+        "length": fmean(length(text) for text, _ in pairs),
+    }
