@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -13,6 +14,8 @@ from stages.rlhf.config.base import load
 from tests.conftest import ROOT, SMALL, write_params
 
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+# All of them before one is run: run.json names the packages that the process has loaded.
+MODULES = {name: import_module(f"stages.{name}") for name in STAGES}
 
 
 class RecordedParams:
@@ -37,7 +40,7 @@ class RecordedParams:
 def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Run a stage by the command of dvc.yaml; the params it read."""
     seen: set[str] = set()
-    module = import_module(f"stages.{name}")
+    module = MODULES[name]
     if name != "check":  # which reads all of it
         monkeypatch.setattr(module, "load", lambda schema: RecordedParams(load(schema), "", seen))
     result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
@@ -51,4 +54,8 @@ def run_chain(folder: Path, **params: Any) -> dict[str, set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("KOQA_WORK", raising=False)
-        return {name: run_stage(name, patch) for name in STAGES}
+        threads = torch.get_num_threads()
+        try:
+            return {name: run_stage(name, patch) for name in STAGES}
+        finally:
+            torch.set_num_threads(threads)

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,16 @@ def full_disk(*given: Any, **named: Any) -> None:
 def _work_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test goes on with the checkpoints of another, or of the repository."""
     monkeypatch.setenv("KOQA_WORK", str(tmp_path / ".work"))
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A stage sets the number of threads of its process, on which the last bits depend."""
+    torch = sys.modules.get("torch")  # imported by those tests alone that need it
+    before = torch.get_num_threads() if torch else None
+    yield
+    if torch:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, SMALL, write_params
+from tests.conftest import ROOT, SMALL, copy_repository
 
 SSHD = Path("/usr/sbin/sshd")
 SERVER = """\
@@ -107,8 +107,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
 
 def attempt(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command, `dvc` and `git` among them, in a folder."""
-    ours = words[0] == "dvc" or words[0].startswith("stages.")
-    command = [sys.executable, "-m", *words] if ours else [*words]
+    command = [sys.executable, "-m", *words] if words[0] == "dvc" else [*words]
     python = Path(sys.executable).parent  # stages are run by the `python` of PATH
     environment = os.environ | {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
     environment["KOQA_WORK"] = str(where / ".work")
@@ -241,22 +240,19 @@ def test_a_damaged_object_is_noticed_and_can_be_mended(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository in which the whole pipeline has run, on data that its user added."""
-    repository = tmp_path_factory.mktemp("trained")
-    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
-    for name in filter(None, listed.split("\0")):
-        (repository / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, repository / name)
-    run(repository, "git", "init", "-q", "-b", "main")
-    named(repository)
-    write_params(repository, **SMALL, **{"sample.seed": 1})
-    run(repository, "stages.check", "--out", "data/check")
-    run(repository, "stages.sample", "--code", "data/check/sample.json", "--out", DATA)
-    mine = {"data.source": "aihub", "data.path": DATA}
-    write_params(repository, **SMALL, **mine)
+def trained(
+    micro_chain: tuple[Path, dict[str, set[str]]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A repository in which the whole pipeline has run, beside data that its user added."""
+    repository = copy_repository(tmp_path_factory.mktemp("trained"), **SMALL)
+    shutil.rmtree(repository / "plots")
+    for name in ("data", "metrics", "plots"):
+        shutil.copytree(micro_chain[0] / name, repository / name, dirs_exist_ok=True)
+    shutil.copytree(repository / "data" / "sample", repository / DATA)
     run(repository, "dvc", "add", DATA)
-    run(repository, "dvc", "repro")
+    run(repository, "dvc", "commit", "--force")
+    # evaluate in a process of its own, whose run.json does not name what other stages import
+    run(repository, "dvc", "repro", "--single-item", "--force", "evaluate")
     commit(repository)
     return repository
 
