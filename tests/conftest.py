@@ -87,7 +87,7 @@ def naming(*facts: object) -> str:
 
 
 def write_params(folder: Path, **overrides: Any) -> Path:
-    """Copies of params.yaml and stages/models.yaml with changes, `**{"ppo.gamma": 1}`; the first."""
+    """params.yaml and stages/models.yaml with changes, `**{"ppo.gamma": 1}`; the first's path."""
     yaml = YAML()
     files = {name: yaml.load(ROOT / name) for name in ("stages/models.yaml", "params.yaml")}
     for address, value in overrides.items():

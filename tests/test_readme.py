@@ -17,6 +17,7 @@ import pytest
 from dvc.cli import parse_args
 from ruamel.yaml import YAML
 
+from stages.rlhf.config.base import MODELS
 from stages.rlhf.config.whole import Params
 from stages.rlhf.plan.experiments import WORKSPACE
 from tests import readme as written
@@ -204,7 +205,7 @@ def check_param(address: str, values: str) -> None:
             section = section[part]
         assert key in section, f"{address}: no such param"
         section[key] = YAML(typ="safe").load(value)
-        Params.model_validate(content["params.yaml"] | content["stages/models.yaml"])
+        Params.model_validate(content["params.yaml"] | content[MODELS])
 
 
 def check_koqa(words: list[str]) -> None:
