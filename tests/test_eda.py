@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from stages.eda import main
 from stages.rlhf.files import RUN
-from stages.rlhf.records import PromptRow, RmRow, SftRow, write_jsonl
+from stages.rlhf.records import PromptRow, RmRow, SftRow, details_file, write_jsonl
 from stages.rlhf.report import tables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_fingerprint
 
 NAMES = [
     "1_share",
@@ -47,7 +47,9 @@ def write_rows(folder: Path, parts: dict[str, list[Any]]) -> Path:
 
 def run(rows: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT)
-    arguments = ["--rows", rows, "--plots", out / "plots", "--metrics", out / "eda.json"]
+    code = rows.parent / write_fingerprint(rows.parent, "eda")
+    arguments = ["--code", code, "--rows", rows]
+    arguments += ["--plots", out / "plots", "--metrics", out / "eda.json"]
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -72,7 +74,7 @@ def test_exact_files_and_same_bytes(
 
 def test_numbers(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(rows, tmp_path, monkeypatch)
-    found = json.loads((tmp_path / "eda.json").read_text(encoding="utf-8"))
+    found = json.loads(details_file(tmp_path / "eda.json").read_text(encoding="utf-8"))
     assert found["items"]["sft"] == {
         "train": 3, "validation": 1, "test": 0, "train_share": 0.5
     }  # fmt: skip
@@ -129,7 +131,7 @@ def test_empty_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = write_rows(tmp_path / "rows", {"sft": SFT, "rm": [], "ppo": []})
     result = run(rows, tmp_path, monkeypatch)
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "eda.json").read_text(encoding="utf-8"))
+    found = json.loads(details_file(tmp_path / "eda.json").read_text(encoding="utf-8"))
     assert found["rank"]["balance"] is None
     assert found["rank"]["balance_reason"]
     assert pd.read_csv(tmp_path / "plots" / "1_share.csv")["train_share"].tolist() == [1, 0, 0]

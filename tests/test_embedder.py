@@ -18,7 +18,7 @@ from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.measure import similarity
 from stages.rlhf.model import embedder
 from stages.rlhf.records import SftRow, write_jsonl
-from tests.conftest import naming, write_params
+from tests.conftest import naming, write_fingerprint, write_params
 
 KNOBS = EmbedderConfig(
     hub=None, revision=None, seed=0, vocab_size=1200, dimensions=64, epochs=3, batch_size=64,
@@ -133,7 +133,8 @@ def run_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **knobs: Any) -> 
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in corpus])
     rows = [SftRow(id=str(i), question=q, answer=a) for i, (q, a) in enumerate(questions)]
     write_jsonl(tmp_path / "sft" / "train.jsonl", rows)
-    arguments = ["--corpus", "corpus.jsonl", "--sft", "sft", "--out", "out"]
+    arguments = ["--code", str(write_fingerprint(tmp_path, "embedder"))]
+    arguments += ["--corpus", "corpus.jsonl", "--sft", "sft", "--out", "out"]
     return CliRunner().invoke(main, [*arguments, "--runtime", "runtime.json"])
 
 

@@ -15,8 +15,16 @@ from stages.rlhf.chat import template
 from stages.rlhf.files import RUN
 from stages.rlhf.ingest.pipeline import TEMPLATE_PIECES
 from stages.rlhf.korean import question_key
-from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_jsonl
-from tests.conftest import naming, write_params
+from stages.rlhf.records import (
+    PromptRow,
+    RmRow,
+    SftRow,
+    details_file,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
+from tests.conftest import naming, write_fingerprint, write_params
 from tests.source_fixtures import noun
 
 SPLITS = ("train", "validation", "test")
@@ -80,7 +88,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str = "out", **param
     }
     write_params(folder, **(settings | params))
     monkeypatch.chdir(folder)
-    arguments = ["--out", out, "--metrics", f"{out}.json"]
+    arguments = ["--code", str(write_fingerprint(folder, "preprocess"))]
+    arguments += ["--out", out, "--metrics", f"{out}.json"]
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
@@ -99,7 +108,7 @@ def preprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def metrics(out: Path) -> dict[str, Any]:
-    return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    return json.loads(details_file(out.with_suffix(".json")).read_text(encoding="utf-8"))
 
 
 def rejects(out: Path) -> list[tuple[str, str, str]]:
@@ -524,7 +533,7 @@ def test_needed_split_that_is_empty(
         ({"preprocess.test_share": 0.9}, ["preprocess.test_share", 0.9, 0.5]),
         ({"model": "gpt5"}, ["model", "gpt5", "tiny", "micro"]),
         ({"data.source": "csv"}, ["data.source", "csv", "jsonl"]),
-        ({"data.path": "nowhere"}, ["nowhere", "data.path"]),
+        ({"data.path": "nowhere"}, ["nowhere"]),
         ({"data.source": "aihub"}, ["aihub", "SFTlabel.json", "SFT.json", "(sft)"]),
         ({"models.micro.max_prompt_tokens": 16}, ["max_prompt_tokens", 16]),
         ({"models.micro.architecture.vocab_size": 9000}, ["architecture.vocab_size", 9000]),
@@ -545,7 +554,7 @@ def test_errors_are_one_line(
 
 def test_no_params_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["--out", "out", "--metrics", "m.json"])
+    result = CliRunner().invoke(main, ["--code", "c.json", "--out", "out", "--metrics", "m.json"])
     assert result.exit_code == 1
     assert "params.yaml" in result.output
 
@@ -563,4 +572,4 @@ def test_hub_model_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_nothing_is_written_elsewhere(preprocess: Any, tmp_path: Path) -> None:
     preprocess(pinned())
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"params.yaml", "stages", "source", "out", "out.json"}
+    assert names == {"params.yaml", "stages", "data", "source", "out", "out.json", "details"}

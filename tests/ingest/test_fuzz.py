@@ -29,7 +29,7 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.ingest import pipeline
 from stages.rlhf.ingest.cleaning import SPLITS
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_metrics
-from tests.conftest import write_params
+from tests.conftest import write_fingerprint, write_params
 from tests.source_fixtures import noun
 from tests.tokenizer_fixtures import bpe
 
@@ -365,7 +365,8 @@ def test_the_stage_says_it_in_a_sentence(drawn: tuple[str, dict[str, bytes]]) ->
         changed = {"data.source": source, "data.path": lay(folder, contents), "model": "micro"}
         write_params(folder, **changed, **{"models.micro.architecture.vocab_size": 300})
         patch.chdir(folder)
-        arguments = ["--out", str(folder / "out"), "--metrics", str(folder / "out.json")]
+        arguments = ["--code", str(write_fingerprint(folder, "preprocess"))]
+        arguments += ["--out", str(folder / "out"), "--metrics", str(folder / "out.json")]
         result = CliRunner().invoke(preprocess.main, arguments, catch_exceptions=False)
         assert result.exit_code in (0, 1)
         assert (result.exit_code == 0) == (folder / "out.json").is_file()

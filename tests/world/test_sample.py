@@ -43,7 +43,7 @@ from stages.world.questions import (
     wordings,
 )
 from stages.world.splits import NEVER_ASKED, UNSEEN_ENDING, UNSEEN_WORDING
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, write_fingerprint, write_params
 
 SAMPLE = SampleConfig(
     seed=0,
@@ -546,6 +546,7 @@ def kinds(row: dict[str, Any]) -> list[Any]:
 def run_stage(folder: Path, hash_seed: str) -> dict[str, bytes]:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "stages.sample", "--out", f"out{hash_seed}"]
+    command += ["--code", str(write_fingerprint(folder, "sample"))]
     subprocess.run(command, cwd=folder, env=environment, check=True)
     out = folder / f"out{hash_seed}"
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -571,7 +572,8 @@ def test_more_than_the_tables_hold_is_refused(
 ) -> None:
     small_params(tmp_path, **{"sample.demonstrations": 99999})
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(stage.main, ["--out", "out"])
+    code = write_fingerprint(tmp_path, "sample")
+    result = CliRunner().invoke(stage.main, ["--code", str(code), "--out", "out"])
     assert result.exit_code == 1
     assert re.search(r"sample\.demonstrations \(99999\) exceeds the \d+ questions", result.output)
     assert not Path("out").exists()
