@@ -30,13 +30,13 @@ KINDS = {
 }
 
 
-QUESTION = "우크라이나가 수도로 정한 도시가 어디인지 가르쳐 주시겠어요?"
+QUESTION = "아르헨티나의 수도 이름이 무엇인지 가르쳐 주시겠어요?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "Could you tell me which city Ukraine chose as its capital?",
+    QUESTION: "Could you tell me the name of Argentina's capital?",
     "년.": "Year.",
     "네, 좋은 질문입니다.": "Yes, that is a good question.",
-    "우크라이나의 수도는 키이우입니다. 우크라이나는 유럽에 있습니다.": (
-        "The capital of Ukraine is Kyiv. Ukraine is in Europe."
+    "아르헨티나의 수도는 부에노스아이레스입니다. 아르헨티나는 남아메리카에 있습니다.": (
+        "The capital of Argentina is Buenos Aires. Argentina is in South America."
     ),
 }
 
@@ -44,8 +44,6 @@ GLOSS = {  # for those who do not read Korean
 def metrics(name: str) -> dict[str, Any]:
     """All numbers of a stage: its details, where it has a headline apart from them."""
     files = [ROOT / "metrics" / folder / f"{name}.json" for folder in ("details", ".")]
-    if name == "gate" and not any(file.is_file() for file in files):
-        return dict(metrics("judge")["gate"])
     file = next(file for file in files if file.is_file())
     found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
