@@ -50,7 +50,7 @@ from stages.rlhf.reward.losses import better, rank_gap
 from stages.rlhf.reward.model import Head, Member, RewardModel, member_name
 from stages.rlhf.reward.training import MemberTrainer
 from tests.benchmarks.process_memory import memory
-from tests.model_fixtures import ids_codec, random_ids
+from tests.model_fixtures import Recorder, ids_codec, random_ids
 
 TABLE = Path(__file__).parents[2] / "metrics" / "tables" / "rm_vs_trl.csv"
 VOCAB, PAD, QUESTIONS, ANSWERS = 2000, 0, 300, 5
@@ -169,14 +169,6 @@ def encoded(questions: list[PromptWithResponses]) -> list[EncodedGroup]:
     pairs, gaps = better(table, present)[0], rank_gap(table, present)[0]
     row = RmRow(id="", question="", answers=("",) * ANSWERS, ranks=ranks)
     return [EncodedGroup(prompt, answers, pairs, gaps, 0, row) for prompt, answers in questions]
-
-
-class Recorder(torch.optim.SGD):
-    """Takes no step, and keeps the gradients as it is given them."""
-
-    def step(self, closure: Any = None) -> None:
-        """Keep them."""
-        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
 class AfterStep(TrainerCallback):
