@@ -6,103 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from pydantic import BaseModel
-from ruamel.yaml import YAML
 
-from stages import (
-    base,
-    check,
-    eda,
-    embedder,
-    evaluate,
-    gate,
-    judge,
-    ppo,
-    preprocess,
-    rm,
-    sample,
-    sft,
-)
-from stages.rlhf.config.base import load
 from stages.rlhf.files import RUN
 from stages.rlhf.runs.provenance import declared_params
-from tests.conftest import ROOT, SMALL, write_params
+from tests.chain import STAGES, run_chain, run_stage
+from tests.conftest import SMALL, write_params
 
-MODULES = {
-    "check": check,
-    "sample": sample,
-    "preprocess": preprocess,
-    "eda": eda,
-    "base": base,
-    "embedder": embedder,
-    "sft": sft,
-    "rm": rm,
-    "judge": judge,
-    "gate": gate,
-    "ppo": ppo,
-    "evaluate": evaluate,
-}
-STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+Chain = tuple[Path, dict[str, set[str]]]  # conftest's micro_chain
 
 
-class Recorder:
-    """Params that note which leaves were read."""
-
-    def __init__(self, value: Any, name: str, seen: set[str]) -> None:
-        self._value, self._name, self._seen = value, name, seen
-
-    def __getattr__(self, key: str) -> Any:
-        value = getattr(self._value, key)
-        if callable(value):
-            return value
-        name = f"{self._name}.{key}" if self._name else key
-        if key == "base_model":
-            name = "models.${model}"
-        if isinstance(value, BaseModel):
-            return Recorder(value, name, self._seen)
-        self._seen.add(name)
-        return value
-
-
-def run_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Run a stage by the command of dvc.yaml; the params it read."""
-    seen: set[str] = set()
-    module = MODULES[name]
-    if name != "check":  # which reads all of it
-        monkeypatch.setattr(module, "load", lambda schema: Recorder(load(schema), "", seen))
-    result = CliRunner().invoke(module.main, STAGES[name]["cmd"].split()[3:])
-    assert result.exit_code == 0, f"{name}: {result.output}\n{result.exception!r}"
-    return seen
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set[str]]]:
-    """A folder in which every stage has run once, and the params that each has read."""
-    folder = tmp_path_factory.mktemp("chain")
-    write_params(folder, **SMALL)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.chdir(folder)
-    read = {name: run_stage(name, monkeypatch) for name in MODULES}
-    monkeypatch.undo()
-    return folder, read
-
-
-@pytest.mark.parametrize("stage", MODULES)
-def test_stage_reads_no_param_it_does_not_declare(
-    chain: tuple[Path, dict[str, set[str]]], stage: str
-) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_reads_no_param_it_does_not_declare(micro_chain: Chain, stage: str) -> None:
     declared = declared_params(STAGES[stage])
     undeclared = {
         key
-        for key in chain[1][stage]
+        for key in micro_chain[1][stage]
         if not any(key == d or key.startswith(f"{d}.") for d in declared)
     }
     assert not undeclared, f"{stage} reads {undeclared}; dvc.yaml declares {declared}"
 
 
-def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> None:
-    files = {str(p.relative_to(chain[0])) for p in chain[0].rglob("*") if p.is_file()}
+def test_files_are_exactly_these(micro_chain: Chain) -> None:
+    files = {str(p.relative_to(micro_chain[0])) for p in micro_chain[0].rglob("*") if p.is_file()}
     model = {"config.json", "generation_config.json", "model.safetensors"}
     model |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     adapter = {"adapter_config.json", "adapter_model.safetensors", "model.json"}
@@ -142,13 +67,14 @@ def test_files_are_exactly_these(chain: tuple[Path, dict[str, set[str]]]) -> Non
 
 
 def test_metrics_have_the_names_that_tools_rely_on(
-    chain: tuple[Path, dict[str, set[str]]],
+    micro_chain: Chain,
 ) -> None:
     metrics = {
-        p.stem: json.loads(p.read_text()) for p in (chain[0] / "metrics" / "details").glob("*.json")
+        p.stem: json.loads(p.read_text())
+        for p in (micro_chain[0] / "metrics" / "details").glob("*.json")
     }
     assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "judge", "ppo", "evaluate"}
-    gate = json.loads((chain[0] / "metrics" / "gate.json").read_text())["best_of_4"]
+    gate = json.loads((micro_chain[0] / "metrics" / "gate.json").read_text())["best_of_4"]
     assert {"loss", "eval_loss", "eos_rate"} <= set(metrics["sft"])
     ranking = {"accuracy", "accuracy_by_gap", "accuracy_by_kind", "margin_mean", "margin_std"}
     ranking |= {"p_margin_gt_0", "p_margin_gt_0_5", "kendall_tau", "spearman_rho", "top1"}
@@ -183,7 +109,7 @@ def test_metrics_have_the_names_that_tools_rely_on(
 
 
 def test_headlines_are_few_and_details_hold_them(
-    chain: tuple[Path, dict[str, set[str]]],
+    micro_chain: Chain,
 ) -> None:
     def leaves(found: Any, address: str = "") -> dict[str, Any]:
         if not isinstance(found, dict):
@@ -191,7 +117,7 @@ def test_headlines_are_few_and_details_hold_them(
         parts = [leaves(value, f"{address}.{key}") for key, value in found.items()]
         return {key: value for part in parts for key, value in part.items()}
 
-    folder, total = chain[0] / "metrics", 0
+    folder, total = micro_chain[0] / "metrics", 0
     for file in sorted(folder.glob("*.json")):
         shown = leaves(json.loads(file.read_text()))
         assert 0 < len(shown) <= 12, f"{file.name}: {len(shown)} numbers"
@@ -204,9 +130,9 @@ def test_headlines_are_few_and_details_hold_them(
 
 
 def test_what_dvc_hashes_holds_no_time_and_no_path(
-    chain: tuple[Path, dict[str, set[str]]],
+    micro_chain: Chain,
 ) -> None:
-    folder = chain[0]
+    folder = micro_chain[0]
     hashed = [p for p in folder.rglob("*") if p.is_file() and "runtime" not in p.parts]
     for file in hashed:
         content = file.read_bytes()
@@ -215,30 +141,22 @@ def test_what_dvc_hashes_holds_no_time_and_no_path(
             assert not re.search(rb'"[a-z_]*(seconds|_s|memory\w*)":', content), file
 
 
-def test_a_second_run_gives_the_same_bytes(
-    chain: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_params(tmp_path, **SMALL)
-    monkeypatch.chdir(tmp_path)
-    for name in MODULES:
-        run_stage(name, monkeypatch)
-    first = {p.relative_to(chain[0]): p for p in chain[0].rglob("*") if p.is_file()}
+def test_a_second_run_gives_the_same_bytes(micro_chain: Chain, tmp_path: Path) -> None:
+    run_chain(tmp_path)
+    first = {p.relative_to(micro_chain[0]): p for p in micro_chain[0].rglob("*") if p.is_file()}
     for name, file in first.items():
         if not {"runtime", ".work"} & set(name.parts):  # both hold seconds
             assert (tmp_path / name).read_bytes() == file.read_bytes(), f"{name} differs"
 
 
 def test_another_seed_moves_the_model_but_not_the_embedder(
-    chain: tuple[Path, dict[str, set[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_params(tmp_path, **SMALL, seed=1)
     monkeypatch.chdir(tmp_path)
     for name in ("check", "sample", "preprocess", "base", "embedder"):
         run_stage(name, monkeypatch)
-    same = "data/embedder/model.safetensors", "data/preprocess/sft/train.jsonl"
-    for file in same:
-        found = [p for p in tmp_path.rglob(Path(file).name) if str(p).endswith(file)]
-        for path in found:
-            assert path.read_bytes() == (chain[0] / path.relative_to(tmp_path)).read_bytes()
+    for file in ("data/embedder/model.safetensors", "data/preprocess/sft/train.jsonl"):
+        assert (tmp_path / file).read_bytes() == (micro_chain[0] / file).read_bytes()
     base_file = Path("data/base/model.safetensors")
-    assert (tmp_path / base_file).read_bytes() != (chain[0] / base_file).read_bytes()
+    assert (tmp_path / base_file).read_bytes() != (micro_chain[0] / base_file).read_bytes()
