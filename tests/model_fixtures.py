@@ -42,6 +42,8 @@ from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 torch.use_deterministic_algorithms(True)  # as runtime.start does; bitwise claims rest on it
 
+# how SFT was trained, and the dtype: the kinds of backbone that PPO meets
+KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
 LORA = Lora(r=4, alpha=8)
 ARCHITECTURE = Architecture(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1, heads=2)
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

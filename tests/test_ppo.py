@@ -16,6 +16,7 @@ from stages.rlhf.ppo.state import Progress
 from stages.rlhf.ppo.stats import summary, write_curves
 from stages.rlhf.records import PromptRow, SftRow, write_jsonl
 from stages.rlhf.reward.model import new_reward_model
+from tests.conftest import naming
 from tests.model_fixtures import (
     LORA,
     QUESTIONS,
@@ -140,5 +141,5 @@ def test_no_validation_questions_are_refused(tmp_path: Path) -> None:
     save_card(paths["judge"], "judge", {"base": paths["base"]})
     write_jsonl(paths["validation"], [])
     params = shipped().model_copy(update={"model": "micro"})
-    with pytest.raises(ValueError, match="validation is empty: no questions to choose an update"):
+    with pytest.raises(ValueError, match=naming("validation", "empty")):
         ppo.trained(params, paths, tmp_path / "work")

@@ -10,6 +10,7 @@ from stages.rlhf.ppo import rollout as rollout_module
 from stages.rlhf.ppo.core import gae, policy_loss, whiten
 from stages.rlhf.ppo.rollout import micro_batches, minibatches, violations_of
 from tests.model_fixtures import (
+    KINDS,
     next_to_no_scores,
     ppo_knobs,
     ppo_settings,
@@ -17,8 +18,6 @@ from tests.model_fixtures import (
     sampled,
     shake,
 )
-
-KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -21,7 +21,7 @@ from stages.rlhf.runs import cache, closure, provenance, signals
 from stages.rlhf.runs.checkpoints import note
 from stages.rlhf.runs.prune import prune
 from stages.rlhf.runs.signals import Interrupted
-from tests.conftest import write_params
+from tests.conftest import naming, write_params
 from tests.model_fixtures import ROOT
 
 STAGE, CODE = "sft", Path("data/check/sft.json")
@@ -194,7 +194,7 @@ def test_the_place_counts_for_nothing(place: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_input_is_named(place: Path) -> None:
-    with pytest.raises(ValueError, match=r"^rows/none\.jsonl: no such file or folder"):
+    with pytest.raises(ValueError, match=naming("rows/none.jsonl")):
         provenance.origin(replace(stage(), inputs={"rows": Path("rows/none.jsonl")}))
 
 
@@ -255,7 +255,7 @@ def test_a_signal_ends_a_stage_whose_work_is_done(
         assert signals.stop_requested()
         writes("first")(at)
 
-    with pytest.raises(Interrupted, match="interrupted when stage sft was done; the same command"):
+    with pytest.raises(Interrupted, match=naming("interrupted", "sft")):
         run_cached(do)
     assert f"{number.name}: finishing and saving this step" in capsys.readouterr().err
     assert not signals.stop_requested()
