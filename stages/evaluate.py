@@ -22,6 +22,7 @@ import pandas as pd
 from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
 from stages.rlhf.config.base import load
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.measure import EvaluateParams
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
@@ -122,7 +123,7 @@ def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
     comparison_figures.draw_structure(found.structure, found.numbers, plots / "17_structure")
 
 
-def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
+def report_page(found: Evaluated, shown: int, limits: Limits, paths: Paths) -> str:
     """The report's HTML, from this stage's figures and from those of the stages before it."""
     metrics = {
         name: json.loads(details_file(paths["metrics_dir"] / f"{name}.json").read_text("utf-8"))
@@ -138,6 +139,7 @@ def report_page(found: Evaluated, shown: int, paths: Paths) -> str:
         found.structure,
         found.numbers,
         cards,
+        limits,
         html.settings(params_of(paths)),
     )
     return html.page(inputs, paths["plots_dir"])
@@ -180,7 +182,7 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
                 shutil.rmtree(folder, ignore_errors=True)
             write_jsonl(out / "samples.jsonl", found.samples)
             draw(found, shown, paths, plots)
-            text = report_page(found, shown, paths)
+            text = report_page(found, shown, params.limits, paths)
             (out / "report.html").write_text(text, encoding="utf-8", newline="\n")
             clock.lap("draw")
             write_stage_metrics(metrics, found.metrics, HEADLINE)

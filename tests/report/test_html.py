@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.ingest.cleaning import Reason
 from stages.rlhf.report import html
 from stages.rlhf.report.html import FIGURES, MODELS, ReportInputs, page, verdict
@@ -56,6 +57,7 @@ def inputs() -> ReportInputs:
         [Part("model.norm", "192", 1, 192)],
         {"architecture": "llama", "parameters": 2_164_416, "trained_share": 0.0974},
         {"sft": {"kind": "sft", "base_sha256": "abc"}},
+        Limits(eos_slack=0.005, repetition_slack=0.0071, length_band=0.23),
         {"ppo.kl_coef": 0.02, "data.source": HOSTILE, "base.hub": None},
     )
 
@@ -130,6 +132,13 @@ def test_what_it_shows(inputs: ReportInputs, plots: Path) -> None:
     assert f"{len(HOSTILE)}자" in text
     assert text.index("물은 적 없는 사실") < text.index("mine <b>")
     assert "–" in text  # a metric that says nothing
+
+
+def test_gates_are_told_with_the_limits_of_the_run(inputs: ReportInputs, plots: Path) -> None:
+    text = read(page(inputs, plots)).text
+    assert "0.0071 넘게" in text
+    assert "±23% 안" in text
+    assert "0.99 이상" in text
 
 
 def test_no_reject_is_lost(inputs: ReportInputs, plots: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.rlhf.config.limits import Limits
 from stages.rlhf.measure.text import length
+from stages.rlhf.report import comparison
 from stages.rlhf.report.structure import Part
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -72,9 +74,9 @@ RANKING = {
 }
 GATES = {
     "ppo_beats_sft": "PPO − SFT의 chrF와 코사인 차이의 95 % 구간이 모두 0보다 위",
-    "no_repetition": "되풀이와 베낌이 SFT보다 .005 넘게 늘지 않음",
-    "ends": "스스로 끝맺는 답이 .99 이상 (실제 데이터에서는 SFT 이상)",
-    "length_in_band": "평균 길이가 참조의 ±15 % 안",
+    "no_repetition": "되풀이와 베낌이 SFT보다 {limits.repetition_slack} 넘게 늘지 않음",
+    "ends": "스스로 끝맺는 답이 {eos_rate} 이상 (실제 데이터에서는 SFT 이상)",
+    "length_in_band": "평균 길이가 참조의 ±{limits.length_band:.0%} 안",
     "rm_ok": "보상 모델이 고른 best-of-4를 판정 모델도 SFT보다 낫다고 함",
 }
 PARTS = {"sft": "SFT", "rm": "보상 모델", "ppo": "PPO", "corpus": "말뭉치"}
@@ -143,6 +145,7 @@ class ReportInputs:
     structure: Sequence[Part]
     numbers: Mapping[str, Any]  # structure.summary
     cards: Mapping[str, Mapping[str, Any]]  # model.json of each model
+    limits: Limits
     params: Mapping[str, Any] = field(default_factory=dict)  # of `settings`
 
 
@@ -160,6 +163,12 @@ def settings(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for params in runs:
         gather(params, "")
     return dict(sorted(found.items()))
+
+
+def gate_conditions(limits: Limits) -> dict[str, str]:
+    """What each gate asks for, with the limits of this run."""
+    numbers = {"limits": limits, "eos_rate": comparison.EOS_RATE}
+    return {name: text.format(**numbers) for name, text in GATES.items()}
 
 
 def page(inputs: ReportInputs, plots: Path) -> str:
@@ -190,7 +199,7 @@ def page(inputs: ReportInputs, plots: Path) -> str:
         columns=METRICS,
         paired=PAIRED,
         ranking=RANKING,
-        gates=GATES,
+        gates=gate_conditions(inputs.limits),
         parts={part: preprocess[part] for part in PARTS if part in preprocess},
         part_names=PARTS,
         reasons=REASONS,
