@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,11 @@ def write_fingerprint(folder: Path, stage: str) -> Path:
     return code
 
 
-def staged_json(path: str) -> dict[str, Any]:
-    """A JSON file of the repository as git would commit it now."""
+@cache
+def staged(path: str) -> str:
+    """A file of the repository as git would commit it now."""
     shown = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, check=True, capture_output=True)
-    found: dict[str, Any] = json.loads(shown.stdout)
-    return found
+    return shown.stdout.decode()
 
 
 def copy_repository(folder: Path, without: tuple[str, ...] = (), **params: Any) -> Path:

@@ -1,6 +1,7 @@
 """Write what the READMEs take from committed files: python -m tests.readme"""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -41,12 +42,23 @@ GLOSS = {  # for those who do not read Korean
 }
 
 
+def read(path: str) -> str:
+    """A file of the repository. Tests read what git would commit: a run on this machine differs."""
+    return (ROOT / path).read_text("utf-8")
+
+
 def metrics(name: str) -> dict[str, Any]:
     """All numbers of a stage: its details, where it has a headline apart from them."""
-    files = [ROOT / "metrics" / folder / f"{name}.json" for folder in ("details", ".")]
-    file = next(file for file in files if file.is_file())
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    folder = "metrics" if name == "gate" else "metrics/details"
+    found: dict[str, Any] = json.loads(read(f"{folder}/{name}.json"))
     return found
+
+
+def runtimes() -> dict[str, dict[str, float]]:
+    """By stage: times and memory."""
+    folder = "metrics/runtime"
+    names = sorted(file.stem for file in (ROOT / folder).glob("*.json"))
+    return {name: json.loads(read(f"{folder}/{name}.json")) for name in names}
 
 
 def answers_table() -> str:
@@ -101,8 +113,7 @@ def gate_line() -> str:
 
 def table(name: str) -> list[dict[str, str]]:
     """The rows of a file of metrics/tables/."""
-    with (ROOT / "metrics" / "tables" / f"{name}.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(read(f"metrics/tables/{name}.csv").splitlines()))
 
 
 def benchmark_table() -> str:
@@ -312,18 +323,14 @@ def sweep_table() -> str:
 
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
-    files = (ROOT / "metrics" / "runtime").glob("*.json")
-    seconds = {file.stem: json.loads(file.read_text("utf-8"))["total_s"] for file in files}
+    seconds = {name: stage["total_s"] for name, stage in runtimes().items()}
     order = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
     return ", ".join(f"{name} {round(seconds[name])} s" for name in order if name in seconds)
 
 
 def cost(language: str) -> str:
     """What the committed run took."""
-    found = [
-        json.loads(file.read_text("utf-8"))
-        for file in sorted((ROOT / "metrics" / "runtime").glob("*.json"))
-    ]
+    found = list(runtimes().values())
     minutes = sum(stage["total_s"] for stage in found) / 60
     gib = max(stage["peak_memory_mib"] for stage in found) / 1024
     parameters = metrics("base")["parameters"] / {"en": 1e6, "ko": 1e4}[language]
@@ -338,8 +345,8 @@ def cost(language: str) -> str:
 
 def example(language: str) -> str:
     """A question with its answers. Raises ValueError where the samples no longer show it."""
-    with (ROOT / "plots" / "evaluate" / "16_samples.csv").open(encoding="utf-8") as file:
-        rows = {row["질문"]: row for row in csv.DictReader(file)}
+    samples = io.StringIO(read("plots/evaluate/16_samples.csv"))
+    rows = {row["질문"]: row for row in csv.DictReader(samples)}
     if QUESTION not in rows:
         raise ValueError(f"16_samples.csv does not hold {QUESTION!r}: choose another question")
 

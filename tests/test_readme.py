@@ -22,6 +22,7 @@ from stages.rlhf.config.whole import Params
 from stages.rlhf.plan.experiments import WORKSPACE
 from tests import readme as written
 from tests.benchmarks import experiments, rivals
+from tests.conftest import staged
 from tests.readme import READMES, ROOT, rendered
 
 PAGES = subprocess.run(
@@ -34,6 +35,12 @@ LANGUAGES = pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OURS = r"(?:stages|tests|metrics|plots|findings|\.ci|\.dvc)/[\w./-]+|[\w.]+\.(?:py|yaml|toml|lock)"
+
+
+@pytest.fixture(autouse=True)
+def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What git would commit: a run on another processor, or a busier one, has other figures."""
+    monkeypatch.setattr(written, "read", staged)
 
 
 @pytest.mark.parametrize("page", READMES)
@@ -328,6 +335,7 @@ def write(folder: Path, name: str, cells: dict[str, rivals.Cells]) -> None:
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the repository's root."""
     monkeypatch.setattr(written, "ROOT", tmp_path)
+    monkeypatch.setattr(written, "read", lambda path: (tmp_path / path).read_text("utf-8"))
     return tmp_path
 
 
