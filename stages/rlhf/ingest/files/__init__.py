@@ -1,0 +1,1 @@
+"""Files on disk, in folders, zips and gzips, and the rows in them."""
