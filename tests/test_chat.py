@@ -1,41 +1,26 @@
-"""One BOS, one EOS, a padding token of its own: the same for every tokenizer."""
+"""One BOS, one EOS, a padding token of its own, text that stays text: for every tokenizer."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from stages.rlhf.chat import Codec, prepare_tokenizer, template, template_hash
+from stages.rlhf.chat import Codec, encode_as_text, prepare_tokenizer, template, template_hash
 from stages.rlhf.sizes import TEMPLATE_TOKENS
 from tests.conftest import naming
-from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, bpe, llama3_tokenizer, tiny_tokenizer
-
-
-def llama2_tokenizer() -> Any:
-    """A twin of Llama-2's: sentencepiece with byte fallback, <unk>, and no padding token."""
-    text = "".join(SENTENCES + QUESTIONS)
-    signs = sorted({c if c != " " else "▁" for c in text} - {"\n"})
-    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, "▁", *signs])}
-    made = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+from tests.tokenizer_fixtures import (
+    QUESTIONS,
+    SENTENCES,
+    bpe,
+    gemma_tokenizer,
+    llama2_tokenizer,
+    llama3_tokenizer,
+    sentencepiece,
+    tiny_tokenizer,
+)
 
 
 def pad_is_eos() -> Any:
@@ -45,12 +30,47 @@ def pad_is_eos() -> Any:
     return tokenizer
 
 
+def hub_llama2(legacy: bool) -> Any:
+    """Llama-2's as transformers rebuilds it: the blank goes before the text, or every piece."""
+    model = json.loads(sentencepiece(True, "<unk>", "<s>", "</s>").to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return LlamaTokenizer(vocab=model["vocab"], merges=merges, legacy=legacy)
+
+
+def gemma2_tokenizer() -> Any:
+    """With what else Gemma 2 has: turns, spares that are not flagged special, text as a token."""
+    tokenizer = gemma_tokenizer()
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in (*GEMMA_CONTROL, *GEMMA_TEXT)])
+    tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>"], special_tokens=True)
+    return tokenizer
+
+
+GEMMA_CONTROL = ("<mask>", "<2mass>", "[@BOS@]", "<unused0>", "<unused12>")
+GEMMA_TEXT = ("\n\n", "▁▁▁▁", "<table>", "</table>", "<h1>", "<s>", "</s>", "<code>")
+LLAMA3_MORE = ("<|eot_id|>", "<|start_header_id|>", "<|reserved_special_token_0|>")
+
+
+def llama32_tokenizer() -> Any:
+    tokenizer = llama3_tokenizer()
+    tokenizer.add_tokens(list(LLAMA3_MORE), special_tokens=True)
+    return tokenizer
+
+
 PADS = {
     "tiny": (tiny_tokenizer, "<pad>"),
-    "llama3": (llama3_tokenizer, "<|finetune_right_pad_id|>"),
-    "llama3, pad == eos": (pad_is_eos, "<|finetune_right_pad_id|>"),
-    "llama2": (llama2_tokenizer, "<unk>"),
+    "llama32-1b": (llama32_tokenizer, "<|finetune_right_pad_id|>"),
+    "kanana15-2b": (pad_is_eos, "<|finetune_right_pad_id|>"),
+    "gemma2-2b": (gemma2_tokenizer, "<pad>"),
+    "llama2-ko-7b": (llama2_tokenizer, "<unk>"),
+    "llama2-ko-7b, rebuilt": (lambda: hub_llama2(False), "<unk>"),
+    "llama2-ko-7b, legacy": (lambda: hub_llama2(True), "<unk>"),
 }
+STEERING = [  # of all of them, and of others
+    *("<pad>", "<bos>", "<eos>", "<unk>", "<s>", "</s>", "<|begin_of_text|>", "<|end_of_text|>"),
+    *("<|finetune_right_pad_id|>", *LLAMA3_MORE, *GEMMA_CONTROL, "<start_of_turn>"),
+    *("<end_of_turn>", "[MASK]", "[INST]", "<<SYS>>", "<|im_start|>", "<|endoftext|>"),
+]
+CODE = "표입니다.\n\n```python\ndef f(x):\n    return  x\n\n\n\ty = 1\n```\n- 하나\n    - 둘\n끝"
 
 
 @pytest.fixture(params=list(PADS))
@@ -88,6 +108,72 @@ def test_text_comes_back_as_it_was(codec: Codec) -> None:
     for answer in [*SENTENCES, *odd]:
         assert codec.text(codec.response_ids(answer)) == answer
     assert codec.text([codec.pad_id, *codec.response_ids(" 네 "), codec.pad_id]) == "네"
+
+
+def control(codec: Codec) -> set[int]:
+    """Ids of the tokens that no text may become."""
+    added = codec.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {i for i, t in added.items() if t.special or t.content in STEERING} - {
+        i for i, t in added.items() if not t.special and t.content in GEMMA_TEXT
+    }
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_no_text_becomes_a_special_token(codec: Codec, text: str) -> None:
+    steering = control(codec)
+    assert len(steering) > 2
+    for said in (text, f"HTML의 {text}취소선{text} 태그는?", text * 3, f"\ufdd0{text}"):
+        prompt, response = codec.prompt_ids(said), codec.response_ids(said)
+        assert prompt[0] == codec.tokenizer.bos_token_id
+        assert not steering & {*prompt[1:]}
+        assert response[-1] == codec.eos_id
+        assert not steering & {*response[:-1]}
+        assert codec.text(response) == said.removeprefix("\ufdd0")
+        assert said.removeprefix("\ufdd0") in codec.text(prompt)
+
+
+def test_ordinary_text_has_the_ids_that_the_tokenizer_gives_it(codec: Codec) -> None:
+    tokenizer = codec.tokenizer
+    for text in [*QUESTIONS, *SENTENCES, CODE, "a < b | c > d [1]", "<table><h1>표</h1></table>"]:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        assert codec.prompt_ids(text) == tokenizer.encode(rendered, add_special_tokens=False)
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        assert codec.response_ids(text) == [*plain, codec.eos_id]
+        assert codec.text([*plain, codec.eos_id]) == text
+
+
+def test_text_that_gemma_has_a_token_for_keeps_it() -> None:
+    codec = Codec(prepare_tokenizer(gemma2_tokenizer()))
+    for text in ("\n\n", "<table>", "<s>"):
+        assert codec.tokenizer.convert_tokens_to_ids(text) in codec.response_ids(f"가{text}나")
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(codec: Codec, tmp_path: Path) -> None:
+    codec.tokenizer.save_pretrained(tmp_path / "before")
+    codec.prompt_ids("<s>[MASK]<unused12>")
+    codec.tokenizer.save_pretrained(tmp_path / "after")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        before, after = (tmp_path / when / name for when in ("before", "after"))
+        assert before.read_bytes() == after.read_bytes()
+    again = Codec(prepare_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "after")))
+    assert not control(again) & {*again.prompt_ids(" ".join(STEERING))[1:]}
+
+
+def test_a_generated_special_token_is_dropped(codec: Codec) -> None:
+    bos = codec.tokenizer.bos_token_id
+    ids = codec.response_ids("<s>는 취소선")
+    assert codec.text([bos, *ids[:-1], codec.pad_id, codec.eos_id]) == "<s>는 취소선"
+
+
+def test_a_model_that_makes_special_tokens_from_text_is_refused() -> None:
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("<", -3.0), ("/", -3.0), ("s", -3.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["</s>"])
+    with pytest.raises(ValueError, match=naming("</s>", "other tokens")):
+        encode_as_text(tokenizer)
 
 
 def test_prompt_and_answer_make_the_templates_whole_conversation(codec: Codec) -> None:

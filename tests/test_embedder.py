@@ -9,14 +9,15 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from stages.embedder import main
 from stages.rlhf.config.measure import EmbedderConfig
-from stages.rlhf.measure import similarity
-from stages.rlhf.model import embedder
+from stages.rlhf.model import embedder, similarity
 from stages.rlhf.records import SftRow, write_jsonl
 from tests.conftest import naming, write_fingerprint, write_params
 
@@ -121,9 +122,13 @@ def test_no_pair_twice() -> None:
     assert pairs == [("하나", "둘"), ("질문", "하나 둘")]
 
 
-def test_too_little_text() -> None:
-    with pytest.raises(ValueError, match=naming(1, 2)):
-        embedder.train(["하나 둘"], [], KNOBS)
+@pytest.mark.parametrize("corpus", [["하나 둘"], ["하나"], ["하나 둘", "하나 둘"]])
+def test_without_two_pairs_the_initial_vectors_stay(corpus: list[str]) -> None:
+    model = embedder.train(corpus, [], KNOBS)
+    initial = embedder.initial_weights(model.tokenizer, corpus, KNOBS)
+    assert torch.equal(model[0].embedding.weight, initial)
+    assert 256 < len(initial) < KNOBS.vocab_size  # as many as there are
+    assert np.isfinite(embedder.encode(model, [*corpus, "없는 말"])).all()
 
 
 def run_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **knobs: Any) -> Any:
@@ -191,6 +196,23 @@ def test_hub_pointer(
         ValueError, match=naming(snapshot / "model.safetensors", out / "pointer.json")
     ):
         embedder.load(out)
+
+
+def test_a_special_token_in_a_response_is_text_to_a_hub_embedder(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[", "]", "mask", "in"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(
+        tmp_path / "bert"
+    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(words), intermediate_size=8, **sizes)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    bert = Transformer(str(tmp_path / "bert"))
+    fill(cache, SentenceTransformer(modules=[bert, Pooling(8)]))
+    assert run_stage(monkeypatch, tmp_path, hub="some/ruler").exit_code == 0
+    loaded = embedder.load(tmp_path / "out")
+    assert loaded.tokenizer("[MASK] in")["input_ids"] == [2, 5, 7, 6, 8, 3]
 
 
 def test_hub_without_cache_is_one_sentence(

@@ -2,15 +2,31 @@
 
 Different here: prompt and response are encoded separately, so that no token spans the boundary and
 the response's first token is the same in training, scoring and generation; EOS is always part of
-the response, and never the padding token.
+the response, and never the padding token; what looks like a special token in a question or an
+answer (<s>, [MASK], <|eot_id|>) is text and is encoded as text.
 """
 
+import copy
 import hashlib
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
+
 TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
+# Added tokens in brackets steer a model (<unused12>, <|im_start|>, [INST]), whether or not they are
+# flagged as special; those of HTML are text that Gemma has a token for.
+_STEERING = re.compile(r"<.+>|\[.+\]")
+_HTML = re.compile(
+    r"</?(?:html|head|title|body|header|footer|main|nav|section|article|div|p|span|br|hr|h[1-6]|a"
+    r"|img|iframe|ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tfoot|tr|th|td|blockquote|pre|code"
+    r"|strong|em|b|i|u|s|sub|sup|form|input|button|script|style)>"
+)
+# Stands where BOS does while a prompt is encoded; no character of any text (Unicode: never one).
+_START = "\ufdd0"
 
 
 def template() -> str:
@@ -44,6 +60,39 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def control_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
+    """The tokens that steer a model and never stand for text, by id."""
+    return {
+        index: token
+        for index, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special
+        or (_STEERING.fullmatch(token.content) and not _HTML.fullmatch(token.content))
+    }
+
+
+def encode_as_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Change a tokenizer, in place, so that no text becomes a control token or is cut or padded.
+
+    Raises ValueError if its model itself makes one of them from text.
+    """
+    control = control_tokens(tokenizer)
+    for token in control.values():
+        token.special = True  # of a copy
+    tokenizer.add_special_tokens(list(control.values()))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    for index, token in control.items():
+        ids = tokenizer.encode(token.content, add_special_tokens=False).ids
+        if index in ids and token.content != unknown:
+            raise ValueError(
+                f"the tokenizer's model turns the text {token.content!r} into its special token;"
+                " expected one that can write it in other tokens"
+            )
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class Codec:
     """Text to token ids, and back."""
@@ -60,16 +109,31 @@ class Codec:
         """Ends every response."""
         return int(self.tokenizer.eos_token_id)
 
+    @cached_property
+    def _text(self) -> Tokenizer:
+        """A copy of the tokenizer that knows no special token but _START."""
+        made = encode_as_text(copy.deepcopy(self.tokenizer.backend_tokenizer))
+        made.add_tokens([AddedToken(_START, normalized=False)])
+        return made
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._text.encode(text, add_special_tokens=False).ids)
+
     def prompt_ids(self, question: str) -> list[int]:
         """The question in the chat template, up to where the response starts; one BOS."""
+        bos = self.tokenizer.bos_token or ""
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+            [{"role": "user", "content": question.replace(_START, "")}],
+            tokenize=False,
+            add_generation_prompt=True,
+        ).removeprefix(bos)
+        if not bos:
+            return self._ids(text)
+        return [int(self.tokenizer.bos_token_id), *self._ids(_START + text)[1:]]
 
     def response_ids(self, response: str) -> list[int]:
         """Ids of the response, EOS included."""
-        return [*self.tokenizer.encode(response, add_special_tokens=False), self.eos_id]
+        return [*self._ids(response.replace(_START, "")), self.eos_id]
 
     def text(self, ids: list[int]) -> str:
         """Decoded text: special tokens dropped, outer whitespace stripped."""

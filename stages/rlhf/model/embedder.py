@@ -92,18 +92,16 @@ def train(
 ) -> SentenceTransformer:
     """A StaticEmbedding model from training texts and training (question, answer) pairs.
 
-    Raises ValueError with fewer than two different pairs.
+    Its vocabulary is smaller than `config.vocab_size` if the texts have too few words. Without two
+    different pairs there is nothing to contrast: the initial vectors stay.
     """
     pairs = training_pairs(corpus, questions)
-    if len(pairs) < 2:
-        raise ValueError(
-            f"the embedder needs at least 2 different pairs of texts, not {len(pairs)}"
-        )
     texts = [*corpus, *(text for pair in questions for text in pair)]
     tokenizer = train_tokenizer(texts, config.vocab_size)
     static = StaticEmbedding(tokenizer, embedding_weights=initial_weights(tokenizer, texts, config))
     model = SentenceTransformer(modules=[static], device="cpu")
-    _fit(model, pairs, config)
+    if len(pairs) > 1:
+        _fit(model, pairs, config)
     return model.eval()
 
 
@@ -160,6 +158,10 @@ def load(folder: Path) -> SentenceTransformer:
         raise ValueError(f"{weights}: not a usable embedder: {cause}") from error
     for index in reversed([i for i, module in enumerate(model) if isinstance(module, Normalize)]):
         del model[index]
+    if isinstance(model.tokenizer, Tokenizer):
+        model.tokenizer.encode_special_tokens = True  # [MASK] in a response is text
+    else:
+        model.tokenizer.split_special_tokens = True
     return model.eval()
 
 
