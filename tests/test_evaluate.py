@@ -20,6 +20,7 @@ KEYS = {
     "euclidean_similarity",
     "pearson",
     "chrf",
+    "chrf_plus_plus",
     "exact",
     "contains",
     "wrong_fact_rate",

@@ -96,6 +96,7 @@ def test_metrics_have_the_names_that_tools_rely_on(
     assert set(metrics["rm"]["by_kind"]) == {"unseen_wording", "never_asked", "unseen_ending"}
     assert {"kl", "reward", "eos_rate", "best_update", "skipped"} <= set(metrics["ppo"])
     names = {"cosine", "euclidean_distance", "euclidean_similarity", "pearson", "chrf", "exact"}
+    names |= {"chrf_plus_plus"}
     names |= {"contains", "wrong_fact_rate", "eos_rate", "repetition", "copy_rate", "length"}
     for model in ("base", "sft", "ppo", "best_of_n"):
         assert names | {"by_kind"} <= set(metrics["evaluate"][model])

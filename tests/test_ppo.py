@@ -29,7 +29,7 @@ from tests.model_fixtures import (
     shipped,
 )
 
-FIGURES = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
+FIGURES = ("chrf", "chrf_plus_plus", "exact", "eos_rate", "repetition", "copy_rate", "length")
 UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 
 

@@ -26,6 +26,7 @@ def test_reference_metrics_by_hand() -> None:
     assert found["copy_rate"] == 0.5
     assert found["length"] == (9 + 17) / 2
     assert 50 <= found["chrf"] < 60
+    assert 50 <= found["chrf_plus_plus"] < found["chrf"]
 
 
 def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_path: Path) -> None:

@@ -20,12 +20,34 @@ STYLE_METRICS = (
 POLITE, PLAIN = "polite", "plain"
 
 _TAIL = re.compile(r"[^가-힣]+$")
-_POLITE = re.compile(r"(?:요|죠|니다|니까|시오|소서|나이다)$")
-# Plain endings that rarely end a noun; past tense -ㅆ어 is recognised by the preceding syllable.
-_PLAIN = re.compile(
-    r"(?:[가-힣][다지네까]|[이하되거]야|[같않많좋잖]아|[싶없]어|거든|구나|느냐|몰라|그래|니|해|돼)$"
+# Endings are matched on spelled syllables (합니다 is 하ㅂ니다): a final consonant tells the verb
+# 들어 (드ㄹ어) from the noun 상어 (사ㅇ어). Words that end in the same letters are named and left.
+_POLITE = re.compile(
+    r"(?:(?<!피ㄹ|주ㅇ)(?<![수소])요|죠|ㅂ니다|ㅂ니까|ㅂ시다|시오|소서)$"  # but 필요, 중요, 수요
 )
-_SYLLABLES, _FINALS, _SSANG_SIOT = 0xAC00, 28, 20  # Unicode's syllable order: finals vary fastest
+_STEM = "ㄲㄵㄶㄷㄹㄺㄻㄼㄾㄿㅀㅂㅄㅅㅆㅈㅊㅌㅍㅎ"  # finals of verbs, of few nouns in -어 or -아
+_PLAIN = re.compile(
+    "(?:"
+    # declarative, interrogative; not 까지, 강아지, 아버지, 이미지, 어머니, 언니, 케냐
+    r"[가-힣ㄱ-ㅎ][다네]|(?<![까아버미])지|ㄹ까|(?<!머)(?<!어ㄴ)니|(?<!케)냐|[ㅄㅆ]나"
+    r"|(?:느|더|으|이|니|하|거|우|르|쁘|러|떠)ㄴ가"
+    # -어/-아 after a consonant; not 술어, 발아
+    rf"|[{_STEM}](?<!수ㄹ)어|[{_STEM}](?<!바ㄹ)아"
+    r"|[머주써이찌시]ㄱ어|[노마자바소]ㄱ아|[너수시]ㅁ어|[가나다사차]ㅁ아"
+    # contracted with the stem: 고마워, 기뻐, 마셔, 보여, 걸려; not 파워, 타워, 샤워
+    r"|[되뛰쉬뀌]어|(?<![라샤타파])워|[봐놔줘둬춰꿔써떠]|[나어아져라려]와|[기예이]뻐|스ㄹ퍼|[나바]빠|[고아]파"
+    r"|[겨껴쳐져켜셔]|[보쓰ㄱㄹㅌㅍㅎ]여|[거그기내느다도버여오흐ㄹ]려|(?<!오ㄹ)(?<![새피])해|돼|모ㄹ라|그래|어때"
+    # copula -야; not -어야, 분야, 전야, 심야, 평야, 시야
+    r"|(?<!부ㄴ|저ㄴ|시ㅁ|펴ㅇ)(?<![써서시아어여와워져쳐해])야"
+    # reported, remembered, exclaimed: 간대, 좋더라고, 맞거든, 있군
+    r"|[ㅄㅆㅎㄶ]대|[되오우하]ㄴ대|더라[고구]?|거드ㄴ|구나|구마ㄴ|(?:느ㄴ|더|[ㅄㅆ])구ㄴ"
+    # imperative, hortative, promise: 바꿔라, 가자, 할게
+    r"|[꿔려봐아어워져줘쳐하해]라|마ㄹ라|(?:[되하]|[드노마]ㄹ|머ㄱ|[아어해]보|[러아어] ?가)자"
+    r"|[가되보오으주하]ㄹ게"
+    ")$"
+)
+_SYLLABLES, _FINALS = 0xAC00, 28  # Unicode's syllable order: finals vary fastest
+_JAMO = "\0ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
 
 
 def sentences(text: str) -> list[str]:
@@ -39,24 +61,26 @@ def sentences(text: str) -> list[str]:
 
 def speech_level(sentence: str) -> str | None:
     """POLITE, PLAIN, or None if the ending is neither."""
-    stem = _TAIL.sub("", sentence)
+    stem = _spelled(_TAIL.sub("", sentence)[-5:])
     if _POLITE.search(stem):
         return POLITE
-    return PLAIN if _PLAIN.search(stem) or _is_past(stem) else None
+    return PLAIN if _PLAIN.search(stem) else None
 
 
-def _is_past(stem: str) -> bool:
-    """The stem ends in -ㅆ어, as 갔어, 먹었어, 하겠어."""
-    return stem[-1:] == "어" and stem[-2:-1] >= "가" and _final(stem[-2]) == _SSANG_SIOT
-
-
-def _final(syllable: str) -> int:
-    return (ord(syllable) - _SYLLABLES) % _FINALS
+def _spelled(stem: str) -> str:
+    """Each final consonant as a letter of its own: 합니다 is 하ㅂ니다."""
+    found = ""
+    for char in stem:
+        index = ord(char) - _SYLLABLES
+        final = index % _FINALS if "가" <= char <= "힣" else 0
+        found += chr(ord(char) - final) + _JAMO[final] if final else char
+    return found
 
 
 def levels(text: str) -> list[str]:
-    """The speech levels of its sentences in order, without those that have none."""
-    return [level for level in map(speech_level, sentences(text)) if level is not None]
+    """The speech levels of its sentences in order, without those that have none, as code has."""
+    spoken = [sentence for sentence in sentences(text) if "```" not in sentence]
+    return [level for level in map(speech_level, spoken) if level is not None]
 
 
 def polite(text: str) -> bool | None:

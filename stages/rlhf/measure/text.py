@@ -6,19 +6,18 @@ response, and every metric is a mean over responses, so that it can be bootstrap
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
-from itertools import takewhile
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import CHRF
 
+from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.records import Response, SftRow
 
-MAX_UNIT = 20  # characters of a loop's unit; longer units are found by words
-ECHO = 0.8  # a response that starts with this share of the question's letters echoes it
 TEXT_METRICS = (
     "chrf",
+    "chrf_plus_plus",
     "exact",
     "contains",
     "wrong_fact_rate",
@@ -30,14 +29,19 @@ TEXT_METRICS = (
 
 Values = NDArray[np.float64]  # (N,), one per response
 
-# Boundary required before (after) a phrase that begins (ends) with such a character.
+# Boundary required before (after) a phrase that begins (ends) with such a character: 3년 is not in
+# 13년, 5도 not in -5도, 10m not in 10mm, 10m² or 10m/s.
 _EDGES = {
-    "digit": (r"(?<!\d)(?<!\d[.,])", r"(?!\d)(?![.,]\d)"),
-    "latin": (r"(?<![A-Za-z])", r"(?![A-Za-z])"),
+    "digit": (r"(?<!\d)(?<!\d[.,])(?<!\s[-−])(?<!^[-−])", r"(?!\d)(?![.,]\d)"),
+    "latin": (r"(?<![A-Za-z])", r"(?![A-Za-z²³]|/[^\W\d])"),
     "other": ("", ""),
 }
+_WIDE = {ord("０") + i: chr(ord("0") + i) for i in range(10)} | {ord("％"): "%"}
+_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")  # 1,947, but not 1,2 or 1,94
+_UNIT_APART = re.compile(r"(?<=\d) (?=[^\W\d_]|[%°℃℉])")  # 1947 m
 
 _CHRF = CHRF(char_order=6, word_order=0, beta=2)
+_CHRF_PLUS_PLUS = CHRF(char_order=6, word_order=2, beta=2)
 
 
 def fold(text: str) -> str:
@@ -54,6 +58,14 @@ def chrf(response: str, reference: str) -> float:
     return float(_CHRF.sentence_score(fold(response), [fold(reference)]).score)
 
 
+def chrf_plus_plus(response: str, reference: str) -> float:
+    """`chrf` with word 1- and 2-grams next to the characters': sees spacing, which chrF ignores.
+
+    Popović 2017. Words are split at whitespace, and one mark at either end is a word.
+    """
+    return float(_CHRF_PLUS_PLUS.sentence_score(fold(response), [fold(reference)]).score)
+
+
 def exact(response: str, reference: str) -> bool:
     """Equal after folding."""
     return fold(response) == fold(reference)
@@ -62,7 +74,8 @@ def exact(response: str, reference: str) -> bool:
 def contains(response: str, phrase: str) -> bool:
     """The phrase occurs in the response, and not inside a longer number or Latin word.
 
-    3년 is not in 13년, W is not in Wb; Hangul may precede and follow it, as particles do.
+    3년 is not in 13년, W is not in Wb; Hangul may precede and follow it, as particles do. Numbers
+    are equal as 1947m, 1,947m, １９４７m and 1947 m; a number in words or in another unit is not.
     """
     return _find(response, phrase, "")
 
@@ -82,34 +95,6 @@ def states_wrong_fact(response: str, phrase: str, rivals: Collection[str]) -> bo
     return True if any(names(response, rival) for rival in rivals) else None
 
 
-def loops(response: str) -> bool:
-    """Some unit repeats three or more times in a row.
-
-    The unit is a sequence of words of any length, ignoring punctuation and case; or of 2 to
-    MAX_UNIT characters, at least one a letter or broken (U+FFFD), which finds loops without spaces
-    (ㅋㅋㅋㅋㅋㅋ, but not 하하하, 1000000 or ......).
-    """
-    text = fold(response)
-    words = [word for word in map(_bare, text.split(" ")) if word]
-    return _repeats(words, 1, len(words), bool) or _repeats(text, 2, MAX_UNIT, _has_letter)
-
-
-def copies(response: str, question: str, reference: str) -> bool:
-    """The response copies the question, and the reference does not.
-
-    Compared by letters and digits only. It copies the question if it contains all of it, or if the
-    two share a prefix of at least ECHO of the question's length. The reference excuses a response
-    to an elliptic question (한라산의 높이는? 한라산의 높이는 1947m입니다.), but never one that is
-    just the question, once or repeated.
-    """
-    text, question = _bare(response), _bare(question)
-    if not question or not text:
-        return False
-    if not text.replace(question, ""):
-        return True
-    return _echoes(text, question) and not _echoes(_bare(reference), question)
-
-
 def length(response: str) -> int:
     """Characters of the folded text, spaces included: independent of the tokenizer."""
     return len(fold(response))
@@ -125,7 +110,7 @@ def rival_values(rows: Sequence[SftRow]) -> list[set[str]]:
     for row in rows:
         group = values.setdefault(row.category, set())
         if row.must_contain:
-            group.add(fold(row.must_contain))
+            group.add(_plain_numbers(row.must_contain))
     return [
         {
             value
@@ -139,14 +124,15 @@ def rival_values(rows: Sequence[SftRow]) -> list[set[str]]:
 def text_values(responses: Sequence[Response], rows: Sequence[SftRow]) -> dict[str, Values]:
     """(N,) per metric, NaN where undefined for that response.
 
-    chrf, exact, contains (NaN: the row has no phrase), wrong_fact_rate (NaN: no phrase, or the
-    response states no value), eos_rate, repetition, copy_rate, length.
+    TEXT_METRICS; contains is NaN where the row has no phrase, wrong_fact_rate also where the
+    response states no value.
     """
     columns: dict[str, list[float | None]] = {name: [] for name in TEXT_METRICS}
     for response, row, rivals in zip(responses, rows, rival_values(rows), strict=True):
         text, phrase = response.text, row.must_contain
         found = {
             "chrf": chrf(text, row.answer),
+            "chrf_plus_plus": chrf_plus_plus(text, row.answer),
             "exact": exact(text, row.answer),
             "contains": contains(text, phrase) if phrase else None,
             "wrong_fact_rate": states_wrong_fact(text, phrase, rivals) if phrase else None,
@@ -160,25 +146,16 @@ def text_values(responses: Sequence[Response], rows: Sequence[SftRow]) -> dict[s
     return {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
 
 
-def _repeats(
-    units: Sequence[str], shortest: int, longest: int, counts: Callable[[str], bool]
-) -> bool:
-    # Three equal n-grams in a row: units[i] == units[i + n] for 2n consecutive i.
-    for n in range(shortest, min(longest, len(units) // 3) + 1):
-        run = 0
-        for i in range(len(units) - n):
-            run = run + 1 if units[i] == units[i + n] else 0
-            if run >= 2 * n and counts("".join(units[i : i + n])):
-                return True
-    return False
-
-
-def _has_letter(text: str) -> bool:
-    return any(char.isalpha() or char == "\ufffd" for char in text)
+def _plain_numbers(text: str) -> str:
+    """Folded; digits of normal width, without commas in groups or a blank before their unit."""
+    text = fold(text).translate(_WIDE)
+    text = _GROUPS.sub(lambda match: match.group().replace(",", ""), text)
+    return _UNIT_APART.sub("", text)
 
 
 def _find(response: str, phrase: str, before: str) -> bool:
-    text, phrase = fold(response), fold(phrase)
+    read = _plain_numbers if any(map(str.isdigit, phrase)) else fold
+    text, phrase = read(response), read(phrase)
     if not phrase or phrase not in text:
         return False
     left, right = _EDGES[_kind(phrase[0])][0], _EDGES[_kind(phrase[-1])][1]
@@ -189,15 +166,3 @@ def _kind(char: str) -> str:
     if char.isdigit():
         return "digit"
     return "latin" if char.isascii() and char.isalpha() else "other"
-
-
-def _bare(text: str) -> str:
-    return "".join(c for c in fold(text).casefold() if c.isalnum())
-
-
-def _echoes(text: str, question: str) -> bool:
-    if question in text:
-        return True
-    pairs = zip(text, question, strict=False)
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return shared >= ECHO * len(question)

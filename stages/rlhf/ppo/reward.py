@@ -10,7 +10,7 @@ class Violations(NamedTuple):
     """What costs a response a constant penalty: (B,) bool each."""
 
     missing_eos: Tensor  # it was cut off at the length limit
-    repetition: Tensor  # a unit is repeated three times or more in a row
+    repetition: Tensor  # a unit is repeated again and again in a row
     copy: Tensor  # it gives the prompt's question back
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
-from stages.rlhf.measure.text import copies, loops
+from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
 from stages.rlhf.model.sequences import Sequences, index_on

@@ -10,7 +10,7 @@ uncertainty         mean_B min(uncertainty_coef * variance over the members, sco
 reward              mean_B (score - uncertainty - penalty - kl_coef * KL of the response), sd
 penalty             mean_B of the constants for no EOS, repetition, copy, sd
 eos_rate            share of responses that end with EOS
-repetition          share of responses with a unit three times or more in a row
+repetition          share of responses with a unit again and again in a row
 copy_rate           share of responses that give the question back
 kl                  mean_B sum_t log(policy / reference), nats per response (k1: can be < 0)
 kl_coef             weight of the KL in this update's rewards, sd per nat
@@ -46,7 +46,7 @@ from stages.rlhf.records import write_csv
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 DRAWN = ("update", "score", "kl", "length")  # columns of updates.csv even without an update
-VALIDATED = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
+VALIDATED = ("chrf", "chrf_plus_plus", "exact", "eos_rate", "repetition", "copy_rate", "length")
 
 
 def rollout_stats(rollout: Rollout, kl_coef: float) -> dict[str, float]:

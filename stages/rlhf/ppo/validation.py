@@ -5,7 +5,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.measure.text import chrf, copies, exact, length, loops
+from stages.rlhf.measure.text import chrf, chrf_plus_plus, exact, length
+from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import Response, SftRow
@@ -76,6 +77,7 @@ def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, 
     pairs = list(zip((answer.text for answer in answers), rows, strict=True))
     return {
         "chrf": fmean(chrf(text, row.answer) for text, row in pairs),
+        "chrf_plus_plus": fmean(chrf_plus_plus(text, row.answer) for text, row in pairs),
         "exact": fmean(exact(text, row.answer) for text, row in pairs),
         "eos_rate": fmean(answer.ended for answer in answers),
         "repetition": fmean(loops(text) for text, _ in pairs),

@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.rlhf.config.limits import Limits
-from stages.rlhf.measure import similarity
 from stages.rlhf.measure.style import STYLE_METRICS, distinct, style_values
 from stages.rlhf.measure.text import fold, text_values
 from stages.rlhf.measure.win_rate import length_controlled, mean_and_interval, win_rates
+from stages.rlhf.model import similarity
 from stages.rlhf.records import Response, SftRow
 
 T = TypeVar("T")

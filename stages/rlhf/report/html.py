@@ -33,6 +33,7 @@ METRICS = {  # titles and formats in the comparison table
     "euclidean_similarity": ("유클리드 유사도", "{:.3f}"),
     "pearson": ("피어슨", "{:.3f}"),
     "chrf": ("chrF", "{:.1f}"),
+    "chrf_plus_plus": ("chrF++", "{:.1f}"),
     "exact": ("정확히 일치", "{:.3f}"),
     "contains": ("정답 포함", "{:.3f}"),
     "wrong_fact_rate": ("틀린 사실", "{:.3f}"),
@@ -89,6 +90,7 @@ SPLITS = {
 }
 REASONS = {  # of cleaning.Reason
     "malformed": "모양이 맞지 않음",
+    "unknown_split": "분할의 이름을 알 수 없음",
     "empty_question": "질문이 비어 있음",
     "empty_answer": "답변이 비어 있음",
     "answer_equals_question": "답변이 질문 그대로",
@@ -99,8 +101,10 @@ REASONS = {  # of cleaning.Reason
     "duplicate_question": "같은 질문이 이미 있음",
     "leak": "질문이 다른 분할에 속함",
     "judge_question": "판정 모델에게만 주는 질문",
+    "contradicted": "순위가 서로 어긋남",
     "too_long": "토큰 한도를 넘음",
     "duplicate_answer": "같은 답변이 이미 있음",
+    "no_order": "다른 답변과의 순위를 알 수 없음",
 }
 STRUCTURE = {  # titles and formats of structure.summary
     "architecture": ("구조", "{}"),

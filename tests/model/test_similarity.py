@@ -12,8 +12,7 @@ from scipy.stats import pearsonr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from stages.rlhf.measure import similarity
-from stages.rlhf.model import embedder
+from stages.rlhf.model import embedder, similarity
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.report import comparison
 from tests.conftest import naming
