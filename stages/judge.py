@@ -18,6 +18,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import JudgeParams
+from stages.rlhf.keys import question_key
 from stages.rlhf.measure.ranking import report
 from stages.rlhf.model.store import load_base, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, details_file, read_rows, runtime_file, write_stage_metrics
@@ -35,11 +36,19 @@ HEADLINE = ("accuracy", "length_only_accuracy", "accuracy_length_matched")
 
 
 def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list[RmRow]]:
-    """The judge's questions for training, and those that choose its epoch and temperature."""
-    held = set(random.Random(seed).sample(range(len(rows)), round(share * len(rows))))
+    """The judge's groups for training, and those that choose its epoch and temperature.
+
+    All groups on one question go to one part. Of two questions or more, each gets at least one.
+    """
+    keys = [question_key(row.question) for row in rows]
+    if len(set(keys)) == 1:
+        keys = [row.id for row in rows]
+    questions = list(dict.fromkeys(keys))
+    count = max(min(round(share * len(questions)), len(questions) - 1), min(1, len(questions)))
+    held = set(random.Random(seed).sample(questions, count))
     parts: tuple[list[RmRow], list[RmRow]] = ([], [])
-    for i, row in enumerate(rows):
-        parts[i in held].append(row)
+    for key, row in zip(keys, rows, strict=True):
+        parts[key in held].append(row)
     return parts
 
 

@@ -71,9 +71,10 @@ class _Rejects:
             self.add(question)
         for malformed in (None, ["대한민국의 수도는?"], 37):
             self.add(malformed)
-        trained = [row["question"] for row in part.training if row["split"] == "train"]
-        for question in rng.sample(trained, 3):
-            self.add(question)
+        trained = [row for row in part.training if row["split"] == "train"]
+        for row in rng.sample(trained, 3):
+            whole = "answer" in row  # with another answer it would be one more demonstration
+            self.add(**(_copy(row) if whole else {"question": row["question"]}))
         tested = [question.text for question in world.splits.test[UNSEEN_WORDING]]
         validated = [row["question"] for row in part.training if row["split"] == "validation"]
         for question in rng.sample(tested, 3) + rng.sample(validated, 1):

@@ -1,6 +1,7 @@
 """params.yaml and stages/models.yaml are read as one, and an error names the right file."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,26 @@ def test_an_error_names_the_file_of_its_key(tmp_path: Path) -> None:
     assert one.startswith(f"{file}: ppo.gamma = 2")
     assert two.startswith("models.")
     assert "models.tiny.dtype = 'int8'" in two
+
+
+@pytest.mark.parametrize(
+    ("wrong", "facts"),
+    [
+        ({"preprocess.judge_share": 0}, ["preprocess.judge_share", 0, "greater than 0"]),
+        (
+            {"ppo.processes": 9, "models.micro.ppo.batch_size": 16, "ppo.epochs": 1},
+            ["ppo.processes", 9, "models.micro.ppo.batch_size", 16, 2],
+        ),
+        ({"sample.prompts": 2}, ["sample.prompts", 2, 3]),
+        ({"models.micro.architecture.hidden_size": 30}, ["hidden_size", 30, 2, "even"]),
+    ],
+)
+def test_what_would_end_a_later_stage_is_refused(
+    tmp_path: Path, wrong: dict[str, Any], facts: list[object]
+) -> None:
+    with pytest.raises(ValueError, match=naming(*facts)):
+        load_params(write_params(tmp_path, model="micro", **wrong))
+    assert load_params(write_params(tmp_path, model="micro", **{"ppo.processes": 8}))
 
 
 @pytest.mark.parametrize("place", ["params.yaml", MODELS])

@@ -50,13 +50,19 @@ def test_identical_and_tied_answers_make_no_pair() -> None:
     assert encoded(row("가", "나", ranks=(1.5, 1.5))) == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("count", [1, 10])
-def test_groups_of_one_and_of_ten_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=naming("q-7", count, 2, 9)):
-        encode_groups([row(*(str(i) for i in range(count)))], CODEC, 256)
+def test_a_group_of_one_is_refused_and_one_without_a_rank_for_each() -> None:
+    with pytest.raises(ValueError, match=naming("q-7", 1, 2)):
+        encode_groups([row("가")], CODEC, 256)
     with pytest.raises(ValueError, match=naming("q-7", 2, 3)):
         encode_groups([row("가", "나", ranks=(1.0, 2.0, 3.0))], CODEC, 256)
-    assert len(encode_groups([row(*"가나다라마바사아자")], CODEC, 256)[0].answers) == 9
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 60])
+def test_a_group_has_any_number_of_answers(count: int) -> None:
+    (group,) = encode_groups([row(*(str(i) for i in range(count)))], CODEC, 256)
+    assert len(group.answers) == count
+    assert group.pairs.sum() == count * (count - 1) / 2
+    assert len(as_pairs([group])) == count * (count - 1) / 2
 
 
 def test_an_answer_beyond_the_models_window_is_refused() -> None:

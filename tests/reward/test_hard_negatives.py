@@ -5,7 +5,7 @@ import random
 import pytest
 
 from stages.rlhf.korean import sentence_ends
-from stages.rlhf.measure.text import copies, loops
+from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import (
     LAST,
@@ -75,6 +75,14 @@ def test_filler_adds_a_sentence_of_another_answer() -> None:
     assert filler(ANSWER, "", RNGS[0]) is None
 
 
+def test_a_hard_negative_keeps_the_lines_of_its_original() -> None:
+    answer = "합:\n\n- 하나\n    - 둘"
+    found = {loop(answer, rng) for rng in RNGS}
+    assert f"{answer} 둘 둘 둘" in found
+    assert all(text and text.startswith(("합: 합:", "합:\n\n-")) for text in found)
+    assert filler("```\nx\n```", "네.", RNGS[0]) == "```\nx\n```\n네."
+
+
 def test_alike_counts_character_pairs_in_common() -> None:
     assert alike("가나다", "가나라마") == 0.5
     assert alike("가나다", "가나다") == 1
@@ -139,9 +147,9 @@ def test_draws_depend_on_seed_and_row_alone() -> None:
     assert [one is not None for one in turned] == kept
 
 
-def test_a_group_of_nine_gets_none_and_a_group_of_eight_one() -> None:
-    assert for_training(many(5, 9), 1.0, anything, "seed") == [None] * 5
-    assert all(for_training(many(5, 8), 1.0, anything, "seed"))
+@pytest.mark.parametrize("answers", [2, 9, 20])
+def test_a_group_of_any_size_gets_one(answers: int) -> None:
+    assert all(for_training(many(5, answers), 1.0, anything, "seed"))
 
 
 def test_where_a_kind_cannot_be_made_the_next_one_is() -> None:
@@ -155,7 +163,8 @@ def test_held_out_has_one_of_each_kind_per_row_where_it_can_be_made() -> None:
     assert list(found) == list(MAKERS)
     assert {len(twins) for twins in found.values()} == {3}
     for kind, twins in found.items():
-        for own, twin in twins:
+        assert [index for index, _ in twins] == [0, 1, 2]
+        for own, (_, twin) in zip(ROWS, twins, strict=True):
             assert twin.kind == kind
             assert twin.original == own.best
             assert twin.text not in own.answers

@@ -62,3 +62,20 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
         best, echo = model.score([(codec.prompt_ids(row.question), said)], codec).mean.tolist()
         above += best > echo
     assert found["echo"] == above / len(rows)
+
+
+def test_rows_that_share_an_id_are_told_apart(tmp_path: Path) -> None:
+    codec = Codec(tiny_tokenizer())
+    model = random_reward_model(sft_roles(tmp_path, "full"))
+    rows = [
+        RmRow(id="x", question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
+        for i, q in enumerate(QUESTIONS)
+    ]
+    found = hard_negative_accuracy(model, rows, codec, bool, "held out")
+    above = 0.0
+    for row in rows:
+        texts = [codec.response_ids(text) for text in (row.answers[0], row.question)]
+        best, echo = model.score([(codec.prompt_ids(row.question), texts)], codec).mean.tolist()
+        above += best > echo
+    assert 0 < above < len(rows)
+    assert found["echo"] == above / len(rows)

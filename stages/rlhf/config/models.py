@@ -22,6 +22,11 @@ class Architecture(Section):
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by heads ({self.heads})"
             )
+        if self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) over heads ({self.heads}) must be even: rotary"
+                " position embeddings turn pairs"
+            )
         return self
 
 

@@ -3,10 +3,28 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.rlhf.config.base import Positive, Section, StageParams
 from stages.rlhf.config.models import ModelEntry
+
+Column = Literal[
+    "id",
+    "question",
+    "answer",
+    "answers",
+    "ranks",
+    "scores",
+    "chosen",
+    "rejected",
+    "messages",
+    "category",
+    "question_type",
+    "kind",
+    "must_contain",
+    "split",
+    "defects",
+]
 
 
 class DataConfig(Section):
@@ -14,6 +32,13 @@ class DataConfig(Section):
 
     source: Literal["sample", "aihub", "kochatgpt", "jsonl"]
     path: Path
+    columns: dict[Column, str]  # for jsonl: our name -> the source's
+
+    @model_validator(mode="after")
+    def _columns_of_jsonl(self) -> "DataConfig":
+        if self.columns and self.source != "jsonl":
+            raise ValueError(f"columns is for source jsonl; source is {self.source}")
+        return self
 
 
 class PreprocessConfig(Section):
@@ -22,7 +47,7 @@ class PreprocessConfig(Section):
     seed: Annotated[int, Field(ge=0)]
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
     test_share: Annotated[float, Field(gt=0, lt=0.5)]
-    judge_share: Annotated[float, Field(ge=0, le=0.5)]
+    judge_share: Annotated[float, Field(gt=0, le=0.5)]
     long_answers: Literal["clip", "drop"]
     near_duplicate: Annotated[float, Field(gt=0.5, le=1)]
     max_items: Positive | None

@@ -6,15 +6,17 @@ from pydantic import Field
 
 from stages.rlhf.config.base import Positive, Section, Share, StageParams
 
+AtLeastThree = Annotated[int, Field(ge=3)]  # the injected defects repeat three rows
+
 
 class SampleConfig(Section):
     """The offline sample world."""
 
     seed: Annotated[int, Field(ge=0)]
-    demonstrations: Positive
-    groups: Positive
+    demonstrations: AtLeastThree
+    groups: AtLeastThree
     judge_groups: Positive
-    prompts: Positive
+    prompts: AtLeastThree
     documents: Positive
     demo_full_right: Share
     rank_noise: Annotated[float, Field(ge=0, le=0.5)]

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.records import RmRow
-from stages.rlhf.reward.hard_negatives import LAST, MAX_ANSWERS, HardNegative
+from stages.rlhf.reward.hard_negatives import LAST, HardNegative
 from stages.rlhf.reward.losses import balance, better, rank_gap
 
 
@@ -37,8 +37,8 @@ def encode_groups(
 ) -> list[EncodedGroup]:
     """Rows, some with hard negatives -> ids.
 
-    Answers with the same ids form no pair. Raises ValueError naming a row that does not have 2 to 9
-    answers with a rank each, or has more tokens than the model's context window.
+    Answers with the same ids form no pair. Raises ValueError naming a row that does not have 2 or
+    more answers with a rank each, or has more tokens than the model's context window.
     """
     negatives = extras or [None] * len(rows)
     return [_encode(row, codec, window, extra) for row, extra in zip(rows, negatives, strict=True)]
@@ -46,10 +46,10 @@ def encode_groups(
 
 def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -> EncodedGroup:
     count = len(row.answers)
-    if not 2 <= count <= MAX_ANSWERS or len(row.ranks) != count:
+    if count < 2 or len(row.ranks) != count:
         raise ValueError(
             f"row {row.id}: {count} answers with {len(row.ranks)} ranks;"
-            f" expected 2 to {MAX_ANSWERS} answers with a rank each"
+            " expected 2 or more answers with a rank each"
         )
     texts, ranks = list(row.answers), list(row.ranks)
     if extra is not None:

@@ -7,6 +7,7 @@ Each is made from a group's best answer, without further data:
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from stages.rlhf.korean import same_text, sentence_ends
 from stages.rlhf.records import RmRow
 from stages.rlhf.runtime import derive_seed
 
-MAX_ANSWERS = 9  # per group, including the hard negative
 TRIES = 20  # other rows tried for an unrelated answer
 ALIKE = 0.2  # share of common character bigrams at which two rows may be related
 
@@ -34,12 +34,12 @@ class HardNegative:
 
 def loop(answer: str, rng: random.Random) -> str | None:
     """A prefix of the answer with its last one to three words repeated three more times."""
-    words = answer.split()
+    words = list(re.finditer(r"\S+", answer))
     if not words:
         return None
     end = rng.randint(1, len(words))
-    unit = words[max(0, end - rng.randint(1, 3)) : end]
-    return " ".join(words[:end] + 3 * unit)
+    unit = [word[0] for word in words[max(0, end - rng.randint(1, 3)) : end]]
+    return " ".join([answer[: words[end - 1].end()], *3 * unit])
 
 
 def cut(answer: str, rng: random.Random) -> str | None:
@@ -58,7 +58,10 @@ def filler(answer: str, other: str, rng: random.Random) -> str | None:
     starts = [0, *sentence_ends(other)]
     sentences = [other[a:b].strip() for a, b in pairwise(starts)]
     sentences = [sentence for sentence in sentences if sentence not in answer]
-    return f"{answer} {rng.choice(sentences)}" if sentences else None
+    if not sentences:
+        return None
+    gap = "\n" if "\n" in answer else " "  # a closing ``` has its line alone
+    return f"{answer}{gap}{rng.choice(sentences)}"
 
 
 def alike(one: str, other: str) -> float:
@@ -107,7 +110,7 @@ def for_training(
 ) -> list[HardNegative | None]:
     """A hard negative of a random kind for about `share` of the rows; None for the others.
 
-    A row with nine answers gets none; if a kind cannot be made, the next one is tried.
+    If a kind cannot be made, the next one is tried.
     """
     return [_sample(row, rows, share, fits, derive_seed(*seed, row.id)) for row in rows]
 
@@ -116,7 +119,7 @@ def _sample(
     row: RmRow, rows: Sequence[RmRow], share: float, fits: Fits, seed: int
 ) -> HardNegative | None:
     rng = random.Random(seed)
-    if rng.random() >= share or len(row.answers) >= MAX_ANSWERS:
+    if rng.random() >= share:
         return None
     candidates = (make(row, kind, rows, fits, rng) for kind in rng.sample([*MAKERS], len(MAKERS)))
     return next((found for found in candidates if found is not None), None)
@@ -124,15 +127,15 @@ def _sample(
 
 def held_out(
     rows: Sequence[RmRow], fits: Fits, *seed: object
-) -> dict[str, list[tuple[RmRow, HardNegative]]]:
-    """Hard negatives of every kind for each row that allows it, to compare with the original."""
-    found: dict[str, list[tuple[RmRow, HardNegative]]] = {kind: [] for kind in MAKERS}
-    for row in rows:
+) -> dict[str, list[tuple[int, HardNegative]]]:
+    """Per kind, a hard negative for each row that allows it, with the row's index."""
+    found: dict[str, list[tuple[int, HardNegative]]] = {kind: [] for kind in MAKERS}
+    for index, row in enumerate(rows):
         for kind, pairs in found.items():
             rng = random.Random(derive_seed(*seed, row.id, kind))
             negative = make(row, kind, rows, fits, rng)
             if negative is not None:
-                pairs.append((row, negative))
+                pairs.append((index, negative))
     return found
 
 

@@ -44,14 +44,11 @@ def hard_negative_accuracy(
         return list(model.score(read, codec).mean.tolist())
 
     best = scores([(row, row.answers[row.best]) for row in rows])
-    originals = {row.id: score for row, score in zip(rows, best, strict=True)}
     found: dict[str, Any] = {}
     for kind, twins in held_out(rows, fits, *seed).items():
         if not twins:
             found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
             continue
-        worse = scores([(row, twin.text) for row, twin in twins])
-        found[kind] = accuracy(
-            originals[row.id] - score for (row, _), score in zip(twins, worse, strict=True)
-        )
+        worse = scores([(rows[i], twin.text) for i, twin in twins])
+        found[kind] = accuracy(best[i] - score for (i, _), score in zip(twins, worse, strict=True))
     return found
