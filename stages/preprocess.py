@@ -37,7 +37,10 @@ def main(code: Path, out: Path, metrics: Path) -> None:
         params = load(PreprocessParams)
         os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
         with recorded(Stage("preprocess", params, code, {"source": params.data.path}), out):
-            write_stage_metrics(metrics, prepare(params, out), HEADLINE)
+            report, summary = prepare(params, out)
+            write_stage_metrics(metrics, report, HEADLINE)
+            for line in summary:
+                click.echo(line)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ data/preprocess/
     ppo/{train,validation,test}.jsonl     PromptRow
     corpus.jsonl                          {"text": ...}
     tokenizer.json                        if the base model is trained from scratch
-    rejects.jsonl                         {"part", "id", "reason", "row"}
+    rejects.jsonl                         {"part", "id", "reason", "row"}, often "detail"
 """
 
 import json

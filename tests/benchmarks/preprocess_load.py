@@ -26,7 +26,7 @@ from typing import Any
 import click
 
 from tests.benchmarks.process_memory import memory
-from tests.conftest import write_params
+from tests.conftest import write_fingerprint, write_params
 
 ENDINGS = (
     "은 무엇인가요?",
@@ -147,7 +147,8 @@ def run() -> None:
     """The stage in this folder, then the time and the memory that it took."""
     from stages.preprocess import main as stage
 
-    stage(["--out", "out", "--metrics", "metrics.json"], standalone_mode=False)
+    code = ["--code", str(write_fingerprint(Path.cwd(), "preprocess"))]
+    stage([*code, "--out", "out", "--metrics", "metrics.json"], standalone_mode=False)
     click.echo(f"{time.process_time()} {memory('VmHWM')}")
 
 

@@ -4,6 +4,7 @@ Whatever lies in `data.path`, the library raises nothing but ValueError and the 
 sentence; kept + rejected = read; and nothing is written outside the folder of the stage.
 """
 
+import csv
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from tokenizers import Tokenizer
 from stages import preprocess
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.ingest import pipeline
-from stages.rlhf.ingest.cleaning import SPLITS
+from stages.rlhf.ingest.splitting.splits import SIDES
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, read_rows, write_metrics
 from tests.conftest import write_fingerprint, write_params
 from tests.source_fixtures import noun
@@ -45,10 +46,12 @@ KEYS = (
     *("question", "answer", "answers", "ranks", "ranking", "prompt", "completion", "contents"),
     *("answer01", "completion_0", "chosen", "rejected", "split", "defects", "kind", "data_id"),
     *("id", "data_category", "must_contain", "question_type", "text", "answer" + "9" * 5000),
+    *("instruction", "input", "output", "messages", "conversations", "role", "content", "from"),
+    *("value", "scores", "responses", "completions", "score", "rank", "query", "response"),
 )
 ODD_TEXTS = (
     *("", " ", "\ud800", "\udfff가", "\x00", "\ufeff", "<NAME>", "</s>", "<</s>/s>", "ㅤ", "?", "١"),
-    *("가" * 3000, "e\u0301" * 50, "\u202e", "1e400", "NaN", "판다" + "." * 500, *SPLITS),
+    *("가" * 3000, "e\u0301" * 50, "\u202e", "1e400", "NaN", "판다" + "." * 500, *SIDES[1:]),
 )
 ODD_NUMBERS = (0, -1, 1.5, 2**63, -(2**64), 10**400, 1e308, *map(float, ("nan", "inf")), True)
 CRUMBS = (
@@ -64,9 +67,56 @@ values = st.recursive(
 )
 
 
+SHAPES = ("own", "alpaca", "trl", "chat", "share", "pairs", "scores", "graded")  # of jsonl
+
+
 @cache
-def sound(source: str, part: str) -> list[dict[str, Any]]:
+def sound(source: str, part: str, shape: str = "own") -> list[dict[str, Any]]:
     """Rows with which nothing is wrong."""
+    return [shaped(part, row, shape) for row in plain(source, part)]
+
+
+def shaped(part: str, row: dict[str, Any], shape: str) -> dict[str, Any]:
+    """A row of jsonl in another shape."""
+    if shape == "own":
+        return row
+    question, split = row["question"], {"split": row["split"]}
+    names = (
+        ("from", "value", "human", "gpt") if shape == "share" else ("role", "content", "user", "")
+    )
+    who, what, user, bot = names
+
+    def turns(*texts: str) -> list[dict[str, str]]:
+        roles = (user, bot or "assistant")
+        return [{who: role, what: text} for role, text in zip(roles, texts, strict=False)]
+
+    key = "instruction" if shape == "alpaca" else "prompt"
+    if part == "ppo":
+        chat = shape in ("chat", "share")
+        return split | ({"messages": turns(question)} if chat else {key: question})
+    if part == "sft" and shape in ("chat", "share"):
+        name = "messages" if shape == "chat" else "conversations"
+        return split | {name: turns(question, row["answer"])}
+    if part == "sft":
+        return split | {
+            key: question,
+            ("output" if shape == "alpaca" else "completion"): row["answer"],
+        }
+    order = sorted(zip(row["ranks"], row["answers"], strict=True))
+    best, worst = order[0][1], order[-1][1]
+    if shape in ("chat", "share"):
+        return split | {"chosen": turns(question, best), "rejected": turns(question, worst)}
+    if shape == "scores":
+        return split | {key: question, "responses": row["answers"], "scores": row["ranks"]}
+    if shape == "graded":
+        graded = [{"text": text, "rank": rank} for rank, text in order]
+        return split | {key: question, "answers": graded}
+    return split | {key: question, "chosen": best, "rejected": worst}
+
+
+@cache
+def plain(source: str, part: str) -> list[dict[str, Any]]:
+    """Rows in the format's own shape."""
     rows = []
     for number in range(ROWS):
         asked, told = f"{noun(number)} 뭐야?", [f"{noun(-number - n)}다." for n in range(3)]
@@ -90,9 +140,13 @@ def sound(source: str, part: str) -> list[dict[str, Any]]:
 
 
 @st.composite
-def files(draw: st.DrawFn, source: str, part: str, bytewise: bool) -> bytes:
+def files(draw: st.DrawFn, source: str, part: str, bytewise: bool, table: bool = False) -> bytes:
     """A file of a part: sound rows, odd rows among them, perhaps odd bytes in it too."""
-    rows: list[Any] = [dict(row) for row in sound(source, part)]
+    shape = draw(st.sampled_from(SHAPES)) if source == "jsonl" else "own"
+    rows: list[Any] = [dict(row) for row in sound(source, part, shape)]
+    if shape == "pairs" and part == "rm":  # several of a prompt, some against others
+        swapped = {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+        rows += [rows[1] | {"chosen": "또 다른 답."}, rows[0] | swapped, dict(rows[2])]
     for _ in range(draw(st.integers(0, 8))):
         place = draw(st.integers(0, len(rows) - 1))
         if draw(st.integers(0, 3)) == 0:
@@ -100,12 +154,28 @@ def files(draw: st.DrawFn, source: str, part: str, bytewise: bool) -> bytes:
         elif isinstance(rows[place], dict):
             key = draw(st.sampled_from([*rows[place], *KEYS]))
             rows[place] = rows[place] | {key: draw(values)}
+    if table:
+        whole = as_csv(rows)
+        return draw(damaged(whole)) if bytewise else whole.encode("utf-8", "surrogatepass")
     escaped = draw(st.booleans())
     texts = [json.dumps(row, ensure_ascii=escaped) for row in rows]
     if draw(st.integers(0, 3)) == 0:  # a key twice
         texts[1] = texts[1][:-1] + ', "question": ' + json.dumps(draw(values)) + "}"
     whole = joined(texts, source, draw(st.booleans()))
     return draw(damaged(whole)) if bytewise else whole.encode("utf-8", "surrogatepass")
+
+
+def as_csv(rows: list[Any]) -> str:
+    """Rows as a table; those that are no objects as a cell."""
+    found = [row if isinstance(row, dict) else {"question": row} for row in rows]
+    names = list(dict.fromkeys(name for row in found for name in row))
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow(names)
+    for row in found:
+        values = [row.get(name) for name in names]
+        table.writerow([json.dumps(v) if isinstance(v, list | dict) else v for v in values])
+    return out.getvalue()
 
 
 def joined(texts: list[str], source: str, lines: bool) -> str:
@@ -151,7 +221,10 @@ def bitten(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(content)
 
 
-PLACES = ("", "", "/", "../../", "..\\", "/etc/", "Validation/", "VL.zip/", "a" * 300 + "/")
+PLACES = (
+    *("", "", "/", "../../", "..\\", "/etc/", "Validation/", "VL.zip/", "a" * 300 + "/"),
+    *("train/", "2.Dev/", "시험/", "test_set/train/", "Testing.zip/"),
+)
 
 
 @st.composite
@@ -191,7 +264,11 @@ def sources(draw: st.DrawFn) -> tuple[str, dict[str, bytes]]:
     named = dict(zip(PARTS, NAMES[source], strict=True))
     contents = {name: sound_file(source, part) for part, name in named.items()}
     for part in draw(st.sets(st.sampled_from(PARTS), min_size=1)):
-        contents[named[part]] = draw(files(source, part, bytewise))
+        table = source == "jsonl" and draw(st.integers(0, 4)) == 0
+        content = draw(files(source, part, bytewise, table))
+        if table:
+            del contents[named[part]]
+        contents[f"{part}.csv" if table else named[part]] = content
     if not bytewise:
         return source, contents
     if draw(st.integers(0, 3)) == 0:
@@ -205,7 +282,10 @@ def sources(draw: st.DrawFn) -> tuple[str, dict[str, bytes]]:
         case "zip":
             return source, {"all.zip": draw(zips(contents))}
         case "sides":
-            held_out = {f"Validation/{name}": content for name, content in contents.items()}
+            folder = draw(
+                st.sampled_from(["Validation", "dev", "Test", "3.시험", "train", "other"])
+            )
+            held_out = {f"{folder}/{name}": content for name, content in contents.items()}
             bad = draw(st.sampled_from(list(held_out)))
             return source, contents | held_out | {bad: draw(bitten(held_out[bad]))}
         case _:
@@ -283,10 +363,10 @@ def check(out: Path, report: dict[str, Any]) -> None:
         names = [file for folder in folders for file in (out / folder).iterdir()]
         kept = sum(len(read_rows(file, schema)) for file in names)
         told = report[part]
-        assert (
-            kept + rejected[part] == told["read"] == told["kept"] + sum(told["rejected"].values())
-        )
-        assert kept == told["kept"] == sum(told["rows"].values())
+        merged = told.get("merged", 0)
+        assert kept + merged + rejected[part] == told["read"]
+        assert told["read"] == told["kept"] + sum(told["rejected"].values())
+        assert kept + merged == told["kept"] == sum(told["rows"].values()) + merged
     told = report["corpus"]
     assert told["kept"] + rejected["corpus"] == told["read"]
 
@@ -303,7 +383,7 @@ def survive(source: str, contents: dict[str, bytes]) -> str:
         said = ""
         try:
             with only_below(out):
-                report = pipeline.prepare(shipped.model_copy(update={"data": data}), out)
+                report, _ = pipeline.prepare(shipped.model_copy(update={"data": data}), out)
                 write_metrics(out / "metrics.json", report)
         except ValueError as error:
             said = str(error)
@@ -350,7 +430,8 @@ def test_sound_files_are_read_whole(source: str) -> None:
         data = shipped.data.model_copy(update={"path": lay(Path(name), contents)})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "_own_tokenizer", lambda *given: tokenizer())
-            report = pipeline.prepare(shipped.model_copy(update={"data": data}), Path(name) / "out")
+            shipped = shipped.model_copy(update={"data": data})
+            report, _ = pipeline.prepare(shipped, Path(name) / "out")
         assert [report[part]["read"] for part in PARTS] == [ROWS] * 3
         check(Path(name) / "out", report)
 

@@ -40,7 +40,7 @@ def test_aihub_rows(tmp_path: Path) -> None:
     assert rm.ranks == (1, 2, 3)
     (ppo,) = read(path, "ppo")
     assert (ppo.question, ppo.category, ppo.answers) == ("산은?", "인문", ())
-    assert not ppo.validation
+    assert ppo.side is None
 
 
 def test_aihub_optional_keys(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_rows_without_id_are_numbered_over_files(tmp_path: Path) -> None:
     (tmp_path / "Validation" / "SFTlabel.json").write_bytes(document([bare]))
     rows = read(tmp_path, "sft")
     assert [row.id for row in rows] == ["sft-00000001", "s1", "sft-00000003"]
-    assert [row.validation for row in rows] == [False, False, True]
+    assert [row.side for row in rows] == ["train", "train", "test"]
 
 
 def download(root: Path) -> Path:
@@ -101,22 +101,29 @@ def test_download_folder_as_it_is(tmp_path: Path) -> None:
     for part, ids in {"sft": ["s1", "s2"], "rm": ["r1", "r2"], "ppo": ["p1", "p2"]}.items():
         rows = read(path, part)  # type: ignore[arg-type]
         assert [row.id for row in rows] == ids
-        assert [row.validation for row in rows] == [False, True]
+        assert [row.side for row in rows] == ["train", "test"]
     assert tree(tmp_path) == before
     assert not Path("/SFTlabel.json").exists()
+
+
+def test_nan_in_an_array_is_a_row_for_cleaning_to_judge(tmp_path: Path) -> None:
+    bad = SFT | {"answer": {"contents": float("nan")}}
+    rows = read(aihub(tmp_path, sft=document([SFT, bad, SFT])), "sft")
+    assert [row.question for row in rows] == ["수도는?"] * 3
+    assert [isinstance(row.answers[0], str) for row in rows] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["VL.zip", "VS_02.RLHF데이터.zip", "VL_1.zip"])
 def test_zip_names_of_the_validation_part(tmp_path: Path, name: str) -> None:
     aihub(tmp_path)
     (tmp_path / name).write_bytes(zipped({"/SFTlabel.json": document([SFT])}))
-    assert [row.validation for row in read(tmp_path, "sft")] == [False, True]
+    assert [row.side for row in read(tmp_path, "sft")] == [None, "test"]
 
 
 def test_other_zip_names_are_training(tmp_path: Path) -> None:
     aihub(tmp_path)
     (tmp_path / "VLSI.zip").write_bytes(zipped({"/SFTlabel.json": document([SFT])}))
-    assert [row.validation for row in read(tmp_path, "sft")] == [False, False]
+    assert [row.side for row in read(tmp_path, "sft")] == [None, None]
 
 
 def test_entries_that_climb_are_read_where_they_are(tmp_path: Path) -> None:
@@ -182,7 +189,7 @@ def test_most_items_of_each_side(tmp_path: Path) -> None:
     aihub(tmp_path / "Training", sft=document([SFT] * 5))
     aihub(tmp_path / "Validation", sft=document([SFT] * 5))
     rows = read(tmp_path, "sft", most=2)
-    assert [row.validation for row in rows] == [False, False, True, True]
+    assert [row.side for row in rows] == ["train", "train", "test", "test"]
 
 
 def test_missing_path(tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_missing_part(tmp_path: Path) -> None:
         (document([SFT]) + b"{", ["JSON", "row 1"]),
         (b'{"dataset_info": {}, "rows": []}', ["data_info"]),
         (b"[1, 2]", ["data_info"]),
-        (b'{"data_info": {"a": 1}}', ["data_info", "map"]),
+        (b'{"data_info": {"a": 1}}', ["data_info", "array"]),
         (document([]), ["data_info", "empty"]),
     ],
 )

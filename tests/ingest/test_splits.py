@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stages.rlhf.config.preprocess import PreprocessConfig
-from stages.rlhf.ingest.near_duplicates import group_near_duplicates
-from stages.rlhf.ingest.splits import SIDES, Keys, assign
+from stages.rlhf.ingest.splitting.near_duplicates import group_near_duplicates
+from stages.rlhf.ingest.splitting.splits import SIDES, Keys, assign
 
 SETTINGS = {
     "seed": 0,
@@ -33,7 +33,13 @@ def keys(*rows: tuple[str, str | None, bool, str]) -> Keys:
         [row[0] for row in rows],
         np.array([SIDES.index(row[1]) for row in rows], dtype=np.uint8),
         np.array([row[2] for row in rows], dtype=bool),
-        *(np.array([part in row[3].split() for row in rows]) for part in ("sft", "rm", "ppo")),
+        *(
+            np.array(
+                [(part in row[3].split()) * (SIDES.index(row[1]) + 1) for row in rows],
+                dtype=np.uint8,
+            )
+            for part in ("sft", "rm", "ppo")
+        ),
     )
 
 
@@ -66,7 +72,7 @@ def test_groups_are_those_of_every_pair_compared(threshold: float) -> None:
             at = draw.randrange(len(text))
             texts.append(text[:at] + draw.choice("가나다라") + text[at + draw.randint(0, 1) :])
     texts = sorted(set(texts))
-    groups = group_near_duplicates(texts, threshold, np.ones(len(texts), dtype=bool))
+    groups, _ = group_near_duplicates(texts, threshold, np.ones(len(texts), dtype=bool))
     parents = list(range(len(texts)))
 
     def find(n: int) -> int:
@@ -84,9 +90,9 @@ def test_groups_are_those_of_every_pair_compared(threshold: float) -> None:
 def test_groups_do_not_depend_on_how_much_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sorted(LONG + sign for sign in "가나다라마바") + [LONG[::-1] + s for s in "아자"]
     everything = np.ones(len(texts), dtype=bool)
-    whole = group_near_duplicates(texts, 0.9, everything)
-    monkeypatch.setattr("stages.rlhf.ingest.near_duplicates._CHUNK", 3)
-    pieces = group_near_duplicates(texts, 0.9, everything)
+    whole, _ = group_near_duplicates(texts, 0.9, everything)
+    monkeypatch.setattr("stages.rlhf.ingest.splitting.shared_grams._CHUNK", 3)
+    pieces, _ = group_near_duplicates(texts, 0.9, everything)
     for groups in (whole, pieces):
         assert [groups.find(n) for n in range(8)] == [0] * 6 + [6] * 2
 
@@ -98,7 +104,7 @@ def test_pairs_of_pinned_questions_are_not_linked() -> None:
         ([False, False, False, True], [0, 1, 2, 3]),
         ([False, False, False, False], [0, 1, 2, 3]),
     ):
-        groups = group_near_duplicates(texts, 0.9, np.array(free))
+        groups, _ = group_near_duplicates(texts, 0.9, np.array(free))
         assert [groups.find(n) for n in range(4)] == expected
 
 
@@ -125,7 +131,7 @@ def test_test_share_is_for_sources_without_a_test_split() -> None:
     assert set(found.values()) == {"train", "validation"}
     found = sides(keys(*free(500), ("시험질문", "validation", True, "sft")))
     assert set(found.values()) == {"train", "test", "validation"}
-    assert list(found.values()).count("validation") == 1
+    assert list(found.values()).count("validation") == 2  # one more, which a later stage needs
 
 
 def test_highest_side_wins() -> None:
@@ -173,9 +179,14 @@ def test_judge_takes_a_share_of_the_groups_that_nobody_else_asks() -> None:
 
 
 def test_judge_takes_what_there_is() -> None:
-    found = sides(keys(*free(5, "rm", "가"), *free(100, "rm sft", "나")), test_share=0.001)
+    """First questions that no other part has, then those of ppo, then those of sft."""
+    alone, prompted, shown = free(5, "rm", "가"), free(5, "rm ppo", "나"), free(90, "rm sft", "다")
+    found = sides(keys(*alone, *prompted, *shown), test_share=1e-9, validation_share=1e-9)
     judged = [key for key, side in found.items() if str(side).startswith("judge")]
-    assert 4 <= len(judged) <= 5
+    assert len(judged) == round(0.25 * (list(found.values()).count("train") + len(judged)))
+    left = {row[0] for row in (*alone, *prompted) if found[row[0]] == "train"}
+    assert not left
+    assert any(key.startswith("다") for key in judged)
 
 
 def test_judge_share_is_for_sources_without_a_judge_split() -> None:
@@ -190,15 +201,66 @@ def test_judge_groups_go_whole() -> None:
     rows = [(LONG + sign, None, False, "rm") for sign in ("", "가", "나", "다")]
     drawn = set()
     for seed in range(12):
-        found = sides(keys(*rows, *free(1, "rm")), **FEW, seed=seed)
+        found = sides(keys(*rows, *free(6, "rm")), **FEW, seed=seed)
         assert len({found[row[0]] for row in rows}) == 1
         drawn.add(found[LONG])
     assert {"train", "judge_train"} <= drawn
 
 
 def test_a_judge_group_is_free_of_near_duplicates_asked_elsewhere() -> None:
-    rows = [(LONG, None, False, "rm"), (LONG + "가", None, False, "sft"), *free(1, "rm")]
+    rows = [(LONG, None, False, "rm"), (LONG + "가", None, False, "sft"), *free(8, "rm")]
     for seed in range(12):
         found = sides(keys(*rows), **FEW, seed=seed)
-        assert found[LONG] == "train"
-        assert str(found[rows[2][0]]).startswith("judge")
+        assert not str(found[LONG]).startswith("judge")
+        assert found[LONG] == found[LONG + "가"]
+
+
+def test_a_judge_has_groups_to_train_on_and_to_be_tested_by() -> None:
+    for count in (6, 8, 12):
+        found = list(sides(keys(*free(count, "rm sft ppo"))).values())
+        assert {"train", "judge_train", "judge_test", "validation", "test"} == set(found)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_split_that_nothing_names_is_taken_from_training_rows(pinned: bool, missing: str) -> None:
+    named = "test" if missing == "validation" else "validation"
+    rows = [(key, named if n % 10 == 0 else "train", pinned, parts)
+            for n, (key, _, _, parts) in enumerate(free(400))]  # fmt: skip
+    found = sides(keys(*rows))
+    assert [found[key] for key, side, *_ in rows if side == named] == [named] * 40
+    share = SETTINGS[f"{missing}_share"]
+    assert list(found.values()).count(missing) == pytest.approx(share * 360, abs=25)
+    assignment = assign(keys(*rows), settings())
+    assert int(assignment.assigned.sum()) == list(found.values()).count(missing)
+
+
+def test_near_duplicates_among_pinned_training_rows_move_together() -> None:
+    rows = [(LONG + sign, "train", True, "sft") for sign in ("", "가", "나", "다")]
+    rows += [(key, "train", True, "sft") for key, *_ in free(30)]
+    moved = set()
+    for seed in range(12):
+        found = sides(keys(*rows), seed=seed, validation_share=0.4)
+        assert len({found[LONG + sign] for sign in ("", "가", "나", "다")}) == 1
+        moved.add(found[LONG])
+    assert "validation" in moved
+
+
+def test_a_part_without_a_row_in_a_split_gives_some() -> None:
+    """Validation is named, but by sft rows alone; ppo has three questions in all."""
+    rows = [(key, "validation" if n < 9 else None, False, "sft")
+            for n, (key, *_) in enumerate(free(90, prefix="다"))]  # fmt: skip
+    rows += free(40, "rm", "가") + free(3, "ppo", "나")
+    found = sides(keys(*rows))
+    for prefix, count in (("가", 40), ("나", 3)):
+        names = [side for key, side in found.items() if key.startswith(prefix)]
+        assert len(names) == count
+        assert {"train", "validation", "test"} <= set(names)
+
+
+def test_questions_that_all_begin_alike_are_assigned_apart() -> None:
+    draw = random.Random(2)
+    opening = "".join(chr(0xAC00 + draw.randrange(2000)) for _ in range(260))
+    found = list(sides(keys(*free(900, prefix=opening))).values())
+    assert found.count("test") == pytest.approx(180, abs=40)
+    assert found.count("validation") == pytest.approx(90, abs=30)

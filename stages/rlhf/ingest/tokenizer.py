@@ -1,5 +1,6 @@
 """The tokenizer of the base model: from the hub, or a byte-level BPE trained on our text."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
@@ -67,6 +68,23 @@ def load_hub_tokenizer(hub: str, revision: str | None) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{hub} (revision {revision or 'latest'}): no tokenizer.json there")
     return Tokenizer.from_file(str(path))
+
+
+def check_window(
+    hub: str, revision: str | None, max_prompt_tokens: int, max_answer_tokens: int
+) -> None:
+    """Raise ValueError if the model's context window is too small for a prompt and a response."""
+    file = fetch(hub, revision, ["config.json"]) / "config.json"
+    if not file.is_file():
+        return  # stage base says so
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config = config.get("text_config", config)  # of a model that also reads images
+    window = config.get("max_position_embeddings", config.get("n_positions"))
+    if window is not None and max_prompt_tokens + max_answer_tokens > window:
+        raise ValueError(
+            f"max_prompt_tokens ({max_prompt_tokens}) and max_answer_tokens ({max_answer_tokens})"
+            f" exceed the context window of {hub}, {window} tokens; lower one of them"
+        )
 
 
 def _first(texts: Iterable[str]) -> Iterator[str]:

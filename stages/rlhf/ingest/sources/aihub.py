@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stages.rlhf.ingest.sources.files import Entry
+from stages.rlhf.ingest.files.entries import Entry
+from stages.rlhf.ingest.files.streams import stream_json
 from stages.rlhf.ingest.sources.items import MISSING, Item, Part, labels
-from stages.rlhf.ingest.sources.streams import stream_json
 
 EXPECTED: dict[Part, str] = {
     "sft": "SFTlabel.json or SFT.json",
@@ -24,9 +24,9 @@ _NAMES: dict[str, Part] = {
 _ANSWER = re.compile(r"answer(\d{1,9})")
 
 
-def part_of(name: str) -> Part | None:
-    """The part that a file of this base name contains."""
-    return _NAMES.get(name.lower())
+def part_of(entry: Entry) -> Part | None:
+    """The part that a file contains, by its base name."""
+    return _NAMES.get(entry.name.lower())
 
 
 def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
@@ -34,10 +34,10 @@ def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
     return stream_json(entry, "data_info", limit)
 
 
-def item(part: Part, row: Any, number: str, validation: bool) -> Item:
+def item(part: Part, row: Any, number: str, side: str | None) -> Item:
     """A row as an Item; `number` is its id if it has none."""
     if not isinstance(row, dict):
-        return Item(part, number, row, validation=validation)
+        return Item(part, number, row, side=side)
     answers: tuple[Any, ...] = ()
     ranks: tuple[Any, ...] = ()
     if part == "sft":
@@ -56,7 +56,7 @@ def item(part: Part, row: Any, number: str, validation: bool) -> Item:
         ranks=ranks,
         category=category.get("middle") if isinstance(category, dict) else None,
         question_type=row.get("question_type"),
-        validation=validation,
+        side=side,
         **labels(row),
     )
 

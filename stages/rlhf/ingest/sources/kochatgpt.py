@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stages.rlhf.ingest.sources.files import Entry
+from stages.rlhf.ingest.files.entries import Entry
+from stages.rlhf.ingest.files.streams import stream_rows
 from stages.rlhf.ingest.sources.items import MISSING, Item, Part
-from stages.rlhf.ingest.sources.streams import stream_rows
 
 EXPECTED: dict[Part, str] = {
     "sft": "kochatgpt_1_SFT.jsonl",
@@ -18,9 +18,9 @@ _PARTS: dict[str, Part] = {"1_sft": "sft", "2_rm": "rm", "3_ppo": "ppo"}
 _COMPLETION = re.compile(r"completion_(\d{1,9})")
 
 
-def part_of(name: str) -> Part | None:
-    """The part that a file of this base name contains."""
-    match = _NAME.fullmatch(name)
+def part_of(entry: Entry) -> Part | None:
+    """The part that a file contains, by its base name."""
+    match = _NAME.fullmatch(entry.name)
     return _PARTS[match[1].lower()] if match else None
 
 
@@ -29,14 +29,14 @@ def rows(entry: Entry, limit: int | None) -> Iterator[Any]:
     return stream_rows(entry, limit)
 
 
-def item(part: Part, row: Any, number: str, validation: bool) -> Item:
+def item(part: Part, row: Any, number: str, side: str | None) -> Item:
     """A row as an Item.
 
     ranking[i] is the RANK of completion_i, 0 = best: its own notebook compares ranking[0] with
     ranking[1]. Reading it as an ordering of indices gets [1, 2, 0] and [2, 0, 1] wrong.
     """
     if not isinstance(row, dict):
-        return Item(part, number, row, validation=validation)
+        return Item(part, number, row, side=side)
     answers: tuple[Any, ...] = ()
     ranks: tuple[Any, ...] = ()
     if part == "sft":
@@ -54,5 +54,5 @@ def item(part: Part, row: Any, number: str, validation: bool) -> Item:
         answers=answers,
         ranks=ranks,
         first_rank=0,
-        validation=validation,
+        side=side,
     )

@@ -1,0 +1,1 @@
+"""The split of each question, near-duplicates together."""
