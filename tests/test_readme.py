@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,13 +63,15 @@ def test_the_readme_is_short_and_honest_on_its_first_screen() -> None:
 
 
 @LANGUAGES
-def test_every_stage_and_every_room_has_its_line(page: str) -> None:
-    assert re.findall(r"^\| `(\w+)` \|", TEXTS[page], flags=re.MULTILINE) == [
-        *STAGES,
-        *("jsonl", "aihub", "kochatgpt"),
-    ]
+def test_every_stage_and_every_source_has_its_row(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", TEXTS[page], flags=re.MULTILINE)
+    assert list(dict.fromkeys(rows)) == [*STAGES, "jsonl", "kochatgpt", "aihub"]
+
+
+def test_every_room_has_its_row() -> None:
     rooms = {path.parent.name for path in (ROOT / "stages" / "rlhf").glob("*/__init__.py")}
-    assert set(re.findall(r"^  (\w+)/ ", TEXTS[page], flags=re.MULTILINE)) == rooms
+    page = TEXTS["stages/rlhf/README.md"]
+    assert set(re.findall(r"^\| \[(\w+)/\]", page, flags=re.MULTILINE)) == rooms
 
 
 def commands_of(text: str) -> list[tuple[str, str]]:
@@ -178,8 +180,7 @@ def check_command(command: str) -> None:
         for target in getattr(parsed, "targets", None) or []:
             known = target in STAGES or Path(target).parts[0] in ("data", "metrics", "plots")
             assert known, f"{command}: no stage {target}"
-        for change in getattr(parsed, "set_param", None) or []:
-            check_param(*change.split("=", 1))
+        check_params(getattr(parsed, "set_param", None) or [])
     elif words[0] == "koqa":
         check_koqa(words[1:])
     elif words[:2] == ["python", "-m"]:
@@ -195,24 +196,25 @@ def check_command(command: str) -> None:
         assert words[0] in ("pip", "pytest", "git", "hf", "bash", "pre-commit"), command
 
 
-def check_param(address: str, values: str) -> None:
+def check_params(changes: Iterable[str]) -> None:
     """Raises where the file has no such param, or may not have one of these values.
 
-    The address may begin with its file, `stages/models.yaml:`, otherwise it is params.yaml.
+    `name=values`, one after another. The name may begin with its file, `stages/models.yaml:`,
+    otherwise it is of params.yaml; or with `++`, and its last key need not be there.
     """
-    file, _, name = address.rpartition(":")
-    for value in values.split(","):
-        content = {
-            n: YAML(typ="safe").load(ROOT / n) for n in ("params.yaml", "stages/models.yaml")
-        }
+    content = {n: YAML(typ="safe").load(ROOT / n) for n in ("params.yaml", "stages/models.yaml")}
+    for change in changes:
+        address, values = change.split("=", 1)
+        file, _, name = address.removeprefix("++").rpartition(":")
         *sections, key = name.split(".")
         section = content[file or "params.yaml"]
         for part in sections:
             assert part in section, f"{address}: no such param"
             section = section[part]
-        assert key in section, f"{address}: no such param"
-        section[key] = YAML(typ="safe").load(value)
-        Params.model_validate(content["params.yaml"] | content[MODELS])
+        assert key in section or address.startswith("++"), f"{address}: no such param"
+        for value in values.split(","):
+            section[key] = YAML(typ="safe").load(value)
+            Params.model_validate(content["params.yaml"] | content[MODELS])
 
 
 def check_koqa(words: list[str]) -> None:
@@ -233,7 +235,7 @@ def test_commands_name_what_exists(page: str) -> None:
     for command in commands(TEXTS[page]):
         check_command(command)
     for change in re.findall(r"`-S ([\w.:]+=[^`\s]+)`", TEXTS[page]):
-        check_param(*change.split("=", 1))
+        check_params([change])
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,9 @@ def test_commands_name_what_exists(page: str) -> None:
         "dvc exp run -S ppo.no_such_knob=1",
         "dvc exp run -S model=llama9",
         "dvc exp run -S models.tiny.ppo.updates=9",
+        "dvc exp run -S ++data.columns.question=q",  # not of the sample
+        "dvc exp run -S data.source=jsonl -S ++data.columns.no=q",
+        "dvc exp run -S data.source=jsonl -S data.columns.question=q",
         "dvc exp run -S stages/models.yaml:models.tiny.ppo.updates=0",
         "dvc repro no_such_stage",
         "dvc metrics diff --no-such-option",

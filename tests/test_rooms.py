@@ -26,7 +26,6 @@ LAYERS = {
     "plan": ("config", "runs", "ingest", "measure", "model", "train", "reward"),
 }
 MOST_MODULES = 10  # of a room
-NO_README_YET = ("root",)  # its files are listed in README.md of the repository
 # modules that may be imported for a constant alone
 CONSTANT_HOMES = {
     "stages.rlhf.files",
@@ -138,9 +137,8 @@ def test_a_room_is_small_and_says_what_is_in_it(room: str) -> None:
     folder = ROOT / "stages" / "rlhf" / (room if room != "root" else "")
     files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert 0 < len(files) <= MOST_MODULES, files
-    if room not in NO_README_YET:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        assert not [name for name in files if f"`{name}`" not in text]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in files if f"`{name}`" not in text]
 
 
 def test_every_folder_is_a_room() -> None:
