@@ -172,3 +172,12 @@ def test_many_rows_that_are_not_json_take_no_square_of_time() -> None:
     began = time.process_time()
     assert list(stream_rows(entry(content), None)) == [1] + [text] * 10_000
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("content", ['{\n  "data": [{}]\n}\n', SOUND + ",\n" + SOUND, "가"])
+def test_the_form_of_json_lines_is_said(content: str) -> None:
+    """An object over several lines and lines that end in commas are JSON of some kind, too."""
+    with pytest.raises(
+        ValueError, match=naming("sft.jsonl", "line 1", "object on each line", "UTF-8")
+    ):
+        list(stream_rows(entry(content.encode("cp949")), None))
