@@ -34,7 +34,7 @@ KINDS = {
 QUESTION = "아르헨티나의 수도 이름이 무엇인지 가르쳐 주시겠어요?"
 GLOSS = {  # for those who do not read Korean
     QUESTION: "Could you tell me the name of Argentina's capital?",
-    "년.": "Year.",
+    "\ufffd.": "A broken character.",
     "네, 좋은 질문입니다.": "Yes, that is a good question.",
     "아르헨티나의 수도는 부에노스아이레스입니다. 아르헨티나는 남아메리카에 있습니다.": (
         "The capital of Argentina is Buenos Aires. Argentina is in South America."
