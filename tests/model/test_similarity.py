@@ -5,14 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import distance
 from scipy.stats import pearsonr
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from stages.rlhf.model import embedder, similarity
+from stages.rlhf.model import similarity
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.report import comparison
 from tests.conftest import naming
@@ -38,34 +35,14 @@ def test_by_hand() -> None:
     assert similarity.pearson(a, b) == pytest.approx([-1])
 
 
-SAID = [  # answer, reference
-    ("한라산의 높이는 1950m입니다.", "한라산의 높이는 1947m입니다."),
-    ("수도는 부산입니다.", "대한민국의 수도는 서울입니다. 서울은 한강에 있습니다."),
-    ("물은 끓습니다", "물은 섭씨 100도에서 끓습니다."),
-    ("김치는 배추로 담급니다. 🥬", "김치는 배추로 담그는 음식입니다."),
-    ("the capital is Seoul", "대한민국의 수도는 서울입니다."),
-    ("네", "독수리는 육식을 하는 조류입니다."),
-    ("같은 답변입니다.", "같은 답변입니다."),
-    ("", "빈 답변의 벡터는 0입니다."),
-]
-
-
 @pytest.fixture(scope="module")
 def vectors() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(10, 24) x 2: eight embeddings of a small ruler, two equal, one zero; and two made of them.
-
-    The ninth pair is opposite; the tenth has a vector that is nearly constant.
-    """
-    tokenizer = embedder.train_tokenizer([text for pair in SAID for text in pair], 400)
-    weights = torch.randn(400, 24, generator=torch.Generator().manual_seed(0))
-    static = StaticEmbedding(tokenizer, embedding_weights=weights[: tokenizer.get_vocab_size()])
-    ruler = SentenceTransformer(modules=[static], device="cpu")
-    answers, references = (embedder.encode(ruler, texts) for texts in zip(*SAID, strict=True))
-    opposite, level = -references[:1], 1 + 1e-3 * answers[1:2]
-    return (
-        np.concatenate([answers, opposite, level]),
-        np.concatenate([references, references[:1], references[1:2]]),
-    )
+    """(10, 24) x 2: any direction, at 5 on equal, zero, opposite, nearly constant, far."""
+    answers, references = GENERATOR.normal(size=(2, 10, 24)).astype(np.float32)
+    answers[5], answers[6], answers[7] = references[5], 0, -references[7]
+    answers[8] = 1 + 1e-3 * answers[8]
+    answers[9] *= 1000
+    return answers, references
 
 
 def by_definition(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
@@ -109,9 +86,9 @@ def test_what_evaluate_reports_is_the_definition(
         assert found["cosine"] == pytest.approx(1 - distance.cosine(x, y), abs=1e-10), i
         assert found["euclidean_distance"] == pytest.approx(distance.euclidean(x, y)), i
         assert found["pearson"] == pytest.approx(pearsonr(x, y).statistic, abs=1e-10), i
-    assert reported["cosine"].iloc[[6, 7, 8]].tolist() == pytest.approx([1, 0, -1])
-    assert reported["euclidean_similarity"].iloc[6] == 1
-    assert reported["pearson"].iloc[[6, 7, 8]].tolist() == pytest.approx([1, 0, -1])
+    assert reported["cosine"].iloc[[5, 6, 7]].tolist() == pytest.approx([1, 0, -1])
+    assert reported["euclidean_similarity"].iloc[5] == 1
+    assert reported["pearson"].iloc[[5, 6, 7]].tolist() == pytest.approx([1, 0, -1])
 
 
 def test_euclid_sees_the_norm_and_cosine_does_not() -> None:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.rlhf.config.base import NotNegative, Positive, Rate, Section, StageParams, View
+from stages.rlhf.config.base import Positive, Section, StageParams, View
 from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
 
@@ -16,16 +16,20 @@ class EdaConfig(Section):
 
 
 class EmbedderConfig(Section):
-    """The SentenceTransformer that measures similarity."""
+    """What measures similarity: a SentenceTransformer of the hub, or by default a package's."""
 
     hub: str | None
     revision: str | None
-    seed: NotNegative
-    vocab_size: Annotated[int, Field(ge=300)]
-    dimensions: Positive
-    epochs: Positive
-    batch_size: Positive
-    learning_rate: Rate
+    prefix: str
+
+    @model_validator(mode="after")
+    def _of_a_hub_model(self) -> "EmbedderConfig":
+        if self.hub is None and (self.revision is not None or self.prefix):
+            name, value = ("prefix", self.prefix) if self.prefix else ("revision", self.revision)
+            raise ValueError(
+                f"{name} is {value!r}, which needs a model of the hub, but hub is null"
+            )
+        return self
 
 
 class EvaluateConfig(Section):
