@@ -1,7 +1,7 @@
-"""Stage `base`: the base model, trained from scratch on the corpus, or a pointer to the hub.
+"""Stage `base`: the base model, trained from scratch on the corpus, or a pointer to one.
 
-python -m stages.base --code data/check/base.json --rows data/preprocess --out data/base
-    --metrics metrics/base.json
+python -m stages.base --code data/check/base.json --model data/check/model.json
+    --rows data/preprocess --out data/base --metrics metrics/base.json
 """
 
 import random
@@ -16,11 +16,13 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.config.base import load
 from stages.rlhf.config.models import BaseParams
-from stages.rlhf.hub import write_pointer
-from stages.rlhf.precision import SDPA_FLOAT32, autocasts
+from stages.rlhf.hub import write_local_pointer, write_pointer
+from stages.rlhf.model.store import weights_folder
+from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
 from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.closure import read_fingerprint
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.train.pretraining import new_llama, pretrain
 
@@ -56,8 +58,9 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
     model = new_llama(base_model.architecture, ids, longest)
     rng = random.Random(runtime.derive_seed(params.seed, "base", "batches"))
     mixed = autocasts(base_model.dtype)
-    if mixed:
+    if device() == "cpu" and mixed:
         model.set_attn_implementation(SDPA_FLOAT32)
+    model.to(device())
     checkpointer = Checkpointer(work / "pretraining")
     losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer)
     model.save_pretrained(out)
@@ -72,22 +75,27 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
 
 
 @click.command(help=__doc__)
-@path_options("code", "rows", "out", "metrics")
-def main(code: Path, rows: Path, out: Path, metrics: Path) -> None:
+@path_options("code", "model", "rows", "out", "metrics")
+def main(code: Path, model: Path, rows: Path, out: Path, metrics: Path) -> None:
     """Make the base model, or point at it."""
     clock = runtime.Clock()
     seconds = runtime_file(metrics)
     with one_sentence_errors():
         params = load(BaseParams)
-        hub = params.base_model.hub
-        inputs = {} if hub else {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
+        hub, path = params.base_model.hub, params.base_model.path
+        inputs = {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
+        if params.base_model.architecture is None:
+            inputs = {"model": model} if path else {}
         runtime.start(params.threads, params.seed, "base")
 
         def run(work: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
+            figures = {}
             if hub:
                 write_pointer(out, hub, params.base_model.revision)
-                figures = {}
+            elif path:
+                write_local_pointer(out, read_fingerprint(model))
+                weights_folder(out)
             else:
                 figures = make(params, rows, out, work)
             write_stage_metrics(metrics, figures, HEADLINE)

@@ -1,7 +1,7 @@
 """Stage `preprocess`: read a source, clean, split and cap its rows.
 
-python -m stages.preprocess --code data/check/preprocess.json --out data/preprocess
-    --metrics metrics/preprocess.json
+python -m stages.preprocess --code data/check/preprocess.json --model data/check/model.json
+    --out data/preprocess --metrics metrics/preprocess.json
 
 The source is `data.source` and `data.path` of params.yaml.
 """
@@ -30,13 +30,16 @@ HEADLINE = (
 
 
 @click.command(help=__doc__)
-@path_options("code", "out", "metrics")
-def main(code: Path, out: Path, metrics: Path) -> None:
+@path_options("code", "model", "out", "metrics")
+def main(code: Path, model: Path, out: Path, metrics: Path) -> None:
     """Write the files of stages/rlhf/records.py to OUT."""
     with one_sentence_errors():
         params = load(PreprocessParams)
         os.environ.setdefault("RAYON_NUM_THREADS", str(params.threads))  # of tokenizers
-        with recorded(Stage("preprocess", params, code, {"source": params.data.path}), out):
+        inputs = {"source": params.data.path}
+        if params.base_model.path:
+            inputs["model"] = model
+        with recorded(Stage("preprocess", params, code, inputs), out):
             report, summary = prepare(params, out)
             write_stage_metrics(metrics, report, HEADLINE)
             for line in summary:

@@ -1,11 +1,16 @@
-"""Hub models are pointers on disk: repository, commit sha, file hashes; weights stay cached."""
+"""Models from elsewhere are pointers on disk; their weights stay where they are.
+
+{hub, revision, files} for the hub cache, {files} for a folder of this machine, which params name;
+the pointer knows its files by their sha256, so that a moved folder is the same model.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import snapshot_download
@@ -16,6 +21,11 @@ POINTER = "pointer.json"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # no pickles, no code
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
+NEEDED = {
+    "config": ("config.json",),
+    "weights": ("*.safetensors",),
+    "tokenizer": ("tokenizer.json",),
+}
 
 
 def fetch(hub: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
@@ -49,28 +59,65 @@ def write_pointer(folder: Path, hub: str, revision: str | None) -> Path:
     Raises ValueError if the model is unavailable or has no safetensors.
     """
     cached = fetch(hub, revision)
-    # the cache may hold more files than we requested; the pointer must not depend on that
-    wanted = [n for n in files_of(cached) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
-    files = {name: file_hash(cached / name) for name in wanted}
+    files = _model_files(cached)
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{hub}: no *.safetensors among its files {files_of(cached)}")
-    pointer = {"hub": hub, "revision": cached.name, "files": files}
+    _write(folder, {"hub": hub, "revision": cached.name, "files": files})
+    return cached
+
+
+def local_files(path: Path) -> dict[str, str]:
+    """{name: sha256} of the files of a model in a folder of this machine.
+
+    Raises ValueError if it is no folder, or lacks config, safetensors or tokenizer.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder; expected a model's")
+    refuse_pickles(path)
+    files, found = _model_files(path), files_of(path)
+    for kind, names in NEEDED.items():
+        if not any(_matches(name, names) for name in files):
+            shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+            raise ValueError(f"{path}: no {kind} ({' or '.join(names)}) among its files: {shown}")
+    return files
+
+
+def write_local_pointer(folder: Path, files: Mapping[str, str]) -> None:
+    """Write pointer.json of a model whose folder is known to this machine's params alone."""
+    _write(folder, {"files": dict(files)})
+
+
+def _write(folder: Path, pointer: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
-    return cached
 
 
-def follow_pointer(folder: Path) -> Path:
-    """The cached folder that pointer.json names, after checking its files.
+def follow_pointer(folder: Path, path: Path | None = None) -> Path:
+    """The folder that pointer.json stands for, after checking its files.
 
-    Raises ValueError if the cache no longer has the files the pointer was made from.
+    `path`: where params say the model is, read if the pointer names no hub. Raises ValueError if
+    that folder no longer has the files that the pointer was made from.
     """
     pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
-    cached = fetch(pointer["hub"], pointer["revision"])
+    if "hub" in pointer:
+        where = fetch(pointer["hub"], pointer["revision"])
+    elif path is not None:
+        where = path
+    else:
+        raise ValueError(f"{folder / POINTER}: of a local model, but `model` in params has no path")
     for name, expected in pointer["files"].items():
-        if not (cached / name).is_file() or file_hash(cached / name) != expected:
-            raise ValueError(f"{cached / name}: not the file that {folder / POINTER} names")
-    return cached
+        if not (where / name).is_file() or file_hash(where / name) != expected:
+            raise ValueError(
+                f"{where / name}: not the file that {folder / POINTER} names; if the model was"
+                " changed on purpose, run `dvc repro --force check`"
+            )
+    return where
+
+
+def _model_files(folder: Path) -> dict[str, str]:
+    # there may be more files than a model needs; the pointer must not depend on them
+    wanted = [n for n in files_of(folder) if _matches(n, FILES) and not _matches(n, OTHER_RUNTIMES)]
+    return {name: file_hash(folder / name) for name in wanted}
 
 
 def refuse_pickles(folder: Path) -> None:

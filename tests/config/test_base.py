@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from stages.rlhf.config.base import MODELS
-from stages.rlhf.config.whole import load_params
+from stages.rlhf.config.base import MODELS, load
+from stages.rlhf.config.sft import SftParams
+from stages.rlhf.config.whole import Params, load_params
 from tests.conftest import naming, write_params
 
 
@@ -26,6 +27,15 @@ def test_an_error_names_the_file_of_its_key(tmp_path: Path) -> None:
     assert "models.tiny.dtype = 'int8'" in two
 
 
+def test_a_retired_key_is_one_of_its_own_section(tmp_path: Path) -> None:
+    file = write_params(tmp_path, **{"embedder.epochs": 2, "eda.epochs": 2})
+    with pytest.raises(ValueError, match="epochs") as caught:
+        load_params(file)
+    lines = str(caught.value).removeprefix(f"{file}: ").split("; ")
+    assert any(line.startswith("embedder.epochs = 2: retired: ") for line in lines)
+    assert "eda.epochs = 2: no such key" in lines
+
+
 @pytest.mark.parametrize(
     ("wrong", "facts"),
     [
@@ -35,6 +45,10 @@ def test_an_error_names_the_file_of_its_key(tmp_path: Path) -> None:
             ["ppo.processes", 9, "models.micro.ppo.batch_size", 16, 2],
         ),
         ({"sample.prompts": 2}, ["sample.prompts", 2, 3]),
+        (
+            {"models.micro.dtype": "bfloat16"},
+            ["models.micro: sft.method full", "bfloat16", "mixed", "float32", "lora"],
+        ),
         ({"models.micro.architecture.hidden_size": 30}, ["hidden_size", 30, 2, "even"]),
     ],
 )
@@ -60,3 +74,18 @@ def test_both_files_are_needed(tmp_path: Path) -> None:
     (tmp_path / MODELS).unlink()
     with pytest.raises(ValueError, match=naming(MODELS, "no such file")):
         load_params(file)
+
+
+@pytest.mark.parametrize("schema", [Params, SftParams])
+@pytest.mark.parametrize("dtype", ["float32", "mixed", "bfloat16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_in_bfloat16_are_trained_by_adapters_alone(
+    tmp_path: Path, schema: type[Params | SftParams], dtype: str, method: str
+) -> None:
+    chosen = {"model": "micro", "models.micro.dtype": dtype, "models.micro.sft.method": method}
+    file = write_params(tmp_path, **chosen)
+    if (method, dtype) == ("full", "bfloat16"):
+        with pytest.raises(ValueError, match=naming("models.micro", "round to nothing")):
+            load(schema, file)
+    else:
+        assert load(schema, file).base_model.sft.method == method

@@ -15,6 +15,13 @@ FILE = Path("params.yaml")
 MODELS = "stages/models.yaml"  # section `models`, apart because DVC shows all of params.yaml
 RETIRED = {  # keys of earlier versions -> what became of them
     "kept_tokens": "PPO keeps no activations between rollout and update",
+    **dict.fromkeys(
+        (
+            f"embedder.{key}"
+            for key in ("seed", "vocab_size", "dimensions", "epochs", "batch_size", "learning_rate")
+        ),
+        "no embedder is trained; the default one is a package's, see embedder.hub for others",
+    ),
 }
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -100,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _explain(problem: Any, base_model: str) -> str:
     key = ".".join(base_model if part == "base_model" else str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        retired = RETIRED.get(str(problem["loc"][-1]))
+        retired = RETIRED.get(key) or RETIRED.get(str(problem["loc"][-1]))
         why = f"retired: {retired}; delete it" if retired else "no such key"
         return f"{key} = {problem['input']!r}: {why}"
     if problem["type"] == "missing":

@@ -25,6 +25,7 @@ class Limits(Section):
 class GateParams(StageParams):
     """What stage `gate` reads."""
 
+    validation_rows: Positive | None
     gate: GateConfig
     ppo: SamplingTemperature
     base_model: ModelEntry

@@ -1,5 +1,6 @@
 """What several stages read of a base model's entry in `models`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -56,6 +57,7 @@ class ModelEntry(View):
 
     hub: str | None
     revision: str | None
+    path: Path | None
     dtype: Literal["float32", "bfloat16", "mixed"]
     max_prompt_tokens: Positive
     max_answer_tokens: Positive
@@ -65,13 +67,18 @@ class ModelEntry(View):
     generate: GenerationScale
 
     @model_validator(mode="after")
-    def _hub_or_made(self) -> "ModelEntry":
-        made = self.architecture is not None and self.base is not None
-        if (self.hub is None) != made:
+    def _one_origin(self) -> "ModelEntry":
+        given = [n for n in ("hub", "path", "architecture") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
             raise ValueError(
-                "either hub is an id and architecture and base are null,"
-                f" or hub is null and both are given (hub: {self.hub})"
+                "expected exactly one of hub (an id), path (a folder) and architecture (made here),"
+                f" the others null; given: {found}"
             )
+        if (self.architecture is None) != (self.base is None):
+            raise ValueError("base is given exactly where architecture is: it trains it")
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"revision ({self.revision}) is of a hub model; hub is null")
         return self
 
 
@@ -85,3 +92,13 @@ class BaseParams(StageParams):
     """What stage `base` reads."""
 
     base_model: ModelEntry
+
+
+class _Local(View):
+    path: Path | None
+
+
+class LocalModel(StageParams):
+    """The folder of a model that comes from no hub; whoever loads the model reads it."""
+
+    base_model: _Local

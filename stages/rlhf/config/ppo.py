@@ -65,6 +65,7 @@ class PpoModel(ModelEntry):
 class PpoParams(StageParams):
     """What stage `ppo` reads."""
 
+    validation_rows: Positive | None
     ppo: PpoConfig
     limits: Limits
     base_model: PpoModel

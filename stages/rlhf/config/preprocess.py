@@ -48,6 +48,7 @@ class PreprocessConfig(Section):
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
     test_share: Annotated[float, Field(gt=0, lt=0.5)]
     judge_share: Annotated[float, Field(gt=0, le=0.5)]
+    judge_groups_min: Annotated[int, Field(ge=0)]
     long_answers: Literal["clip", "drop"]
     near_duplicate: Annotated[float, Field(gt=0.5, le=1)]
     max_items: Positive | None

@@ -67,6 +67,7 @@ class RmModel(ModelEntry):
 class RmParams(StageParams):
     """What stage `rm` reads."""
 
+    validation_rows: Positive | None
     rm: RmConfig
     ppo: SamplingTemperature
     base_model: RmModel
@@ -81,5 +82,6 @@ class JudgeModel(ModelEntry):
 class JudgeParams(StageParams):
     """What stage `judge` reads."""
 
+    validation_rows: Positive | None
     judge: JudgeConfig
     base_model: JudgeModel

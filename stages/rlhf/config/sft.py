@@ -1,6 +1,6 @@
 """Section `sft`, and `sft` of a base model; stage `base` reads the entry alone."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,9 +41,19 @@ class SftModel(ModelEntry):
 
     sft: SftScale
 
+    @model_validator(mode="after")
+    def _small_steps_count(self) -> Self:
+        if self.sft.method == "full" and self.dtype == "bfloat16":
+            raise ValueError(
+                "sft.method full trains the weights themselves, and in dtype bfloat16 small steps"
+                " round to nothing; expected dtype mixed or float32, or sft.method lora"
+            )
+        return self
+
 
 class SftParams(StageParams):
     """What stage `sft` reads."""
 
+    validation_rows: Positive | None
     sft: SftConfig
     base_model: SftModel

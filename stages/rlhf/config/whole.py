@@ -7,20 +7,18 @@ from pydantic import ConfigDict, model_validator
 from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
 from stages.rlhf.config.limits import GateConfig, Limits
 from stages.rlhf.config.measure import EdaConfig, EmbedderConfig, EvaluateConfig
-from stages.rlhf.config.models import ModelEntry
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig
 from stages.rlhf.config.reward import JudgeConfig, RewardScale, RmConfig
 from stages.rlhf.config.sample import SampleConfig
-from stages.rlhf.config.sft import SftConfig, SftScale
+from stages.rlhf.config.sft import SftConfig, SftModel
 
 
-class Model(ModelEntry):
+class Model(SftModel):
     """One base model: all that differs from model to model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sft: SftScale
     rm: RewardScale
     judge: RewardScale
     ppo: PpoScale
@@ -32,6 +30,7 @@ class Params(Section):
     model: str
     seed: NotNegative
     threads: Positive
+    validation_rows: Positive | None
     data: DataConfig
     sample: SampleConfig
     preprocess: PreprocessConfig
