@@ -24,6 +24,7 @@ from stages.rlhf.records import (
     details_file,
     read_rows,
     runtime_file,
+    subset,
     write_stage_metrics,
 )
 from stages.rlhf.runs.cache import run_cached
@@ -97,7 +98,11 @@ def train(
     base_model = params.base_model
     codec = Codec(load_tokenizer(base))
     roles = trainable(params, base)
-    validation = read_rows(rows / "validation.jsonl", SftRow)
+    validation = subset(
+        read_rows(rows / "validation.jsonl", SftRow),
+        params.validation_rows,
+        derive_seed(params.seed, "validation"),
+    )
     held = encoded(validation, codec)
     found = [
         fit(roles.model, codec, params, part, held, work / f"phase{i}")

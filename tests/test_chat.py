@@ -198,11 +198,74 @@ def test_the_template_fits_into_the_room_left_for_it() -> None:
 
 
 def test_no_token_to_pad_with_is_refused() -> None:
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe("<s>", "</s>"), eos_token="</s>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bpe("<s>", "</s>"), bos_token="<s>", eos_token="</s>"
+    )
     with pytest.raises(ValueError, match=naming("<|finetune_right_pad_id|>", "<pad>")):
         prepare_tokenizer(made)
     with pytest.raises(ValueError, match=naming("EOS")):
         prepare_tokenizer(PreTrainedTokenizerFast(tokenizer_object=bpe("<s>", "</s>")))
+
+
+QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_pad|>")
+POLYGLOT = ("<|endoftext|>", "<|sep|>", "<|acc|>", "<|tel|>", "<|rrn|>")
+
+
+@pytest.mark.parametrize(
+    ("special", "padding"),
+    [
+        (QWEN, "<|fim_pad|>"),
+        (POLYGLOT, "<|sep|>"),
+        (("<|endoftext|>", "<|im_end|>", "<|extra_1|>"), "<|extra_1|>"),
+        (("<|endoftext|>", "<unk>", "<mask>"), "<mask>"),
+    ],
+)
+def test_an_unused_special_token_pads(special: tuple[str, ...], padding: str) -> None:
+    names = {"eos_token": special[0], "pad_token": special[0], "bos_token": special[0]}
+    made = Tokenizer.from_str(bpe(*special).to_str())
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>" if "<unk>" in special else special[0], **names
+    )
+    codec = Codec(prepare_tokenizer(tokenizer))
+    assert codec.tokenizer.pad_token == padding
+    assert codec.pad_id == special.index(padding)
+    assert codec.eos_id == 0
+    assert codec.pad_id not in codec.response_ids(f"한라산{padding}")
+
+
+def test_a_padding_token_has_an_embedding() -> None:
+    tokenizer = llama3_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert prepare_tokenizer(tokenizer, rows).pad_token == "<|finetune_right_pad_id|>"
+    with pytest.raises(ValueError, match=naming("<|end_of_text|>", "no padding token but EOS")):
+        prepare_tokenizer(pad_is_eos(), 2)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(special: bool) -> None:
+    tokenizer = llama32_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["안녕"], special_tokens=special)
+    prepare_tokenizer(tokenizer, rows + 1)
+    if special:  # Gemma 3's <image_soft_token>: no text becomes it
+        assert prepare_tokenizer(tokenizer, rows).pad_token == "<|finetune_right_pad_id|>"
+    else:
+        with pytest.raises(ValueError, match=naming("안녕", rows, f"{rows} tokens")):
+            prepare_tokenizer(tokenizer, rows)
+
+
+def test_truncation_and_padding_of_the_tokenizers_file_are_off(tmp_path: Path) -> None:
+    made = tiny_tokenizer()
+    made.backend_tokenizer.enable_truncation(8)
+    made.backend_tokenizer.enable_padding(length=16, pad_id=0, pad_token="<pad>")
+    made.save_pretrained(tmp_path)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+    plain = tiny_tokenizer()
+    text = " ".join(SENTENCES)
+    assert tokenizer.backend_tokenizer.encode("서울").ids == plain.encode("서울")
+    assert tokenizer.backend_tokenizer.encode(text).ids == plain.encode(text)
+    assert Codec(tokenizer).response_ids(text) == Codec(plain).response_ids(text)
 
 
 def test_the_hash_is_of_the_template() -> None:

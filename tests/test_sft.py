@@ -1,5 +1,6 @@
 """SFT: what is trained, in which order, and that the kept model is the epoch that was best."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from stages import sft
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params
 from stages.rlhf.model.store import check_card, load_sft, load_tokenizer
-from stages.rlhf.records import write_jsonl
+from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.train import sft_trainer
 from tests.conftest import naming
 from tests.model_fixtures import LORA, save_base
@@ -180,3 +181,43 @@ def test_figures_say_whether_the_best_answers_helped(after: float, beats: bool) 
         "demonstrations": before,
         "beats_demonstrations": beats,
     }
+
+
+@pytest.mark.parametrize("visible", [1, 2, 8])
+def test_of_several_gpus_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: int
+) -> None:
+    for name, value in {
+        "is_available": True,
+        "device_count": visible,
+        "set_device": None,
+        "get_device_capability": (9, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
+    config = sft_trainer.trainer_config(micro(), tmp_path, sft_trainer.Phase(ROWS, 1, 0))
+    assert config.device == torch.device("cuda:0")
+    assert config.n_gpu == 1
+    assert config.train_batch_size == config.eval_batch_size == 2  # rows of a micro-batch
+
+
+def test_validation_rows_are_drawn_once_by_the_seed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    inner = sft.greedy_responses
+
+    def watched(model: Any, codec: Any, questions: list[str], *given: Any) -> Any:
+        asked.append(questions)
+        return inner(model, codec, questions, *given)
+
+    monkeypatch.setattr(sft, "greedy_responses", watched)
+    many = [SftRow(id=f"m{i}", question=f"{i}번 도시는?", answer="부산입니다.") for i in range(9)]
+    write_jsonl(folder / "rows" / "validation.jsonl", many)
+    for seed in (0, 0, 1):
+        train(micro().model_copy(update={"validation_rows": 4, "seed": seed}), folder)
+        shutil.rmtree(folder / "work")
+    questions = [row.question for row in many]
+    assert asked[0] == asked[1] != asked[2]
+    assert [len(part) for part in asked] == [4] * 3
+    assert asked[0] == sorted(asked[0], key=questions.index)
+    assert set(asked[0]) < set(questions)

@@ -25,6 +25,7 @@ _HTML = re.compile(
     r"|img|iframe|ul|ol|li|dl|dt|dd|table|caption|thead|tbody|tfoot|tr|th|td|blockquote|pre|code"
     r"|strong|em|b|i|u|s|sub|sup|form|input|button|script|style)>"
 )
+_PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>")
 # Stands where BOS does while a prompt is encoded; no character of any text (Unicode: never one).
 _START = "\ufdd0"
 
@@ -39,25 +40,71 @@ def template_hash() -> str:
     return hashlib.sha256(template().encode()).hexdigest()
 
 
-def prepare_tokenizer(tokenizer: Any) -> Any:
-    """Set our chat template and a padding token other than EOS.
+def prepare_tokenizer(tokenizer: Any, embeddings: int | None = None) -> Any:
+    """Set our chat template and a padding token other than EOS; let nothing be cut or padded.
 
-    Raises ValueError if the vocabulary has no such token.
+    `embeddings`: rows of the model's embedding matrix, if they are known. Raises ValueError if the
+    vocabulary has no such token, or has tokens without an embedding.
     """
+    name = tokenizer.name_or_path
+    if not tokenizer.is_fast:
+        raise ValueError(f"{name}: no tokenizer.json, nor files that one can be made from")
     tokenizer.chat_template = template()
     tokenizer.padding_side = "right"
+    tokenizer.backend_tokenizer.no_truncation()  # some tokenizer.json have them switched on
+    tokenizer.backend_tokenizer.no_padding()
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        spare = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>", "<unk>")
-        known = [token for token in spare if token in vocabulary]
-        if not known:
+        raise ValueError(f"{name}: the tokenizer has no EOS token")
+    vocabulary = tokenizer.get_vocab()
+    spare = _spare_tokens(tokenizer, vocabulary, embeddings)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id) or (
+        embeddings is not None and tokenizer.pad_token_id >= embeddings
+    ):
+        if not spare:
             raise ValueError(
-                f"{tokenizer.name_or_path}: no padding token but EOS; expected one of {spare}"
+                f"{name}: no padding token but EOS, {tokenizer.eos_token!r}; expected an unused"
+                f" special token, for instance one of {_PADDING}"
             )
-        tokenizer.pad_token = known[0]
+        tokenizer.pad_token = spare[0]
+    if embeddings is not None:
+        _check_fit(tokenizer, vocabulary, embeddings)
     return tokenizer
+
+
+def _spare_tokens(tokenizer: Any, vocabulary: dict[str, int], embeddings: int | None) -> list[str]:
+    """Tokens that may pad, the best first: no text becomes them, and they have no other use.
+
+    The unknown token is the last of them.
+    """
+    names = ("eos_token", "bos_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    used = {getattr(tokenizer, name) for name in names}
+    control = control_tokens(tokenizer.backend_tokenizer)
+    unused = [token.content for _, token in sorted(control.items()) if token.content not in used]
+    named = [t for word in ("pad", "reserved", "unused", "extra") for t in unused if word in t]
+    known = [token for token in _PADDING if token in vocabulary]
+    last = [tokenizer.unk_token] if tokenizer.unk_token != tokenizer.eos_token else []
+    return [
+        token
+        for token in dict.fromkeys([*known, *named, *unused, *last])
+        if token is not None and (embeddings is None or vocabulary[token] < embeddings)
+    ]
+
+
+def _check_fit(tokenizer: Any, vocabulary: dict[str, int], embeddings: int) -> None:
+    """Raise ValueError for a token without an embedding, unless it is one that is never used."""
+    control = control_tokens(tokenizer.backend_tokenizer)
+    needed = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    beyond = {
+        index: token
+        for token, index in vocabulary.items()
+        if index >= embeddings and (index in needed or index not in control)
+    }
+    if beyond:
+        index = max(beyond)
+        raise ValueError(
+            f"{tokenizer.name_or_path}: token {beyond[index]!r} has id {index}, but the model has"
+            f" embeddings for {embeddings} tokens (vocab_size of its config.json)"
+        )
 
 
 def control_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:

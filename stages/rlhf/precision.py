@@ -1,7 +1,8 @@
 """The dtype of a model's weights, and the dtype of its matrix products.
 
-`mixed` keeps weights in float32 and multiplies in bfloat16 if the hardware supports it (AMX,
-AVX512-BF16, CUDA), which is about twice as fast for the tiny model; elsewhere it is float32.
+`mixed` keeps weights in float32 and multiplies in bfloat16 if the hardware does so itself (AMX,
+AVX512-BF16, CUDA from compute capability 8.0), which is about twice as fast for the tiny model;
+elsewhere it is float32.
 """
 
 from typing import Any
@@ -15,10 +16,18 @@ WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed": torch.
 SDPA_FLOAT32 = "sdpa_float32"
 
 
+def device() -> str:
+    """Where models are loaded and trained: the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def autocasts(dtype: str) -> bool:
-    """Whether a model of this `dtype` runs under bfloat16 autocast on this machine."""
-    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return dtype == "mixed" and (torch.cuda.is_available() or cpu)
+    """Whether a model of this `dtype` runs under bfloat16 autocast on `device()`."""
+    if dtype != "mixed":
+        return False
+    if device() == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def products(device: Any, enabled: bool) -> torch.autocast:

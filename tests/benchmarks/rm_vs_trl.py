@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.rm_vs_trl            # full fine-tuning on both sides
     python -m tests.benchmarks.rm_vs_trl --lora     # LoRA of rank 16 on both sides
+    python -m tests.benchmarks.rm_vs_trl --vocab 262144
 
 The same random Llama, questions, Bradley-Terry loss, optimizer, float32 and two threads. TRL gets
 each question as its ten pairs, and the fastest of a few micro-batches, gradients accumulated to 160
@@ -64,10 +65,10 @@ STEPS = 19  # 300 questions
 PromptWithResponses = tuple[list[int], list[list[int]]]  # prompt, answers from best to worst
 
 
-def make_questions() -> list[PromptWithResponses]:
+def make_questions(vocab: int) -> list[PromptWithResponses]:
     """Prompts of 12 tokens, five answers of 8 to 24 each."""
-    prompts = random_ids(QUESTIONS, 12, 12, VOCAB, seed=0)
-    answers = random_ids(QUESTIONS * ANSWERS, 8, 24, VOCAB, seed=1)
+    prompts = random_ids(QUESTIONS, 12, 12, vocab, seed=0)
+    answers = random_ids(QUESTIONS * ANSWERS, 8, 24, vocab, seed=1)
     return [(p, answers[ANSWERS * i : ANSWERS * (i + 1)]) for i, p in enumerate(prompts)]
 
 
@@ -80,10 +81,10 @@ def make_pairs(questions: list[PromptWithResponses]) -> list[dict[str, list[int]
     ]
 
 
-def make_model(kind: Any, lora: bool, **more: Any) -> Any:
+def make_model(kind: Any, vocab: int, lora: bool, **more: Any) -> Any:
     """A random Llama; the decoder, or its adapter, has the same weights whatever the head."""
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=4,
@@ -134,8 +135,8 @@ class WholeModel:
 class Ours:
     """`MemberTrainer` as stage rm runs it."""
 
-    def __init__(self, lora: bool, hybrid: bool) -> None:
-        model = make_model(LlamaForCausalLM, False).train()
+    def __init__(self, vocab: int, lora: bool, hybrid: bool) -> None:
+        model = make_model(LlamaForCausalLM, vocab, False).train()
         model.get_output_embeddings().requires_grad_(False)  # as the reward model's is
         roles: Any = WholeModel(model)
         if lora:
@@ -182,9 +183,9 @@ class AfterStep(TrainerCallback):
         self.since = time.perf_counter()
 
 
-def trl_model(lora: bool) -> Any:
+def trl_model(vocab: int, lora: bool) -> Any:
     """The same decoder with TRL's scalar head."""
-    model = make_model(LlamaForSequenceClassification, lora, num_labels=1)
+    model = make_model(LlamaForSequenceClassification, vocab, lora, num_labels=1)
     score = [p for n, p in model.named_parameters() if "score" in n and p.requires_grad]
     with torch.no_grad():
         for weight in score:
@@ -201,7 +202,7 @@ def trl_trainer(
     then: Callable[[float], None],
 ) -> RewardTrainer:
     """TRL's trainer, no slower than it need be: no checkpoints, no recomputing, no logging."""
-    words = {"<pad>": PAD, **{str(i): i for i in range(1, VOCAB)}}
+    words = {"<pad>": PAD, **{str(i): i for i in range(1, model.config.vocab_size)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="1"))
     args = RewardConfig(
         output_dir=folder,
@@ -246,19 +247,19 @@ def batches(questions: list[PromptWithResponses], steps: int) -> list[list[Promp
     return made[:steps]
 
 
-def measure(side: str, lora: bool, micro_batch: int, steps: int) -> dict[str, float]:
+def measure(side: str, vocab: int, lora: bool, micro_batch: int, steps: int) -> dict[str, float]:
     """One side alone in this process: peak MiB above imports and model; its rate.
 
     The rate is the fastest step's, which a busy machine disturbs least.
     """
-    questions, seconds = make_questions(), []
+    questions, seconds = make_questions(vocab), []
     if side == "trl":
-        model = trl_model(lora)
+        model = trl_model(vocab, lora)
         start = memory("VmRSS")
         with tempfile.TemporaryDirectory() as folder:
             trl_trainer(model, questions, micro_batch, steps, folder, seconds.append).train()
     else:
-        ours = Ours(lora, side == "hybrid")
+        ours = Ours(vocab, lora, side == "hybrid")
         start = memory("VmRSS")
         for batch in batches(questions, steps):
             begin = time.perf_counter()
@@ -267,9 +268,20 @@ def measure(side: str, lora: bool, micro_batch: int, steps: int) -> dict[str, fl
     return {"rate": STEP / min(seconds[1:]), "mib": memory("VmHWM") - start}
 
 
-def in_a_process(side: str, lora: bool, micro_batch: int = 0, steps: int = 4) -> dict[str, float]:
+def in_a_process(
+    side: str, vocab: int, lora: bool, micro_batch: int = 0, steps: int = 4
+) -> dict[str, float]:
     """`measure` in a fresh process."""
-    words = ["--side", side, "--micro-batch", str(micro_batch), "--steps", str(steps)]
+    words = [
+        "--side",
+        side,
+        "--vocab",
+        str(vocab),
+        "--micro-batch",
+        str(micro_batch),
+        "--steps",
+        str(steps),
+    ]
     command = [sys.executable, "-m", "tests.benchmarks.rm_vs_trl", *words]
     done = subprocess.run(
         [*command, *(["--lora"] if lora else [])], check=True, stdout=subprocess.PIPE, text=True
@@ -278,20 +290,20 @@ def in_a_process(side: str, lora: bool, micro_batch: int = 0, steps: int = 4) ->
     return found
 
 
-def same_training(lora: bool) -> dict[str, float]:
+def same_training(vocab: int, lora: bool) -> dict[str, float]:
     """One batch on both sides: the losses, and the largest difference of a clipped gradient.
 
     Raises ValueError where they differ.
     """
-    batch = make_questions()[:STEP]
+    batch = make_questions(vocab)[:STEP]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(trl_model(lora), batch, PAIRS, 1, folder, lambda _: None)
+        trainer = trl_trainer(trl_model(vocab, lora), batch, PAIRS, 1, folder, lambda _: None)
         trainer.model.train()
         theirs = trainer.compute_loss(trainer.model, trainer.data_collator(make_pairs(batch)))
         theirs.backward()
     learned = [p for p in trainer.model.parameters() if p.grad is not None]
     nn.utils.clip_grad_norm_(learned, CLIP)
-    ours = Ours(lora, hybrid=False).trainer
+    ours = Ours(vocab, lora, hybrid=False).trainer
     ours.optimizer = recorder = Recorder(ours.parameters, lr=1.0)
     loss = float(ours.step(encoded(batch), [1] * len(batch)))
     expected = {tuple(p.shape): [] for p in learned}
@@ -306,12 +318,12 @@ def same_training(lora: bool) -> dict[str, float]:
     return found
 
 
-def alternate(lora: bool, micro_batch: int) -> dict[str, list[float]]:
+def alternate(vocab: int, lora: bool, micro_batch: int, steps: int) -> dict[str, list[float]]:
     """Seconds of each side's steps, taken in turn."""
-    questions = make_questions()
-    sides = {"plain": Ours(lora, hybrid=False), "hybrid": Ours(lora, hybrid=True)}
+    questions = make_questions(vocab)
+    sides = {"plain": Ours(vocab, lora, hybrid=False), "hybrid": Ours(vocab, lora, hybrid=True)}
     seconds: dict[str, list[float]] = {"trl": [], "plain": [], "hybrid": []}
-    waiting = iter(batches(questions, STEPS + 1))
+    waiting = iter(batches(questions, steps + 1))
 
     def then(spent: float) -> None:
         seconds["trl"].append(spent)
@@ -322,7 +334,7 @@ def alternate(lora: bool, micro_batch: int) -> dict[str, list[float]]:
             seconds[name].append(time.perf_counter() - begin)
 
     with tempfile.TemporaryDirectory() as folder:
-        trl_trainer(trl_model(lora), questions, micro_batch, STEPS + 1, folder, then).train()
+        trl_trainer(trl_model(vocab, lora), questions, micro_batch, steps + 1, folder, then).train()
     return {name: spent[1:] for name, spent in seconds.items()}  # the first warms up
 
 
@@ -330,6 +342,8 @@ def main() -> None:
     """Print the two sides' figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--vocab", type=int, default=VOCAB)
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=MICRO_BATCHES)
     parser.add_argument("--side", choices=["trl", "plain", "hybrid"], help="used by this itself")
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--steps", type=int)
@@ -339,21 +353,25 @@ def main() -> None:
     logging.set_verbosity_error()
     disable_progress_bars()
     if given.side:
-        print(json.dumps(measure(given.side, given.lora, given.micro_batch, given.steps)))
+        print(
+            json.dumps(measure(given.side, given.vocab, given.lora, given.micro_batch, given.steps))
+        )
         return
     print("LoRA on both sides" if given.lora else "full fine-tuning on both sides")
-    one = same_training(given.lora)
+    one = same_training(given.vocab, given.lora)
     print(f"one batch: loss TRL {one['loss']:.6f}, ours {one['ours']:.6f};", end=" ")
     print(f"no entry of the clipped gradient differs by more than {one['off']:.1e}")
-    tried = {size: in_a_process("trl", given.lora, size) for size in MICRO_BATCHES}
+    tried = {
+        size: in_a_process("trl", given.vocab, given.lora, size) for size in given.micro_batches
+    }
     for size, found in tried.items():
         print(f"TRL at {size:3d} pairs: {found['rate']:5.1f} questions/s, {found['mib']:6.0f} MiB")
     best = max(tried, key=lambda size: tried[size]["rate"])
     least = min(found["mib"] for found in tried.values())
     peak = {"trl": tried[best]["mib"]}
     for name in ("plain", "hybrid"):
-        peak[name] = in_a_process(name, given.lora)["mib"]
-    spent = alternate(given.lora, best)
+        peak[name] = in_a_process(name, given.vocab, given.lora)["mib"]
+    spent = alternate(given.vocab, given.lora, best, given.steps or STEPS)
     print(f"{len(spent['trl'])} steps in turn, TRL at {best} pairs; MiB above the start")
     rows = []
     for name, seconds in spent.items():
@@ -369,7 +387,7 @@ def main() -> None:
         }
         print(row)
         rows.append(row)
-    if not given.lora:
+    if not given.lora and given.vocab == VOCAB:
         with TABLE.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()

@@ -39,7 +39,7 @@ from tests.model_fixtures import (
     tiny_gemma2,
     tiny_llama,
 )
-from tests.tokenizer_fixtures import QUESTIONS
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 VOCAB = 40
 IDS = torch.tensor([[5, 9, 11, 7, 30, 2], [8, 8, 4, 3, 12, 39]])
@@ -232,6 +232,28 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         weights_folder(tmp_path)
 
 
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path)
+    weights = base / "model.safetensors"
+    weights.rename(base / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=naming(base / "pytorch_model.bin", "pickle")):
+        load_causal_lm(base, "float32")
+    (base / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=naming(base, "no *.safetensors")) as error:
+        load_causal_lm(base, "float32")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path)
+    rows = len(load_tokenizer(base))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["한라산"])
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ValueError, match=naming(base, "한라산", rows, f"{rows} tokens")):
+        load_tokenizer(base)
+
+
 # ---- the hub, offline
 
 
@@ -325,6 +347,10 @@ def test_gemma2_keeps_its_soft_capped_attention(
     ids = torch.randint(3, 320, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    monkeypatch.setattr(store, "autocasts", lambda dtype: True)  # as on a CPU with bfloat16
+    mixed = load_causal_lm(base, "mixed")
+    with torch.no_grad():
+        torch.testing.assert_close(mixed(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
     codec = Codec(load_tokenizer(base))
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     assert all(generate_all(loaded, prompts, codec, 4, 3))

@@ -1,21 +1,31 @@
 """Pretraining: every row once an epoch, padding never trained, and a model that learns."""
 
 import random
+from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+from stages import base
 from stages.rlhf.config.models import Pretraining
+from stages.rlhf.precision import SDPA_FLOAT32
+from stages.rlhf.train import pretraining
 from stages.rlhf.train.pretraining import batches, new_llama, pad, pretrain
 from tests.conftest import naming
-from tests.model_fixtures import ARCHITECTURE, IDS, random_ids
+from tests.model_fixtures import ARCHITECTURE, IDS, random_ids, shipped
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 
 def test_pad_by_hand() -> None:
     ids, mask = pad([[5, 6, 7], [8]], 0)
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[True] * 3, [True, False, False]]
+    assert {t.device.type for t in pad([[5, 6, 7], [8]], 0, "meta")} == {"meta"}
 
 
 def test_every_row_comes_once_an_epoch_beside_rows_of_like_length() -> None:
@@ -62,3 +72,49 @@ def test_no_documents_are_refused() -> None:
     settings = Pretraining(steps=1, batch_size=2, learning_rate=1e-2)
     with pytest.raises(ValueError, match=naming("corpus")):
         pretrain(model, [], 0, settings, random.Random(0))
+
+
+class Elsewhere(torch.nn.Module):
+    """A model on another device than its batches are made on, as one on a GPU is."""
+
+    device = torch.device("meta")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: set[torch.device] = set()
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        self.seen |= {value.device for value in inputs.values()}
+        return SimpleNamespace(loss=self.weight.square().sum())
+
+
+def test_batches_go_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Elsewhere()
+    monkeypatch.setattr(pretraining, "products", lambda device, enabled: nullcontext())
+    settings = Pretraining(steps=2, batch_size=2, learning_rate=1e-2)
+    pretraining.pretrain(model, [[1, 5, 2], [1, 2]], 0, settings, random.Random(0))
+    assert model.seen == {torch.device("meta")}
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_trains_the_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    moved: list[str] = []
+    attention: list[str] = []
+
+    def trained(model: Any, *given: Any) -> list[float]:
+        attention.append(model.config._attn_implementation)
+        return [1.0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(base, "autocasts", lambda dtype: True)
+    monkeypatch.setattr(base, "pretrain", trained)
+    monkeypatch.setattr(LlamaForCausalLM, "to", lambda self, where: moved.append(where))
+    tiny_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "corpus.jsonl").write_text('{"text": "서울은 수도입니다."}\n', encoding="utf-8")
+    base.make(shipped().model_copy(update={"model": "micro"}), tmp_path, tmp_path / "out", tmp_path)
+    assert moved == ["cuda" if gpu else "cpu"]
+    # its backward pass is slow in bfloat16 on a CPU alone
+    assert attention == ["sdpa" if gpu else SDPA_FLOAT32]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -17,6 +18,7 @@ from stages.rlhf.records import Response
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 from stages.rlhf.runtime import derive_seed
 
+BLOCK = 256  # tokens whose probabilities are summed together when one is sampled
 COMPACT_SHARE = 0.25  # finished rows leave the cache once they are this share of the batch
 
 
@@ -91,10 +93,21 @@ def generate(
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """(B, V), (B,) -> (B,): the token where the cumulative probability exceeds the uniform."""
-    mass = torch.softmax(logits, -1).double().cumsum(-1)
-    target = uniforms.double()[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    """(B, V), (B,) -> (B,): the token where the cumulative probability exceeds the uniform.
+
+    Found in two steps, the block and then the token in it, so that float64 sums are of one block.
+    """
+    mass = (logits - logits.amax(-1, keepdim=True)).exp_()
+    blocks = functional.pad(mass, (0, -mass.shape[-1] % BLOCK)).view(len(mass), -1, BLOCK)
+    ends = blocks.sum(-1).double().cumsum(-1)  # (B, blocks)
+    target = uniforms.double()[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
+    end = ends.gather(-1, block)
+    start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0)
+    own = blocks[torch.arange(len(mass), device=mass.device), block[:, 0]].double().cumsum(-1)
+    within = (target - start) / (end - start) * own[:, -1:]  # the two sums differ in last digits
+    step = torch.searchsorted(own, within, right=True).clamp(max=BLOCK - 1)
+    return (block * BLOCK + step).squeeze(-1).clamp(max=mass.shape[-1] - 1)
 
 
 def cut_after(ids: list[int], eos_id: int) -> list[int]:

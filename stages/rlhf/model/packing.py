@@ -17,7 +17,27 @@ from torch import Tensor
 from stages.rlhf.model.sequences import decoder_of, logprobs_of
 from stages.rlhf.precision import SDPA_FLOAT32
 
-ONE_MASK, MASK_PER_LAYER_TYPE = {"llama"}, {"gemma2"}  # config.model_type
+# config.model_type of decoders that take the mask of a packed row as it is given: one for all
+# layers, one narrowed to the sliding window, or one for each kind of layer; the rest: README.md
+ONE_MASK = {
+    *("apertus", "arcee", "aria_text", "axk1", "bert-generation", "biogpt", "bitnet", "codegen"),
+    *("cohere", "ctrl", "dbrx", "deepseek_v2", "deepseek_v3", "diffllama", "ernie4_5"),
+    *("ernie4_5_moe", "flex_olmo", "gemma", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2"),
+    *("gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gptj", "granite", "granitemoe"),
+    *("granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3"),
+    *("hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "llama", "longcat_flash"),
+    *("minicpm3", "minimax_m2", "nanochat", "nemotron", "olmo", "olmo2", "olmoe", "opt"),
+    *("persimmon", "phi", "qwen3_moe", "seed_oss", "solar_open", "stablelm", "xglm", "youtu"),
+}
+ONE_WINDOW = {"ministral3", "mistral", "mixtral", "phi3", "phimoe", "starcoder2"}
+MASK_PER_LAYER_TYPE = {
+    *("afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "cwm", "dots1"),
+    *("exaone4", "exaone_moe", "flint", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"),
+    *("gemma4_unified_text", "gpt_oss", "granite_swa", "granitemoe_swa", "kolibri1", "laguna"),
+    *("mellum", "mimo_v2_flash", "ministral", "olmo3", "qwen2", "qwen2_moe", "qwen3", "smollm3"),
+    *("vaultgemma",),
+}
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 ATTENTIONS = {"eager", "sdpa", SDPA_FLOAT32}  # flash and flex attention accept no (T, T) mask
 MAX_ROW = 4096  # tokens; a row's mask is T x T: 64 MiB in float32
 
@@ -94,7 +114,9 @@ def visible(groups: PackedGroups, window: int | None = None) -> Tensor:
 def can_pack(model: Any) -> bool:
     """Whether this model's decoder and attention accept the mask of a packed row."""
     config = model.config
-    known = config.model_type in ONE_MASK | MASK_PER_LAYER_TYPE
+    known = config.model_type in ONE_MASK | ONE_WINDOW or (
+        config.model_type in MASK_PER_LAYER_TYPE and {*config.layer_types} <= LAYER_TYPES
+    )
     return known and config._attn_implementation in ATTENTIONS
 
 
@@ -141,10 +163,13 @@ def packed_states(model: Any, groups: PackedGroups) -> Tensor:
             ~seen, hide
         )
 
-    mask: Any = additive()
-    if decoder.config.model_type in MASK_PER_LAYER_TYPE:
-        window = decoder.config.sliding_window
-        mask = {"full_attention": mask, "sliding_attention": additive(window)}
+    config = decoder.config
+    mask: Any
+    if config.model_type in MASK_PER_LAYER_TYPE:
+        windows = {"full_attention": None, "sliding_attention": config.sliding_window}
+        mask = {kind: additive(windows[kind]) for kind in {*config.layer_types}}
+    else:
+        mask = additive(config.sliding_window if config.model_type in ONE_WINDOW else None)
     states: Tensor = decoder(
         input_ids=groups.ids, attention_mask=mask, position_ids=groups.positions, use_cache=False
     ).last_hidden_state

@@ -9,21 +9,45 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.pytorch_utils import Conv1D
 
 from stages.rlhf import tensors
 from stages.rlhf.config.models import Lora
 from stages.rlhf.model.lora import LoraLinear
 from stages.rlhf.precision import products
 
+LINEAR = (torch.nn.Linear, Conv1D, FalconLinear)  # and not what else is derived from them
 POLICY, VALUE = "policy", "value"  # the adapters that PPO trains
 
 
-def lora_config(lora: Lora) -> LoraConfig:
-    """LoRA on every linear layer, no dropout."""
-    config = LoraConfig(
+class _LinearLayers(LoraConfig):
+    """A config whose targets stay as they were given.
+
+    For mixtures of experts peft would replace dense layers called up_proj, down_proj or gate by the
+    experts' own parameters.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        moved = name == "target_modules" and name in self.__dict__
+        if not moved and not (name == "target_parameters" and value):
+            super().__setattr__(name, value)
+
+
+def lora_config(lora: Lora, backbone: Any) -> LoraConfig:
+    """LoRA on every linear layer but the LM head, no dropout. Experts stay as they are.
+
+    So do layers that are derived from a linear one and compute more, like Phi-MoE's router.
+    """
+    head = backbone.get_output_embeddings()
+    config = _LinearLayers(
         r=lora.r,
         lora_alpha=lora.alpha,
-        target_modules="all-linear",
+        target_modules={
+            name
+            for name, module in backbone.named_modules()
+            if type(module) in LINEAR and module is not head
+        },
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -40,7 +64,7 @@ class Roles:
     """
 
     def __init__(self, backbone: Any, lora: Lora, autocast: bool = False) -> None:
-        self._config = lora_config(lora)
+        self._config = lora_config(lora, backbone)
         self.autocast = autocast
         self.model = backbone  # a PeftModel once it has an adapter
         self.reference: str | None = None

@@ -3,6 +3,7 @@
 B rows, T tokens of prompt and response together, R response tokens, H hidden size.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,13 @@ def decoder_of(model: Any) -> Any:
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
 
 
+def context_window(model: Any) -> int:
+    """The most tokens of a row; no bound for a model whose config states none (ALiBi's)."""
+    config = model.config
+    names = ("max_position_embeddings", "max_seq_len")
+    return next((getattr(config, n) for n in names if getattr(config, n, None)), sys.maxsize)
+
+
 def hidden_states(model: Any, sequences: Sequences) -> Tensor:
     """(B, T, H): last hidden states, without the LM head."""
     states: Tensor = decoder_of(model)(
@@ -117,23 +125,50 @@ def response_logprobs(
     return logprobs_of(model, states, targets, sequences.response_mask, temperature)
 
 
+@dataclass(frozen=True)
+class Head:
+    """The LM head: logits = softcap(scale * (hidden @ weight.T + bias))."""
+
+    weight: Tensor  # (V, H)
+    bias: Tensor | None  # (V,)
+    scale: float
+    softcap: float  # 0: none
+
+    def settings(self, temperature: float) -> tuple[float, float, Tensor | None]:
+        """What `logprobs.py` takes after the tensors: the scale is put into the others.
+
+        cap * tanh(s x / cap) / T = (cap / s) * tanh(x / (cap / s)) / (T / s)
+        """
+        return temperature / self.scale, self.softcap / self.scale, self.bias
+
+
+def head_of(model: Any) -> Head:
+    """The LM head of a causal language model, as its config states it.
+
+    `families.check_model` compares it with the model's own logits when a model is loaded.
+    """
+    config, layer = model.config, model.get_output_embeddings()
+    scale = 1 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite, MiniCPM
+    if config.model_type == "hyperclovax":
+        scale = config.logits_scaling
+    elif config.model_type.startswith("cohere"):
+        scale = config.logit_scale or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    return Head(layer.weight, getattr(layer, "bias", None), scale, softcap)
+
+
 def next_logits(model: Any, states: Tensor, temperature: float = 1.0) -> Tensor:
     """(B, H) -> (B, V) fp32 logits of the next token."""
-    return head_logits(states, *head_of(model, temperature))
-
-
-def head_of(model: Any, temperature: float) -> tuple[Tensor, float, float]:
-    """Weight of the LM head (V, H), temperature, soft-cap (0: none)."""
-    softcap = getattr(model.config, "final_logit_softcapping", None) or 0.0
-    return model.get_output_embeddings().weight, temperature, softcap
+    head = head_of(model)
+    return head_logits(states, head.weight, *head.settings(temperature))
 
 
 def logprobs_of(
     model: Any, states: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """(N, H), (N,) at the N tokens where `mask` (B, R) -> (B, R) fp32; 0 on padding."""
-    weight, *scaling = head_of(model, temperature)
-    found = token_logprobs(states, weight, targets, *scaling)
+    head = head_of(model)
+    found = token_logprobs(states, head.weight, targets, *head.settings(temperature))
     return torch.zeros(mask.shape, dtype=found.dtype, device=found.device).masked_scatter(
         mask, found
     )

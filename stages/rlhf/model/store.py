@@ -3,6 +3,7 @@
 A model is one of
     a folder with model.safetensors, config.json and the tokenizer  (trained here in full)
     pointer.json {hub, revision, files}                             (weights stay in the hub cache)
+    pointer.json {files}                                            (weights stay in params' `path`)
     adapter_config.json + adapter_model.safetensors                 (LoRA on one of the above)
 and model.json next to it records the sha256 of its parents.
 """
@@ -12,28 +13,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.rlhf.chat import prepare_tokenizer, template_hash
-from stages.rlhf.config.models import Lora
+from stages.rlhf.config.base import load
+from stages.rlhf.config.models import LocalModel, Lora
 from stages.rlhf.files import RUN, file_hash
 from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
+from stages.rlhf.model.families import check_config, check_model
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts
+from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, device
 
 CARD = "model.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def weights_folder(folder: Path) -> Path:
-    """The folder with a model's weights: itself, or the one its pointer names.
+    """The folder with a model's weights: itself, or the one its pointer stands for.
 
-    Raises ValueError if the hub cache no longer has the files the pointer was made from.
+    Raises ValueError if that one no longer has the files the pointer was made from.
     """
     if (folder / POINTER).is_file():
-        return follow_pointer(folder)
+        local = "hub" not in json.loads((folder / POINTER).read_text(encoding="utf-8"))
+        return follow_pointer(folder, load(LocalModel).base_model.path if local else None)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: neither config.json nor {POINTER}; no model here")
     return folder
@@ -58,10 +61,15 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a base model, with our chat template and a padding token besides EOS."""
+    """The tokenizer of a base model, with our chat template and a padding token besides EOS.
+
+    Raises ValueError if there is none, or one with more tokens than the model has embeddings.
+    """
     where = weights_folder(folder)
+    config = json.loads((where / "config.json").read_text(encoding="utf-8"))
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return prepare_tokenizer(tokenizer, config.get("vocab_size"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{where}: no usable tokenizer: {_first_line(error)}") from error
 
@@ -69,13 +77,15 @@ def load_tokenizer(folder: Path) -> Any:
 def load_causal_lm(folder: Path, dtype: str) -> Any:
     """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode.
 
-    Raises ValueError for a pickle, for an adapter, and for a model that needs custom code.
+    Raises ValueError for a pickle, for an adapter, and for a model of a family that this library
+    would compute wrongly (`families.py`), or that needs custom code.
     """
     where = weights_folder(folder)
     refuse_pickles(where)
     _check_shards(where)
     if (where / "adapter_config.json").is_file():  # transformers would load the model it names
         raise ValueError(f"{where / 'adapter_config.json'}: an adapter; expected a full model")
+    check_config(where)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             where,
@@ -85,20 +95,30 @@ def load_causal_lm(folder: Path, dtype: str) -> Any:
         )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa does not support
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{where}: no usable model: {_first_line(error)}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and autocasts(dtype):
+    sdpa = model.config._attn_implementation == "sdpa"  # where it is not, sdpa would be wrong
+    if device() == "cpu" and autocasts(dtype) and sdpa:
         model.set_attn_implementation(SDPA_FLOAT32)
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device()).eval().requires_grad_(False)
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return model
 
 
 def _check_shards(folder: Path) -> None:
-    """Reject an index of other files: transformers would read a pickle, or a file elsewhere."""
+    """Reject an index of other files: transformers would read a pickle, or a file elsewhere.
+
+    Raises ValueError also if there are no weights at all.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         odd = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
         if odd:
             raise ValueError(f"{index}: names {odd[0]!r}; expected a *.safetensors file next to it")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no *.safetensors here; expected a model's weights")
 
 
 def _first_line(error: Exception) -> str:

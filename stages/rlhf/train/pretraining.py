@@ -54,12 +54,14 @@ def batches(rows: list[list[int]], size: int, rng: random.Random) -> Iterator[li
             yield [rows[i] for i in order[start : start + size]]
 
 
-def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids of B rows -> (B, T) ids and (B, T) bool mask, right-padded."""
+def pad(
+    rows: list[list[int]], pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Ids of B rows -> (B, T) ids and (B, T) bool mask on `device`, right-padded."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
     mask = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
-    return ids, mask
+    return ids.to(device), mask.to(device)
 
 
 def pretrain(
@@ -93,7 +95,7 @@ def pretrain(
         }, {}
 
     if found := checkpointer.load():
-        losses = list(found.tensors["losses"])
+        losses = list(found.tensors["losses"].to(model.device))
         with torch.no_grad():
             for name, tensor in strip_prefix("weight.", found.tensors).items():
                 weights[name].copy_(tensor)
@@ -105,7 +107,7 @@ def pretrain(
         factor = cosine_schedule(step, settings.steps, max(1, settings.steps // 20))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
-        ids, mask = pad(next(stream), pad_id)
+        ids, mask = pad(next(stream), pad_id, model.device)
         labels = ids.masked_fill(~mask, -100)
         with products(model.device, autocast):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

@@ -27,6 +27,7 @@ from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Timer, note
 from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
+from stages.rlhf.train.tiled_head import recomputes, use_tiles
 
 
 class Phase(NamedTuple):
@@ -49,11 +50,13 @@ def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
     )
 
 
-def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
+def trainer_config(
+    params: SftParams, folder: Path, phase: Phase, recompute: bool = False
+) -> SFTConfig:
     """SFTConfig for the base model; no truncation, because preprocess enforces length limits."""
     base_model = params.base_model
     steps = phase.epochs * -(-len(phase.rows) // base_model.sft.batch_size)
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=phase.epochs,
         per_device_train_batch_size=base_model.sft.micro_batch_size,
@@ -68,7 +71,7 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        activation_checkpointing=base_model.hub is not None,
+        activation_checkpointing=recompute,
         dataloader_pin_memory=False,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -80,17 +83,20 @@ def trainer_config(params: SftParams, folder: Path, phase: Phase) -> SFTConfig:
         seed=phase.seed % 2**32,
         full_determinism=False,
     )
+    config._n_gpu = min(config.n_gpu, 1)  # of several that are visible, the first: no DataParallel
+    return config
 
 
 class ManifestCallback(TrainerCallback):
     """Writes manifests, triggers saves by time or signal, ends on a signal; shows progress."""
 
-    def __init__(self, timer: Timer) -> None:
-        self.timer = timer
+    def __init__(self, timer: Timer, best: Path | None = None) -> None:
+        self.timer, self.best = timer, best
         self.progress = tqdm(desc="sft", mininterval=5, disable=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Start the progress bar at the resumed step."""
+        """Start the progress bar at the resumed step, whose best epoch is next to it."""
+        state.best_model_checkpoint = str(self.best) if self.best else None
         self.progress = tqdm(
             desc="sft", total=state.max_steps, initial=state.global_step, mininterval=5
         )
@@ -124,7 +130,11 @@ class ManifestCallback(TrainerCallback):
 
 
 class ManifestTrainer(SFTTrainer):
-    """SFTTrainer that raises a ValueError if a checkpoint cannot be written."""
+    """SFTTrainer with our head; raises a ValueError if a checkpoint cannot be written."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        use_tiles(self.model)
 
     def _save_checkpoint(self, *given: Any, **named: Any) -> None:
         try:
@@ -135,20 +145,35 @@ class ManifestTrainer(SFTTrainer):
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest intact checkpoint whose best epoch is intact too; later ones are removed."""
+    """The newest intact checkpoint whose best epoch, by its name in `folder`, is intact too.
+
+    Later ones would pass for the newest once training goes on: damaged ones are removed, an intact
+    one whose best epoch is lost is renamed to `unused-*`.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     while found:
         checkpoint = found.pop()
         problem = files.verify_manifest(checkpoint)
-        if problem is None:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            best = state["best_model_checkpoint"]
-            problem = best and files.verify_manifest(Path(best))
-        if problem is None:
+        if problem:
+            notice(f"{checkpoint}: {problem}; using the one before it")
+            shutil.rmtree(checkpoint)
+            continue
+        best = best_of(checkpoint)
+        problem = files.verify_manifest(best) if best else None
+        if not problem:
             return checkpoint
-        notice(f"{checkpoint}: {problem}; using the one before it")
-        shutil.rmtree(checkpoint)
+        notice(f"{checkpoint}: its best epoch, {best}: {problem}; using the one before it")
+        aside = folder / f"unused-{checkpoint.name}"
+        shutil.rmtree(aside, ignore_errors=True)  # of the same step, so the same bits
+        checkpoint.rename(aside)
     return None
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The best epoch's checkpoint, next to this one; the path that Trainer noted may have moved."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state["best_model_checkpoint"]
+    return checkpoint.parent / Path(best).name if best else None
 
 
 def fit(
@@ -158,16 +183,16 @@ def fit(
 
     Checkpoints are written to `folder`; resumes from the newest one there.
     """
+    last = newest(folder)
     trainer = ManifestTrainer(
         model=model,
-        args=trainer_config(params, folder, phase),
+        args=trainer_config(params, folder, phase, recomputes(model)),
         train_dataset=encoded(phase.rows, codec),
         eval_dataset=validation,
         processing_class=codec.tokenizer,
-        callbacks=[ManifestCallback(Timer())],
+        callbacks=[ManifestCallback(Timer(), best_of(last) if last else None)],
     )
     trainer.remove_callback(PrinterCallback)  # prints a line per step
-    last = newest(folder)
     note(folder, "from", int(last.name.split("-")[1]) if last else 0)
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
