@@ -1,10 +1,11 @@
 """Stage `gate`: does the reward model choose among SFT's responses what the judge prefers, too?
 
 python -m stages.gate --code data/check/gate.json --base data/base --sft data/sft --rm data/rm
-    --judge data/judge --prompts data/preprocess/ppo/validation.jsonl --out data/gate
-    --metrics metrics/gate.json
+    --judge data/judge --judge-metrics metrics/details/judge.json
+    --prompts data/preprocess/ppo/validation.jsonl --out data/gate --metrics metrics/gate.json
 
 It trains nothing: best-of-4 under the reward model against the mean response, scored by the judge.
+A judge that is no better than length alone decides nothing: `passed` is null, with the reason.
 """
 
 import shutil
@@ -19,8 +20,16 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.limits import GateParams
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
-from stages.rlhf.records import PromptRow, read_rows, runtime_file, write_jsonl, write_metrics
+from stages.rlhf.records import (
+    PromptRow,
+    read_rows,
+    runtime_file,
+    subset,
+    write_jsonl,
+    write_metrics,
+)
 from stages.rlhf.reward.best_of_n import best_of_n_indices, gate, sample
+from stages.rlhf.reward.gate import GATE, read_gate, vouched
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
@@ -41,7 +50,9 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
     judge = load_reward_model(bare, paths["judge"])
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     reward_model = load_reward_model(roles, paths["rm"])
-    questions = [row.question for row in read_rows(paths["prompts"], PromptRow)]
+    subset_seed = derive_seed(params.seed, "validation")
+    prompts = subset(read_rows(paths["prompts"], PromptRow), params.validation_rows, subset_seed)
+    questions = [row.question for row in prompts]
     with roles.use(roles.reference) as sft:
         sampled = sample(
             sft,
@@ -70,11 +81,12 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
             questions, sampled, judge_scores.tolist(), indices.tolist(), strict=True
         )
     ]
-    return {f"best_of_{GATE_OF}": gate(judge_scores, indices, params.gate.resamples, seed)}, rows
+    found = gate(judge_scores, indices, params.gate.resamples, seed)
+    return {GATE: vouched(found, paths["judge_metrics"])}, rows
 
 
 @click.command(help=__doc__)
-@path_options("code", "base", "sft", "rm", "judge", "prompts", "out", "metrics")
+@path_options("code", "base", "sft", "rm", "judge", "judge-metrics", "prompts", "out", "metrics")
 def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
     """Try the gate."""
     clock = runtime.Clock()
@@ -91,6 +103,9 @@ def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
             clock.write(seconds)
 
         run_cached(Stage("gate", params, code, paths), [out, metrics, seconds], make)
+    verdict = read_gate(metrics)
+    state = {True: "open", False: "shut", None: "unknown"}[verdict.passed]
+    click.echo(f"gate: {state}" + (f": {verdict.reason}" if verdict.reason else ""))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import JudgeParams
 from stages.rlhf.keys import question_key
 from stages.rlhf.measure.ranking import report
+from stages.rlhf.model.sequences import context_window
 from stages.rlhf.model.store import load_base, load_tokenizer, save_card
 from stages.rlhf.records import RmRow, details_file, read_rows, runtime_file, write_stage_metrics
 from stages.rlhf.reward.calibrate import calibrate
@@ -35,16 +36,20 @@ Paths = dict[str, Path]
 HEADLINE = ("accuracy", "length_only_accuracy", "accuracy_length_matched")
 
 
-def split(rows: list[RmRow], share: float, seed: int) -> tuple[list[RmRow], list[RmRow]]:
+def split(
+    rows: list[RmRow], share: float, seed: int, at_most: int | None = None
+) -> tuple[list[RmRow], list[RmRow]]:
     """The judge's groups for training, and those that choose its epoch and temperature.
 
-    All groups on one question go to one part. Of two questions or more, each gets at least one.
+    The latter are of `share` of the questions, and no more than `at_most` (None: no limit). All
+    groups on one question go to one part. Of two questions or more, each gets at least one.
     """
     keys = [question_key(row.question) for row in rows]
     if len(set(keys)) == 1:
         keys = [row.id for row in rows]
     questions = list(dict.fromkeys(keys))
-    count = max(min(round(share * len(questions)), len(questions) - 1), min(1, len(questions)))
+    most = min(len(questions) - 1, at_most or len(questions))
+    count = max(min(round(share * len(questions)), most), min(1, len(questions)))
     held = set(random.Random(seed).sample(questions, count))
     parts: tuple[list[RmRow], list[RmRow]] = ([], [])
     for key, row in zip(keys, rows, strict=True):
@@ -58,9 +63,10 @@ def trained(
     """The judge on the base model, its held-out groups, and the figures of its training."""
     base_model, seed = params.base_model, (params.seed, "judge")
     roles = load_base(paths["base"], base_model.dtype, base_model.lora)
-    window = roles.model.config.max_position_embeddings
+    window = context_window(roles.model)
     rows = read_rows(paths["rows"] / "train.jsonl", RmRow)
-    train_rows, held = split(rows, params.judge.validation_share, derive_seed(*seed, "validation"))
+    share, split_seed = params.judge.validation_share, derive_seed(*seed, "validation")
+    train_rows, held = split(rows, share, split_seed, params.validation_rows)
     model = new_reward_model(roles, params.judge.head, 1, *seed, kind="judge")
     validation = encode_groups(held, codec, window)
     groups = encode_groups(train_rows, codec, window)

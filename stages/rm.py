@@ -18,6 +18,7 @@ from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import RmParams
 from stages.rlhf.measure.ranking import full_report
 from stages.rlhf.model.roles import Roles
+from stages.rlhf.model.sequences import context_window
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
 from stages.rlhf.records import (
     RmRow,
@@ -25,6 +26,7 @@ from stages.rlhf.records import (
     details_file,
     read_rows,
     runtime_file,
+    subset,
     write_stage_metrics,
 )
 from stages.rlhf.report.reward_figures import draw_all
@@ -63,7 +65,7 @@ def trained(
 ) -> Trained:
     """The members, trained on the training rows, their epochs chosen on validation."""
     base_model, seed = params.base_model, (params.seed, "rm")
-    window = roles.model.config.max_position_embeddings
+    window = context_window(roles.model)
     train_rows = read_rows(rows / "train.jsonl", RmRow)
     extras = for_training(train_rows, params.rm.hard_negatives, fits, *seed, "hard_negatives")
     validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
@@ -91,7 +93,9 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
         return len(codec.response_ids(answer)) <= base_model.max_answer_tokens
 
     model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
-    questions = [row.question for row in read_rows(paths["prompts"], SftRow)]
+    subset_seed = derive_seed(params.seed, "validation")
+    prompts = subset(read_rows(paths["prompts"], SftRow), params.validation_rows, subset_seed)
+    questions = [row.question for row in prompts]
     scales = measure_scale(model, questions, codec, params)
     for member, (mean, sd) in zip(model.members, scales, strict=True):
         member.mean, member.sd = mean, sd
@@ -101,7 +105,7 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     )
     model.calibration = found
     test = read_rows(paths["rows"] / "test.jsonl", RmRow)
-    window = roles.model.config.max_position_embeddings
+    window = context_window(roles.model)
     groups = scored(model, encode_groups(test, codec, window), codec)
     draw_all(groups, found.curve, found.temperature, plots)
     report = full_report(

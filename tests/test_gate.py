@@ -13,11 +13,12 @@ from stages.rlhf.reward.model import new_reward_model
 from stages.rlhf.runs.closure import code_hashes
 from tests.conftest import write_params
 from tests.model_fixtures import LORA, random_reward_model, save_base, save_sft, sft_roles, shake
+from tests.reward.test_gate import GOOD
 from tests.tokenizer_fixtures import QUESTIONS
 
 OPTIONS = (
-    "--code code.json --base base --sft sft --rm rm --judge judge --prompts prompts.jsonl"
-    " --out out --metrics metrics/gate.json"
+    "--code code.json --base base --sft sft --rm rm --judge judge --judge-metrics judge.json"
+    " --prompts prompts.jsonl --out out --metrics metrics/gate.json"
 )
 
 
@@ -37,8 +38,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     changed = {"models.micro.max_answer_tokens": 8, "models.micro.lora.alpha": LORA.alpha}
     write_params(tmp_path, model="micro", threads=1, **changed, **{"gate.resamples": 50})
     (tmp_path / "code.json").write_text(json.dumps(code_hashes("gate")))
+    write_judge(tmp_path, accuracy_above_length_ci_low=0.3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_judge(folder: Path, **changed: float) -> None:
+    """metrics/details/judge.json of a good judge, or another one."""
+    (folder / "judge.json").write_text(json.dumps({**GOOD, **changed}))
 
 
 def run() -> str:
@@ -61,6 +68,15 @@ def test_figures_are_those_of_the_responses(folder: Path) -> None:
     assert found["gain"] == pytest.approx(found["best_of_4"] - found["sft"], abs=1e-5)
     assert found["passed"] == (found["gain_ci_low"] > 0)
     assert any(row["chosen"] for row in rows), "always the first response"
+
+
+def test_a_judge_at_chance_opens_nothing(folder: Path) -> None:
+    write_judge(folder, accuracy_above_length_ci_low=-0.01)
+    assert run().startswith("gate: unknown: the judge is not shown to be better")
+    found = json.loads((folder / "metrics" / "gate.json").read_text())["best_of_4"]
+    assert found["passed"] is None
+    assert found["passed_reason"].startswith("the judge is not shown to be better")
+    assert isinstance(found["gain"], float)
 
 
 def test_models_of_other_parents_are_refused(folder: Path) -> None:

@@ -42,5 +42,8 @@ def test_groups_on_one_question_go_together() -> None:
         train, validation = judge.split(rows, 0.4, seed)
         assert (len(train), len(validation)) == (12, 8)
         assert not {row.question for row in train} & {row.question for row in validation}
+    train, validation = judge.split(rows, 0.4, 0, at_most=1)  # a question, of which there are four
+    assert (len(train), len(validation)) == (16, 4)
+    assert judge.split(rows, 0.4, 0, at_most=2) == judge.split(rows, 0.4, 0, at_most=9)
     alike = [row.model_copy(update={"question": "같은 질문?"}) for row in ROWS[:4]]
     assert [len(part) for part in judge.split(alike, 0.5, 0)] == [2, 2]

@@ -448,6 +448,7 @@ def test_the_stage_says_it_in_a_sentence(drawn: tuple[str, dict[str, bytes]]) ->
         patch.chdir(folder)
         arguments = ["--code", str(write_fingerprint(folder, "preprocess"))]
         arguments += ["--out", str(folder / "out"), "--metrics", str(folder / "out.json")]
+        arguments += ["--model", "data/check/model.json"]
         result = CliRunner().invoke(preprocess.main, arguments, catch_exceptions=False)
         assert result.exit_code in (0, 1)
         assert (result.exit_code == 0) == (folder / "out.json").is_file()

@@ -67,6 +67,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows, **params: Any
     write_params(folder, **(PARAMS | params))
     monkeypatch.chdir(folder)
     arguments = ["--code", str(write_fingerprint(folder, "preprocess")), "--out", "out"]
+    arguments += ["--model", "data/check/model.json"]
     return CliRunner().invoke(preprocess.main, [*arguments, "--metrics", "out.json"])
 
 
@@ -288,7 +289,7 @@ def test_the_sentence_names_part_split_numbers_and_stage(
             {"rows": {"train": 0, "validation": 3}, "rejected": {"judge_question": 80}},
             {},
             {},
-            "lower preprocess.judge_share (0.2)",
+            "lower preprocess.judge_groups_min (300) and preprocess.judge_share (0.2)",
         ),
         (
             "ppo",
@@ -363,17 +364,15 @@ def test_a_prompt_and_a_response_fit_the_models_window(
     config: dict[str, Any] | None,
     window: int | None,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    monkeypatch.setattr(tokenizer, "fetch", lambda *given: tmp_path)
-    tokenizer.check_window("org/name", None, 64, 32)
+    tokenizer.check_window(tmp_path, "org/name", 64, 32)
     if window is None:
-        tokenizer.check_window("org/name", None, 10_000, 10_000)
+        tokenizer.check_window(tmp_path, "org/name", 10_000, 10_000)
         return
     with pytest.raises(ValueError, match=naming("org/name", 64, 33, window)):
-        tokenizer.check_window("org/name", None, 64, 33)
+        tokenizer.check_window(tmp_path, "org/name", 64, 33)
 
 
 def test_the_window_is_checked_before_a_row_is_read(

@@ -15,6 +15,7 @@ SETTINGS = {
     "validation_share": 0.1,
     "test_share": 0.2,
     "judge_share": 0.25,
+    "judge_groups_min": 0,
     "long_answers": "clip",
     "near_duplicate": 0.9,
     "max_items": None,
@@ -175,7 +176,33 @@ def test_judge_takes_a_share_of_the_groups_that_nobody_else_asks() -> None:
     assert len(judged) == pytest.approx(100, abs=2)
     assert set(judged) <= {row[0] for row in alone}
     tested = [key for key in judged if found[key] == "judge_test"]
-    assert 8 <= len(tested) <= 32
+    assert len(tested) == len(judged) // 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "share", "at_least", "judged", "tests"),
+    [
+        (545, 0.2, 0, 109, 36),  # a third
+        (545, 0.2, 300, 272, 90),  # half of the groups are fewer than 300
+        (800, 0.2, 300, 300, 100),
+        (1500, 0.2, 300, 300, 100),
+        (2000, 0.2, 300, 400, 100),
+        (4000, 0.2, 300, 800, 160),  # a fifth
+    ],
+)
+def test_the_judges_share_grows_where_groups_are_few(
+    groups: int, share: float, at_least: int, judged: int, tests: int
+) -> None:
+    given = {"judge_share": share, "judge_groups_min": at_least}
+    given |= {"test_share": 1e-9, "validation_share": 1e-9}
+    found = list(sides(keys(*free(groups + 2, "rm sft ppo")), **given).values())
+    assert found.count("train") + found.count("judge_train") + found.count("judge_test") in (
+        groups,
+        groups - 1,  # ppo and sft need two validation questions
+    )
+    got = found.count("judge_train") + found.count("judge_test")
+    assert (got, found.count("judge_test")) == (pytest.approx(judged, abs=1), tests)
+    assert got <= found.count("train")
 
 
 def test_judge_takes_what_there_is() -> None:

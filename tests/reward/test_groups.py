@@ -25,14 +25,14 @@ def encoded(own: RmRow, extra: HardNegative | None = None) -> list[list[int]]:
 def test_a_negative_that_says_nothing_of_use_is_below_all() -> None:
     own = row("아마", "1947m", ranks=(2.0, 1.0))
     assert encoded(own) == [[0, 0], [1, 0]]
-    for kind in ("echo", "other", "empty"):
+    for kind in ("echo", "other", "empty", "stuck", "count", "list"):
         found = encoded(own, HardNegative(kind, 1, ""))
         assert found == [[0, 0, 1], [1, 0, 1], [0, 0, 0]], kind
 
 
 def test_a_negative_made_of_the_best_is_compared_with_it_and_its_equals_alone() -> None:
     own = row("가", "나", "다", "라", ranks=(2.0, 1.0, 3.0, 1.0))
-    for kind in ("loop", "cut", "filler"):
+    for kind in ("loop", "edited", "cut", "missing_eos", "filler"):
         found = encoded(own, HardNegative(kind, 1, "나나나"))
         assert [line[-1] for line in found] == [0, 1, 0, 1, 0], kind
         assert found[-1] == [0] * 5
@@ -42,6 +42,13 @@ def test_a_negative_is_encoded_with_the_group_and_never_the_best() -> None:
     group = encode_groups([row("나", "가")], CODEC, 256, [HardNegative("empty", 0, "")])[0]
     assert group.answers == [CODEC.response_ids("나"), CODEC.response_ids("가"), [CODEC.eos_id]]
     assert group.best == 0
+
+
+def test_a_negative_that_was_cut_off_has_no_eos() -> None:
+    negative = HardNegative("missing_eos", 0, "나나", ended=False)
+    group = encode_groups([row("나", "가")], CODEC, 256, [negative])[0]
+    assert group.answers[-1] == CODEC.response_ids("나나")[:-1]
+    assert CODEC.eos_id not in group.answers[-1]
 
 
 def test_identical_and_tied_answers_make_no_pair() -> None:

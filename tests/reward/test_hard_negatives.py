@@ -1,28 +1,39 @@
 """Answers made worse on purpose: each is what its name says, and none slips in as a good one."""
 
 import random
+import re
 
 import pytest
 
+from stages.rlhf.chat import Codec
 from stages.rlhf.korean import sentence_ends
 from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import (
+    ENDLESS_KINDS,
     LAST,
     MAKERS,
     alike,
+    count,
     counts,
     cut,
+    edited,
     filler,
     for_training,
     held_out,
+    listed,
     loop,
     make,
+    stuck,
 )
+from tests.tokenizer_fixtures import tiny_tokenizer
 
 ANSWER = "한라산의 높이는 1947m입니다. 한라산은 제주도에 있습니다."
 OTHER = "훈민정음은 세종대왕이 만들었습니다. 1443년의 일입니다."
-RNGS = [random.Random(seed) for seed in range(40)]
+
+
+def rngs() -> list[random.Random]:
+    return [random.Random(seed) for seed in range(40)]
 
 
 def row(name: str, question: str, *answers: str) -> RmRow:
@@ -45,42 +56,131 @@ def anything(text: str) -> bool:
     return True
 
 
+def short(text: str) -> bool:
+    return len(text) <= 200
+
+
 def test_a_loop_says_something_three_times_in_a_row() -> None:
-    for rng in RNGS:
+    for rng in rngs():
         found = loop(ANSWER, rng)
         assert found is not None
         assert loops(found), found
         assert ANSWER.startswith(found.split()[0])
-    assert loop("", RNGS[0]) is None
+    assert loop("", rngs()[0]) is None
+
+
+def numbers_in(text: str, pattern: str) -> list[int]:
+    return [int(found) for found in re.findall(pattern, text)]
+
+
+def test_an_endless_answer_fills_the_limit() -> None:
+    for rng in rngs():
+        for text in (
+            stuck(ANSWER, ROWS[0].question, short, rng),
+            count(ANSWER, short, rng),
+            listed(ANSWER, OTHER, short, rng),
+        ):
+            assert text is not None
+            assert 198 <= len(text) <= 200  # a blank at the limit falls off
+            assert ANSWER not in text
+
+
+def test_one_that_is_stuck_says_the_same_to_the_end() -> None:
+    found = [stuck(ANSWER, "왜 그런가요?", short, rng) for rng in rngs()]
+    assert all(text and loops(text) for text in found)
+    openings = {text.split("\n")[0][:8] for text in found if text}
+    assert "왜 그런가요?" in {opening.strip() for opening in openings}
+    assert len(openings) > 4
+    asked = stuck("네.", "높이는?", short, rngs()[0])
+    assert asked is not None
+    assert asked.startswith(("높이는? 높이는? 높이는? ", "높이는?\n높이는?\n"))
+
+
+def test_a_count_goes_up_by_one_from_a_wrong_number() -> None:
+    for rng in rngs():
+        text = count("한라산의 높이는 1947m입니다.", short, rng)
+        assert text is not None
+        assert numbers_in(text, r"높이는 (\d+)m입니다\.") == list(range(1948, 1958))
+        assert loops(text)
+        text = count("산은 제주도에 있습니다.", short, rng)
+        assert text is not None
+        found = numbers_in(text, r"(\d+)(?:년|\.) 제주도에 있습니다\.")
+        assert found == list(range(found[0], found[0] + len(found)))
+        assert found[0] == 1 or 1900 < found[0] <= 2021
+        assert loops(text)
+    assert count("네.", short, rngs()[0]) is None
+    assert count("9" * 5000, short, rngs()[0]) is None
+
+
+def test_a_list_repeats_its_frame_with_other_words() -> None:
+    for rng in rngs():
+        text = listed(ANSWER, OTHER, short, rng)
+        assert text is not None
+        lines = [line.split()[1:] for line in text.split("\n")[:-1]]
+        assert len(lines) > 5
+        assert [words[0] for words in lines[:2]] == ["훈민정음은", "세종대왕이"]
+        assert len({tuple(words[1:]) for words in lines}) == 1
+        assert " ".join(lines[0][1:]) in ANSWER
+    assert listed("네.", OTHER, short, rngs()[0]) is None
+    assert listed(ANSWER, "", short, rngs()[0]) is None
+
+
+def test_an_edited_repeat_has_no_two_sentences_that_are_the_original() -> None:
+    for rng in rngs():
+        text = edited(ANSWER, rng)
+        assert text is not None
+        first, *others = text.removesuffix(".").split(". ")
+        assert first == "한라산의 높이는 1947m입니다"
+        copies_of = ["높이는 1947m입니다", "한라산의 1947m입니다"]
+        if others[0] == "한라산은 제주도에 있습니다":
+            copies_of, others = ["제주도에 있습니다", "한라산은 있습니다"], others[1:]
+        assert 2 <= len(others) <= 4
+        assert set(others) <= set(copies_of)
+    assert edited("네. 한라산 입니다.", rngs()[0]) is None
+
+
+def test_what_is_cut_off_has_no_eos() -> None:
+    codec = Codec(tiny_tokenizer())
+    ended: dict[str, set[bool]] = {}
+    for kind in MAKERS:
+        for rng in rngs():
+            found = make(ROWS[0], kind, ROWS, short, rng)
+            assert found is not None
+            ids = found.response_ids(codec)
+            assert (ids[-1] == codec.eos_id) == found.ended
+            assert ids == codec.response_ids(found.text)[: len(ids)]
+            ended.setdefault(kind, set()).add(found.ended)
+    both = {kind: {True, False} for kind in ENDLESS_KINDS}
+    assert ended == {**{kind: {True} for kind in MAKERS}, "missing_eos": {False}, **both}
 
 
 def test_a_cut_ends_inside_a_sentence() -> None:
-    found = {cut(ANSWER, rng) for rng in RNGS}
+    found = {cut(ANSWER, rng) for rng in rngs()}
     assert len(found) > 5
     for text in found:
         assert text is not None
         assert ANSWER.startswith(text)
         assert len(text) < len(ANSWER) - 1
         assert len(text) not in sentence_ends(text)
-    assert cut("네.", RNGS[0]) is None
+    assert cut("네.", rngs()[0]) is None
 
 
 def test_filler_adds_a_sentence_of_another_answer() -> None:
-    found = {filler(ANSWER, OTHER, rng) for rng in RNGS}
+    found = {filler(ANSWER, OTHER, rng) for rng in rngs()}
     assert found == {
         f"{ANSWER} 훈민정음은 세종대왕이 만들었습니다.",
         f"{ANSWER} 1443년의 일입니다.",
     }
-    assert filler(f"{ANSWER} {OTHER}", OTHER, RNGS[0]) is None
-    assert filler(ANSWER, "", RNGS[0]) is None
+    assert filler(f"{ANSWER} {OTHER}", OTHER, rngs()[0]) is None
+    assert filler(ANSWER, "", rngs()[0]) is None
 
 
 def test_a_hard_negative_keeps_the_lines_of_its_original() -> None:
     answer = "합:\n\n- 하나\n    - 둘"
-    found = {loop(answer, rng) for rng in RNGS}
+    found = {loop(answer, rng) for rng in rngs()}
     assert f"{answer} 둘 둘 둘" in found
     assert all(text and text.startswith(("합: 합:", "합:\n\n-")) for text in found)
-    assert filler("```\nx\n```", "네.", RNGS[0]) == "```\nx\n```\n네."
+    assert filler("```\nx\n```", "네.", rngs()[0]) == "```\nx\n```\n네."
 
 
 def test_alike_counts_character_pairs_in_common() -> None:
@@ -94,7 +194,7 @@ def test_each_kind_is_made_of_the_best_answer(kind: str) -> None:
     found = make(ROWS[0], kind, ROWS, anything, random.Random(0))
     assert found is not None
     assert (found.kind, found.original) == (kind, 1)
-    if kind in ("loop", "cut", "filler"):
+    if kind in ("loop", "edited", "cut", "missing_eos", "filler"):
         assert found.text.startswith(ANSWER[:3])
     if kind == "echo":
         assert copies(found.text, ROWS[0].question, ANSWER)

@@ -7,6 +7,7 @@ import pytest
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
+from stages.rlhf.reward.hard_negatives import MAKERS
 from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from tests.conftest import naming
 from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
@@ -53,8 +54,8 @@ def test_accuracy_on_hard_negatives_is_counted_by_kind(tmp_path: Path) -> None:
         RmRow(id=str(i), question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
         for i, q in enumerate(QUESTIONS)
     ]
-    found = hard_negative_accuracy(model, rows, codec, lambda text: text != "", "held out")
-    assert set(found) == {"loop", "echo", "cut", "other", "filler", "empty", "empty_reason"}
+    found = hard_negative_accuracy(model, rows, codec, lambda text: 0 < len(text) < 60, "held out")
+    assert set(found) == {*MAKERS, "empty_reason"}
     assert found["empty"] is None
     above = 0.0
     for row in rows:
@@ -71,7 +72,7 @@ def test_rows_that_share_an_id_are_told_apart(tmp_path: Path) -> None:
         RmRow(id="x", question=q, answers=(SENTENCES[i % 4], "네"), ranks=(1.0, 2.0))
         for i, q in enumerate(QUESTIONS)
     ]
-    found = hard_negative_accuracy(model, rows, codec, bool, "held out")
+    found = hard_negative_accuracy(model, rows, codec, lambda text: 0 < len(text) < 60, "held out")
     above = 0.0
     for row in rows:
         texts = [codec.response_ids(text) for text in (row.answers[0], row.question)]

@@ -321,7 +321,7 @@ def bad_beside_good(folder: Path, seed: str) -> dict[str, float]:
         RmRow(id=str(i), question=question, answers=answers, ranks=(1.0, 2.0))
         for i, (question, *answers) in enumerate(pairs)
     ]
-    extras = for_training(rows, 1.0, lambda text: True, seed)
+    extras = for_training(rows, 1.0, lambda text: len(text) < 60, seed)
     model = reward_model(folder, members=2)
     train(
         model,

@@ -94,7 +94,7 @@ def check(
                     f" {_remedy(part, split, report[part], assigned.get(split, 0), params)}"
                 )
     corpus = report.get("corpus", {"read": 0, "kept": 0})
-    if corpus["read"] and not corpus["kept"] and params.base_model.hub is None:
+    if corpus["read"] and not corpus["kept"] and params.base_model.architecture:
         raise ValueError(
             f"{params.data.path}: the corpus has 0 texts, but stage base needs 1 to train on:"
             f" {_counted(corpus['read'])} read, 0 kept"
@@ -141,7 +141,10 @@ def _remedy(
     if lost and reason == "too_long":
         return _longer(params)
     if lost and reason == "judge_question":
-        return f"lower preprocess.judge_share ({settings.judge_share})"
+        return (
+            f"lower preprocess.judge_groups_min ({settings.judge_groups_min}) and"
+            f" preprocess.judge_share ({settings.judge_share})"
+        )
     if sum(rows.values()) < sum(need.rows for need in NEEDS[part].values()):
         named = " (data.columns names keys of your own)" * (
             reason == "malformed" and params.data.source == "jsonl"

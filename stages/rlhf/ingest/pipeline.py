@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from stages.rlhf.config.preprocess import PreprocessConfig, PreprocessParams
+from stages.rlhf.hub import fetch
 from stages.rlhf.ingest import needs
 from stages.rlhf.ingest.cleaning import Unusable, clean_item
 from stages.rlhf.ingest.rejects import Ledger
@@ -25,7 +26,7 @@ from stages.rlhf.ingest.splitting.splits import SIDES, TRAIN, assign
 from stages.rlhf.ingest.spool import Spool, open_spool
 from stages.rlhf.ingest.summary import lines
 from stages.rlhf.ingest.token_caps import Caps
-from stages.rlhf.ingest.tokenizer import check_window, load_hub_tokenizer, train_tokenizer
+from stages.rlhf.ingest.tokenizer import check_window, load_tokenizer, train_tokenizer
 from stages.rlhf.ingest.writing import write_splits
 from stages.rlhf.keys import question_key
 from stages.rlhf.korean import clean
@@ -45,9 +46,13 @@ def prepare(params: PreprocessParams, out: Path) -> tuple[dict[str, Any], list[s
     """
     settings, model = params.preprocess, params.base_model
     tokenizer = None
-    if model.hub:
-        tokenizer = load_hub_tokenizer(model.hub, model.revision)
-        check_window(model.hub, model.revision, model.max_prompt_tokens, model.max_answer_tokens)
+    if model.architecture is None:
+        folder = model.path or fetch(
+            str(model.hub), model.revision, ["tokenizer.json", "config.json"]
+        )
+        tokenizer = load_tokenizer(folder)
+        name = str(model.path or model.hub)
+        check_window(folder, name, model.max_prompt_tokens, model.max_answer_tokens)
     reader = Reader(params.data.source, params.data.path, settings.max_items, params.data.columns)
     out.mkdir(parents=True, exist_ok=True)
     with (

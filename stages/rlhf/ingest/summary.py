@@ -13,8 +13,8 @@ _MUCH = 0.5  # share of a part's rows that are rejected, from which an example i
 _PARAMETER = {
     "test": "preprocess.test_share",
     "validation": "preprocess.validation_share",
-    "judge_train": "preprocess.judge_share",
-    "judge_test": "preprocess.judge_share",
+    "judge_train": "preprocess.judge_share, judge_groups_min",
+    "judge_test": "preprocess.judge_share, judge_groups_min",
 }
 
 

@@ -1,17 +1,16 @@
-"""The tokenizer of the base model: from the hub, or a byte-level BPE trained on our text."""
+"""The tokenizer of the base model: its own, or a byte-level BPE trained on our text."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
-
-from stages.rlhf.hub import fetch
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")  # ids 0, 1, 2
 
@@ -59,22 +58,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, extra: Iterable[str])
     return tokenizer
 
 
-def load_hub_tokenizer(hub: str, revision: str | None) -> Tokenizer:
-    """The tokenizer of a hub model, downloaded or from the hub cache.
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model in a folder, such as the hub cache's.
 
-    Raises ValueError naming the model if it is unavailable.
+    Raises ValueError naming the file if it is missing or unreadable.
     """
-    path = fetch(hub, revision, ["tokenizer.json"]) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{hub} (revision {revision or 'latest'}): no tokenizer.json there")
-    return Tokenizer.from_file(str(path))
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected the model's tokenizer")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # a bare Exception is what tokenizers raises
+        raise ValueError(f"{file}: not a tokenizer: {error}") from error
 
 
-def check_window(
-    hub: str, revision: str | None, max_prompt_tokens: int, max_answer_tokens: int
-) -> None:
+def check_window(folder: Path, name: str, max_prompt_tokens: int, max_answer_tokens: int) -> None:
     """Raise ValueError if the model's context window is too small for a prompt and a response."""
-    file = fetch(hub, revision, ["config.json"]) / "config.json"
+    file = folder / "config.json"
     if not file.is_file():
         return  # stage base says so
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def check_window(
     if window is not None and max_prompt_tokens + max_answer_tokens > window:
         raise ValueError(
             f"max_prompt_tokens ({max_prompt_tokens}) and max_answer_tokens ({max_answer_tokens})"
-            f" exceed the context window of {hub}, {window} tokens; lower one of them"
+            f" exceed the context window of {name}, {window} tokens; lower one of them"
         )
 
 

@@ -15,8 +15,10 @@ import numpy as np
 from stages.rlhf.measure.style import speech_level
 
 # Weight of a unit in letters (of Latin, half) -> how often in a row it makes a loop.
-LOOP = ((5.0, 3), (3.0, 4), (1.0, 5), (0.5, 10), (0.0, 20))
-COUNT = ((8.0, 5), (1.0, 20))  # the same for units in which nothing but the numbers differs
+LOOP = ((5.0, 3), (3.0, 4), (1.0, 5), (0.5, 10), (0.0, 12))
+# The same for units in which nothing but the numbers differs: sentences, and others.
+COUNT, COUNT_WORDS = ((8.0, 5), (1.0, 20)), ((8.0, 8), (1.0, 20))
+SAME_DIGITS = 30  # in a row: 1000000 is a number
 CUT_OFF = 8.0  # weight of a unit that loops when it stands twice and is cut off in the third
 LONGEST_GLUED = 20  # characters of a unit without spaces around it
 
@@ -54,6 +56,8 @@ def loops(response: str) -> bool:
 def _word_loop(words: list[str], cut_off: bool) -> bool:
     for unit, start, stop in _stretches(words, len(words)):
         size, weight = len(unit), _weight(unit)
+        if cut_off and stop == len(words) - 1 and words[stop - size].startswith(words[stop]):
+            stop += 1  # the last word is cut off itself
         at_the_end = stop == len(words)
         if _enough((stop - start) // size, weight, LOOP):
             return True
@@ -71,7 +75,7 @@ def _counting(words: list[str]) -> bool:
     masked = [re.sub(r"\d+", "0", word) for word in words]
     for unit, start, stop in _stretches(masked, len(masked)):
         sentence = any(word.endswith(("다", "요", "죠")) for word in unit)
-        table = COUNT if sentence else COUNT[1:]
+        table = COUNT if sentence else COUNT_WORDS
         if "0" in "".join(unit) and _enough((stop - start) // len(unit), _weight(unit), table):
             return True
     return False
@@ -83,6 +87,8 @@ def _glued(text: str) -> bool:
         if len(unit) > 1 and repeats >= 3 and all(map(_is_korean, unit)):
             return True
         if weight and _enough(repeats, weight, LOOP):
+            return True
+        if repeats >= SAME_DIGITS and "".join(unit).isdecimal():
             return True
     return False
 

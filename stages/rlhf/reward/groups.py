@@ -51,18 +51,18 @@ def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -
             f"row {row.id}: {count} answers with {len(row.ranks)} ranks;"
             " expected 2 or more answers with a rank each"
         )
-    texts, ranks = list(row.answers), list(row.ranks)
+    prompt, ranks = codec.prompt_ids(row.question), list(row.ranks)
+    answers = [codec.response_ids(text) for text in row.answers]
     if extra is not None:
-        texts.append(extra.text)
+        answers.append(extra.response_ids(codec))
         ranks.append(max(ranks) + 1)
-    prompt, answers = codec.prompt_ids(row.question), [codec.response_ids(text) for text in texts]
     longest = len(prompt) + max(map(len, answers))
     if longest > window:
         raise ValueError(
             f"row {row.id}: prompt and answer have {longest} tokens, more than the model's"
             f" window, max_position_embeddings ({window})"
         )
-    present = torch.ones(1, len(texts), dtype=torch.bool)
+    present = torch.ones(1, len(answers), dtype=torch.bool)
     table = torch.tensor([ranks])
     pairs = better(table, present)[0]
     if extra is not None and extra.kind not in LAST:  # not comparable with the others

@@ -1,24 +1,33 @@
 """Hard negatives: corrupted answers of the kinds that a reward-hacking policy produces.
 
 Each is made from a group's best answer, without further data:
-    echo, other, empty   useless: ranked below every answer of the group
-    loop, cut, filler    worse than the answer they are made from; compared with no other answer,
-                         because nobody has ranked them against, say, a wrong one
+    echo, other, empty    useless: ranked below every answer of the group
+    stuck, count, list    useless, too: endless up to the token limit, and without the best answer
+    loop, edited, cut,    worse than the answer they are made from; compared with no other answer,
+    missing_eos, filler   because nobody has ranked them against, say, a wrong one
+What the policy is cut off in has no EOS: `missing_eos`, and half of the endless ones, so that
+neither the loop nor the missing EOS alone explains the rank.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count as numbers
+from itertools import cycle, pairwise
 
+from stages.rlhf.chat import Codec
 from stages.rlhf.korean import same_text, sentence_ends
 from stages.rlhf.records import RmRow
 from stages.rlhf.runtime import derive_seed
 
 TRIES = 20  # other rows tried for an unrelated answer
 ALIKE = 0.2  # share of common character bigrams at which two rows may be related
+ENDLESS = 4096  # characters of an endless answer that no token limit cuts off
+ENDED = 0.5  # share of endless answers that stop at the limit with EOS
+
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")
 
 Fits = Callable[[str], bool]  # whether an answer is within the token limit
 
@@ -30,6 +39,12 @@ class HardNegative:
     kind: str
     original: int  # index of the original in the row's answers
     text: str
+    ended: bool = True  # False: cut off, no EOS follows
+
+    def response_ids(self, codec: Codec) -> list[int]:
+        """Its ids, EOS included if it ended."""
+        ids = codec.response_ids(self.text)
+        return ids if self.ended else ids[:-1]
 
 
 def loop(answer: str, rng: random.Random) -> str | None:
@@ -64,21 +79,110 @@ def filler(answer: str, other: str, rng: random.Random) -> str | None:
     return f"{answer}{gap}{rng.choice(sentences)}"
 
 
+def edited(answer: str, rng: random.Random) -> str | None:
+    """A sentence of the answer two to four times more, each time without one of its words."""
+    found = [(end, s) for end, s in _sentences(answer) if len(s.split()) >= 3]
+    if not found:
+        return None
+    end, sentence = rng.choice(found)
+    copies = []
+    for _ in range(rng.randint(2, 4)):
+        words = sentence.split()
+        del words[rng.randrange(len(words) - 1)]
+        copies.append(" ".join(words))
+    return " ".join([answer[:end].rstrip(), *copies])
+
+
+def stuck(answer: str, question: str, fits: Fits, rng: random.Random) -> str | None:
+    """A few words of the answer, but not all of them, or the question, again and again."""
+    words = answer.split()
+    if rng.random() < 0.3 or len(words) < 2:
+        unit = question
+    else:
+        size = rng.randint(1, min(6, len(words) - 1))
+        start = rng.randint(0, len(words) - size)
+        unit = " ".join(words[start : start + size])
+    gap = rng.choice([" ", "\n"])
+    return _endless((f"{unit}{gap}" for _ in numbers()), fits)
+
+
+def count(answer: str, fits: Fits, rng: random.Random) -> str | None:
+    """A sentence of the answer again and again, its number higher each time and never right.
+
+    A sentence without a number gets one instead of its first word.
+    """
+    found = [s for _, s in _sentences(answer) if _NUMBER.search(s) or len(s.split()) > 1]
+    if not found:
+        return None
+    sentence = rng.choice(found)
+    if number := _NUMBER.search(sentence):
+        before, first, after = sentence[: number.start()], int(number[0]), sentence[number.end() :]
+    else:
+        first, unit = rng.choice([(rng.randint(1900, 2020), "년 "), (0, ". ")])
+        before, after = "", unit + sentence.split(maxsplit=1)[1]
+    gap = rng.choice([" ", "\n"])
+    return _endless((f"{before}{i}{after}{gap}" for i in numbers(first + 1)), fits)
+
+
+def listed(answer: str, other: str, fits: Fits, rng: random.Random) -> str | None:
+    """A list without end: words of another answer, each followed by the same end of a sentence."""
+    found = [s.split() for _, s in _sentences(answer) if len(s.split()) > 1]
+    if not found or not other.split():
+        return None
+    words = rng.choice(found)
+    tail = " ".join(words[-rng.randint(1, min(3, len(words) - 1)) :])
+    mark = rng.choice(["{}. ", "- ", "* "])
+    items = zip(numbers(1), cycle(other.split()), strict=False)
+    return _endless((f"{mark.format(i)}{word} {tail}\n" for i, word in items), fits)
+
+
+def _sentences(text: str) -> list[tuple[int, str]]:
+    """Each sentence with the offset of its end; what follows the last end is one."""
+    ends = [0, *sentence_ends(text), len(text)]
+    return [(b, text[a:b].strip()) for a, b in pairwise(ends) if text[a:b].strip()]
+
+
+def _endless(units: Iterable[str], fits: Fits) -> str:
+    """These units, cut off where the token limit is."""
+    text = ""
+    for unit in units:
+        text += unit
+        if len(text) >= 64 and not fits(text):
+            break
+        if len(text) >= ENDLESS:
+            return text[:ENDLESS].rstrip()
+    fitting, most = 0, len(text)
+    while fitting < most - 1:
+        middle = (fitting + most) // 2
+        if fits(text[:middle]):
+            fitting = middle
+        else:
+            most = middle
+    return text[:fitting].rstrip()
+
+
 def alike(one: str, other: str) -> float:
     """Overlap coefficient of character bigrams, in [0, 1]."""
     pairs = [{text[i : i + 2] for i in range(len(text) - 1)} for text in (one, other)]
     return len(pairs[0] & pairs[1]) / max(1, min(map(len, pairs)))
 
 
-MAKERS: dict[str, Callable[[RmRow, str, str, random.Random], str | None]] = {
-    "loop": lambda row, best, other, rng: loop(best, rng),
-    "echo": lambda row, best, other, rng: row.question,
-    "cut": lambda row, best, other, rng: cut(best, rng),
-    "other": lambda row, best, other, rng: other or None,
-    "filler": lambda row, best, other, rng: filler(best, other, rng),
-    "empty": lambda row, best, other, rng: "",
+MAKERS: dict[str, Callable[[RmRow, str, str, Fits, random.Random], str | None]] = {
+    "loop": lambda row, best, other, fits, rng: loop(best, rng),
+    "edited": lambda row, best, other, fits, rng: edited(best, rng),
+    "stuck": lambda row, best, other, fits, rng: stuck(best, row.question, fits, rng),
+    "count": lambda row, best, other, fits, rng: count(best, fits, rng),
+    "list": lambda row, best, other, fits, rng: listed(best, other, fits, rng),
+    "echo": lambda row, best, other, fits, rng: row.question,
+    "cut": lambda row, best, other, fits, rng: cut(best, rng),
+    "missing_eos": lambda row, best, other, fits, rng: cut(best, rng),
+    "other": lambda row, best, other, fits, rng: other or None,
+    "filler": lambda row, best, other, fits, rng: filler(best, other, rng),
+    "empty": lambda row, best, other, fits, rng: "",
 }
-LAST = ("echo", "other", "empty")  # ranked below all answers; others only below their original
+ENDLESS_KINDS = ("stuck", "count", "list")
+# Ranked below all answers; others only below their original.
+LAST = ("echo", "other", "empty", *ENDLESS_KINDS)
 
 
 def make(
@@ -88,10 +192,13 @@ def make(
 
     None if it cannot be made, is too long, or equals an answer of the group.
     """
-    text = MAKERS[kind](row, row.answers[row.best], _other_answer(row, rows, rng), rng)
+    text = MAKERS[kind](row, row.answers[row.best], _other_answer(row, rows, rng), fits, rng)
     if text is None or any(same_text(text, answer) for answer in row.answers) or not fits(text):
         return None
-    return HardNegative(kind, row.best, text)
+    if kind in ENDLESS_KINDS and not text:
+        return None
+    ended = kind != "missing_eos" and (kind not in ENDLESS_KINDS or rng.random() < ENDED)
+    return HardNegative(kind, row.best, text, ended)
 
 
 def _other_answer(row: RmRow, rows: Sequence[RmRow], rng: random.Random) -> str:

@@ -39,16 +39,16 @@ def hard_negative_accuracy(
 ) -> dict[str, Any]:
     """Per kind: share of best answers that score above what was made of them; null where none."""
 
-    def scores(pairs: list[tuple[RmRow, str]]) -> list[float]:
-        read = [(codec.prompt_ids(r.question), [codec.response_ids(text)]) for r, text in pairs]
+    def scores(pairs: list[tuple[RmRow, list[int]]]) -> list[float]:
+        read = [(codec.prompt_ids(row.question), [ids]) for row, ids in pairs]
         return list(model.score(read, codec).mean.tolist())
 
-    best = scores([(row, row.answers[row.best]) for row in rows])
+    best = scores([(row, codec.response_ids(row.answers[row.best])) for row in rows])
     found: dict[str, Any] = {}
     for kind, twins in held_out(rows, fits, *seed).items():
         if not twins:
             found |= {kind: None, f"{kind}_reason": "none could be made of the test rows"}
             continue
-        worse = scores([(rows[i], twin.text) for i, twin in twins])
+        worse = scores([(rows[i], twin.response_ids(codec)) for i, twin in twins])
         found[kind] = accuracy(best[i] - score for (i, _), score in zip(twins, worse, strict=True))
     return found
