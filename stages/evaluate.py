@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import pandas as pd
 
 from stages.cli.options import one_sentence_errors, path_options
@@ -37,7 +38,7 @@ from stages.rlhf.records import (
     write_stage_metrics,
 )
 from stages.rlhf.report import comparison, comparison_figures, html, structure
-from stages.rlhf.reward.gate import gate_failure
+from stages.rlhf.reward.gate import read_gate
 from stages.rlhf.reward.generations import generate
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
@@ -80,10 +81,14 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
         raise ValueError(f"{paths['rows']}: no rows; expected test questions")
     found = generate(params, paths, [row.question for row in rows], clock.lap, work)
     similarity_model = embedder.load(paths["embedder"])
-    references = embedder.encode(similarity_model, [row.answer for row in rows])
+    texts = [row.answer for row in rows]
+    for responses in found.responses.values():
+        texts += [response.text for response in responses]
+    references, *encoded = np.split(
+        embedder.encode(similarity_model, texts), 1 + len(found.responses)
+    )
     models = {}
-    for name, responses in found.responses.items():
-        vectors = embedder.encode(similarity_model, [response.text for response in responses])
+    for (name, responses), vectors in zip(found.responses.items(), encoded, strict=True):
         scores, judge_scores = found.scores[name], found.judge_scores[name]
         models[name] = comparison.measure(
             responses, scores, judge_scores, rows, vectors, references
@@ -92,16 +97,20 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
     bootstrap = comparison.Bootstrap(
         params.evaluate.resamples, derive_seed(params.seed, "evaluate", "resamples")
     )
-    blocks = comparison.report(models, rows, found.temperature, bootstrap)
+    verdict = read_gate(paths["gate"])
+    doubt = verdict.reason if verdict.passed is None else None
+    blocks = comparison.report(models, rows, found.temperature, bootstrap, doubt)
     gates = comparison.gates(
         blocks,
         fmean(length(row.answer) for row in rows),
         params.limits,
-        gate_failure(paths["gate"]) is None,
+        verdict.passed,
         params.data.source == "sample",
+        doubt,
     )
     metrics = {
         "embedder_sha256": embedder.embedder_hash(paths["embedder"]),
+        "embedder": embedder.summary(similarity_model, texts),
         **blocks,
         "gates": gates,
     }
@@ -191,8 +200,7 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
         outs = [out, plots, metrics, details_file(metrics), seconds]
         run_cached(Stage("evaluate", params, code, inputs_of(paths)), outs, make)
     gates = json.loads(details_file(metrics).read_text(encoding="utf-8"))["gates"]
-    failed = [name for name, passed in gates.items() if not passed]
-    click.echo(f"evaluate: gates that failed: {', '.join(failed) or 'none'}")
+    click.echo(f"evaluate: {comparison.gates_line(gates)}")
 
 
 if __name__ == "__main__":

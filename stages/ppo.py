@@ -33,9 +33,10 @@ from stages.rlhf.records import (
     details_file,
     read_rows,
     runtime_file,
+    subset,
     write_stage_metrics,
 )
-from stages.rlhf.reward.gate import gate_failure
+from stages.rlhf.reward.gate import gate_failure, read_gate
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
@@ -63,16 +64,17 @@ def trained(
     bare = load_base(paths["base"], base_model.dtype, base_model.lora)
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     codec = Codec(load_tokenizer(paths["base"]))
-    rows = read_rows(paths["validation"], SftRow)
+    seed = runtime.derive_seed(params.seed, "validation")
+    rows = subset(read_rows(paths["validation"], SftRow), params.validation_rows, seed)
     if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
     reward_model = load_reward_model(roles, paths["rm"])
     questions = [row.question for row in read_rows(paths["prompts"], PromptRow)]
     limit = base_model.max_answer_tokens
-    scale = (ppo, base_model.ppo, limit, params.seed, work, process_group)
+    batch_size = base_model.generate.batch_size
+    scale = (ppo, base_model.ppo, limit, batch_size, params.seed, work, process_group)
     trainer = PpoTrainer(roles, reward_model, codec, questions, *scale)
     judge = load_reward_model(bare, paths["judge"])
-    batch_size = base_model.generate.batch_size
     validator = Validator(roles, reward_model, judge, codec, rows, limit, batch_size)
     rule = partial(
         decide,
@@ -129,6 +131,8 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
 
         outs = [out, plots, metrics, details_file(metrics), seconds]
         run_cached(Stage("ppo", params, code, paths), outs, make)
+        if read_gate(paths["gate"]).passed is None:
+            click.echo("ppo: nobody vouches for the reward model: the gate is unknown")
 
 
 if __name__ == "__main__":

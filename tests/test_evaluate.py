@@ -197,25 +197,53 @@ def test_ppo_against_sft_is_paired(models: dict[str, comparison.Measured]) -> No
     assert unsure["win_rate"] == found["win_rate"]
 
 
+def test_a_judge_at_chance_gives_no_win_rates(models: dict[str, comparison.Measured]) -> None:
+    report = comparison.report(models, ROWS, 1.0, BOOTSTRAP)["ppo_vs_sft"]
+    found = comparison.report(models, ROWS, 1.0, BOOTSTRAP, "at chance")["ppo_vs_sft"]
+    for name in ("win_rate", "win_rate_decided", "win_rate_length_controlled"):
+        assert found[name] is None
+        assert found[f"{name}_reason"] == "at chance"
+        assert f"{name}_ci_low" not in found
+    others = {name for name in report if not name.startswith(("win_rate", "by_kind"))}
+    assert {name: found[name] for name in others} == {name: report[name] for name in others}
+
+
+def test_an_unknown_gate_is_told_as_such() -> None:
+    verdicts = comparison.gates(GOOD, 37.0, shipped().limits, None, True, "at chance")
+    assert verdicts["rm_ok"] is None
+    assert verdicts["rm_ok_reason"] == "at chance"
+    assert comparison.gates_that(verdicts, None) == ["rm_ok"]
+    line = comparison.gates_line({**verdicts, "ends": False})
+    assert line == "gates that failed: ends; unknown: rm_ok (at chance)"
+    verdicts = comparison.gates(GOOD, 37.0, shipped().limits, True, True)
+    assert set(verdicts.values()) == {True}
+    assert comparison.gates_line(verdicts) == "gates that failed: none"
+
+
 GOOD: dict[str, Any] = {
     "ppo": {"repetition": 0.01, "copy_rate": 0.0, "eos_rate": 0.995, "length": 38.0},
     "sft": {"repetition": 0.01, "copy_rate": 0.0, "eos_rate": 0.99, "length": 36.0},
-    "ppo_vs_sft": {"chrf_gain_ci_low": 0.5, "cosine_gain_ci_low": 0.01},
+    "ppo_vs_sft": {
+        "cosine_gain_ci_low": 0.01,
+        "cosine_gain_ci_high": 0.03,
+        "win_rate_decided_ci_low": 0.51,
+        "win_rate_decided_ci_high": 0.7,
+    },
 }
 
 
-def gates(ok: bool = True, known: bool = True, **changed: dict[str, float | None]) -> list[str]:
+def gates(
+    ok: bool | None = True, known: bool = True, **changed: dict[str, float | None]
+) -> list[str]:
     """The gates that fail, of the figures above with some changed."""
     found = {name: {**part, **changed.get(name, {})} for name, part in GOOD.items()}
-    passed = comparison.gates(found, 37.0, shipped().limits, ok, known)
-    return [name for name, ok in passed.items() if not ok]
+    return comparison.gates_that(
+        comparison.gates(found, 37.0, shipped().limits, ok, known, "at chance"), False
+    )
 
 
 def test_each_gate_fails_by_itself() -> None:
     assert gates() == []
-    for low in (0.0, -1.0, None):
-        assert gates(ppo_vs_sft={"chrf_gain_ci_low": low}) == ["ppo_beats_sft"]
-        assert gates(ppo_vs_sft={"cosine_gain_ci_low": low}) == ["ppo_beats_sft"]
     assert gates(ppo={"repetition": 0.016}) == ["no_repetition"]
     assert gates(ppo={"repetition": 0.0149}) == []
     assert gates(ppo={"copy_rate": 0.006}) == ["no_repetition"]
@@ -224,6 +252,32 @@ def test_each_gate_fails_by_itself() -> None:
         gates(ppo={"length": 37 * 1.16}) == gates(ppo={"length": 37 * 0.84}) == ["length_in_band"]
     )
     assert gates(ok=False) == ["rm_ok"]
+    assert gates(ok=None) == []
+
+
+@pytest.mark.parametrize(
+    ("cosine", "rate", "passes"),
+    [
+        ((0.01, 0.03), (0.51, 0.7), True),
+        ((0.01, 0.03), (0.4, 0.6), True),
+        ((-0.01, 0.03), (0.51, 0.7), True),
+        ((-0.01, 0.03), (0.4, 0.6), False),
+        ((0.0, 0.03), (0.5, 0.6), False),
+        ((0.01, 0.03), (0.3, 0.49), False),  # clearly better by one, clearly worse by the other
+        ((-0.03, -0.01), (0.51, 0.7), False),
+        ((0.01, 0.03), None, True),  # a judge at chance says nothing
+        ((-0.01, 0.03), None, False),
+        (None, None, False),
+    ],
+)
+def test_ppo_beats_sft_by_what_has_not_chosen_it(
+    cosine: tuple[float, float] | None, rate: tuple[float, float] | None, passes: bool
+) -> None:
+    pair: dict[str, float | None] = {"chrf_gain_ci_low": -9.0, "chrf_gain_ci_high": -8.0}
+    for name, ends in (("cosine_gain", cosine), ("win_rate_decided", rate)):
+        low, high = ends or (None, None)
+        pair |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    assert gates(ppo_vs_sft=pair) == ([] if passes else ["ppo_beats_sft"])
 
 
 def test_on_real_data_ppo_need_only_end_as_often_as_sft() -> None:

@@ -168,3 +168,12 @@ def test_penalties_reach_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert plain.penalty.tolist() == [0.0] * 16
     assert costly.penalty.tolist() == [0.5, 0.25] + [0.0] * 14
     torch.testing.assert_close(costly.total, plain.total - costly.penalty)
+
+
+def test_rollouts_are_the_same_decoded_in_parts(tmp_path: Path) -> None:
+    whole, parts = (
+        sampled(ppo_trainer(tmp_path, decoded_at_once=rows)).sequences for rows in (64, 3)
+    )
+    assert len(whole) > 3
+    assert parts.response.equal(whole.response)
+    assert parts.ids.equal(whole.ids)

@@ -353,6 +353,7 @@ def test_no_prompts_are_refused(tmp_path: Path) -> None:
             trainer.ppo,
             trainer.settings,
             8,
+            64,
             0,
             tmp_path,
         )
@@ -387,6 +388,20 @@ def test_policy_learns_what_the_reward_pays_for(
         last += rates[-3:]
     assert abs(fmean(first) - optimum) > 0.25, f"it begins too near the optimum: {first}"
     assert abs(fmean(last) - optimum) < 0.15, f"share of responses that end: {first}, then {last}"
+
+
+@pytest.mark.parametrize(("eos_rate", "cost"), [(0.8, 0.625), (1.0, 3.0), (None, 3.0)])
+def test_a_cap_that_cuts_sft_itself_fines_less(
+    tmp_path: Path, eos_rate: float | None, cost: float
+) -> None:
+    knobs = ppo_knobs(missing_eos_penalty=3.0, repetition_penalty=0.0, copy_penalty=0.0)
+    trainer = ppo_trainer(tmp_path, ppo=knobs)
+    trainer.progress.validation = [] if eos_rate is None else [{"eos_rate": eos_rate}]
+    reward = trainer.rollout(1, trainer.prompts_of(1)).reward
+    cut = reward.violations.missing_eos
+    assert cut.any()
+    assert reward.penalty[cut].tolist() == pytest.approx([cost] * int(cut.sum()))
+    assert not reward.penalty[~cut].any()
 
 
 # ---- generation after an update

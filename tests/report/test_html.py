@@ -34,6 +34,7 @@ def inputs() -> ReportInputs:
         **{name: block(by_kind=kinds) for name in MODELS},
         "questions": 1234,
         "embedder_sha256": "fedc",
+        "embedder": {"klue_sts_spearman": 0.75, "truncated_share": 0.125},
         "sft_gain": {"cosine": 0.1, "percent": None, "percent_reason": "no answers"},
         "ppo_vs_sft": block(by_kind=kinds),
         "gates": GATES,
@@ -123,7 +124,8 @@ def test_what_it_shows(inputs: ReportInputs, plots: Path) -> None:
     assert "0.500 [0.250, 0.750]" in text
     assert "2,164,416" in text
     assert "9.74%" in text
-    for name, value in (("base_sha256", "abc"), ("embedder_sha256", "fedc")):
+    shown = {"base_sha256": "abc", "embedder_sha256": "fedc", "truncated_share": 0.125}
+    for name, value in {**shown, "klue_sts_spearman": 0.75}.items():
         assert f"{name} {value}" in " ".join(found.cells)
     assert "ppo.kl_coef 0.02" in " ".join(found.cells)
     assert "base.hub null" in " ".join(found.cells)
@@ -139,6 +141,16 @@ def test_gates_are_told_with_the_limits_of_the_run(inputs: ReportInputs, plots: 
     assert "0.0071 넘게" in text
     assert "±23% 안" in text
     assert "0.99 이상" in text
+
+
+def test_an_unknown_gate_is_shown_with_its_reason(inputs: ReportInputs, plots: Path) -> None:
+    gates = {**GATES, "rm_ok": None, "rm_ok_reason": "at <chance>"}
+    inputs.metrics["evaluate"]["gates"] = gates  # type: ignore[index]
+    found = read(page(inputs, plots))
+    at = found.cells.index("rm_ok")
+    assert found.cells[at : at + 2] == ["rm_ok", "알 수 없음"]
+    assert "rm_ok_reason" not in found.cells
+    assert "at <chance>" in found.text
 
 
 def test_no_reject_is_lost(inputs: ReportInputs, plots: Path) -> None:
@@ -216,7 +228,11 @@ def test_the_verdict(inputs: ReportInputs) -> None:
     failed = {**evaluate, "gates": {**GATES, "ends": False}}
     not_all = verdict(failed, {"skipped": False})
     assert not_all.endswith("통과하지 못한 게이트가 있습니다 (ends).")
+    unknown = {**evaluate, "gates": {**GATES, "rm_ok": None, "rm_ok_reason": "at chance"}}
+    unsure = verdict(unknown, {"skipped": False})
+    assert unsure.endswith("판정할 수 없는 게이트가 있습니다 (rm_ok).")
+    assert "4.2점 [3.0, 5.5] 높지만" in unsure
     skipped = verdict(failed, {"skipped": True, "skipped_reason": "no update beats SFT"})
     assert "no update beats SFT" in skipped
-    for one in (good, not_all, skipped):
+    for one in (good, not_all, unsure, skipped):
         assert one.count(". ") == 0, "more than one sentence"

@@ -103,11 +103,15 @@ def sample(
     codec: Codec,
     temperature: float,
     shard: BatchShard,
+    batch_size: int,
 ) -> list[list[int]]:
-    """B prompts, (B, R) uniforms that decide each token -> B responses of at most R ids."""
+    """B prompts, (B, R) uniforms that decide each token -> B responses of at most R ids.
+
+    `batch_size` at once, as the KV cache of all may not fit.
+    """
     own, longest = shard.rows, uniforms.shape[1]
     ids = [prompts[i].ids for i in own]
-    made = generate_all(policy, ids, codec, longest, len(own), temperature, uniforms[own])
+    made = generate_all(policy, ids, codec, longest, batch_size, temperature, uniforms[own])
     return shard.gather_ids(made, longest)
 
 
@@ -168,6 +172,7 @@ def score_responses(
     responses: list[list[int]],
     codec: Codec,
     ppo: PpoConfig,
+    penalties: Penalties,
     shard: BatchShard,
 ) -> Reward:
     """B prompts, B responses -> (B,) each, on the model's device."""
@@ -182,5 +187,5 @@ def score_responses(
         Violations(*(flags.to(device) for flags in violations)),
         ppo.score_clip,
         ppo.uncertainty_coef,
-        Penalties(ppo.missing_eos_penalty, ppo.repetition_penalty, ppo.copy_penalty),
+        penalties,
     )

@@ -1,7 +1,7 @@
 """Which model is PPO's result: decided here and nowhere else.
 
 SFT behind a closed gate; else the update with the best validation chrF within the limits; SFT where
-none beats it. Neither the reward nor the judge chooses: whoever selects does not grade.
+none beats it. Whoever chooses does not grade: on test, of any data, cosine and the judge do.
 """
 
 from collections.abc import Callable

@@ -18,12 +18,13 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
-from stages.rlhf.model.sequences import collate
+from stages.rlhf.model.sequences import collate, context_window
 from stages.rlhf.ppo import rollout as experience
 from stages.rlhf.ppo import stats
 from stages.rlhf.ppo.actor_critic import ActorCritic
 from stages.rlhf.ppo.core import gae, next_kl_coef, policy_loss, token_rewards, value_loss, whiten
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
+from stages.rlhf.ppo.reward import Penalties, missing_eos_cost
 from stages.rlhf.ppo.rollout import Prompt, Rollout, micro_batches, minibatches
 from stages.rlhf.ppo.selection import Decide
 from stages.rlhf.ppo.state import Progress, Resume
@@ -44,15 +45,17 @@ class PpoTrainer:
         ppo: PpoConfig,
         settings: PpoScale,
         max_new_tokens: int,
+        decoded_at_once: int,
         seed: int,
         work: Path,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         process_group.check_rows(settings.batch_size // settings.minibatches)
-        window = roles.model.config.max_position_embeddings
+        window = context_window(roles.model)
         self.prompts = experience.encode_prompts(questions, codec, max_new_tokens, window)
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
         self.ppo, self.settings, self.max_new_tokens = ppo, settings, max_new_tokens
+        self.decoded_at_once = decoded_at_once
         self.seed, self.work, self.process_group = seed, work, process_group
         self.model = ActorCritic(roles, reward_model.members[0], settings, ppo.temperature)
         self.progress = Progress(update=-ppo.value_warmup, kl_coef=ppo.kl_coef)
@@ -111,6 +114,13 @@ class PpoTrainer:
         number = update - 1 + self.ppo.value_warmup
         return experience.prompt_batch(self.prompts, number, self.settings.batch_size, self.seed)
 
+    def penalties(self) -> Penalties:
+        """What violations cost; a missing EOS less if many of SFT's validation answers lack it."""
+        ppo, validation = self.ppo, self.progress.validation
+        cut_share = 1 - validation[0].get("eos_rate", 1.0) if validation else 0.0
+        missing_eos = missing_eos_cost(ppo.missing_eos_penalty, cut_share)
+        return Penalties(missing_eos, ppo.repetition_penalty, ppo.copy_penalty)
+
     @torch.no_grad()
     def rollout(self, update: int, prompts: list[Prompt]) -> Rollout:
         """A response to each of B prompts, and what there is to learn from it."""
@@ -121,7 +131,9 @@ class PpoTrainer:
         seed = (self.seed, "ppo", "draws", update)
         uniforms = draw_uniforms(len(prompts), self.max_new_tokens, *seed)  # (B, R)
         with roles.merged_copy(POLICY) as policy:
-            responses = experience.sample(policy, prompts, uniforms, codec, ppo.temperature, shard)
+            responses = experience.sample(
+                policy, prompts, uniforms, codec, ppo.temperature, shard, self.decoded_at_once
+            )
         self.clock.lap("generate")
         sequences = collate([p.ids for p in prompts], responses, codec.pad_id, roles.model.device)
         mask = sequences.response_mask  # (B, R), where sequences.ids are (B, P + R)
@@ -137,8 +149,8 @@ class PpoTrainer:
             values = forward(model.values)  # (B, R)
 
         # 3. Score each response; reward = score - uncertainty - penalty, (B,) each.
-        scorer = self.reward_model
-        reward = experience.score_responses(scorer, prompts, responses, codec, ppo, shard)
+        scoring = (codec, ppo, self.penalties(), shard)
+        reward = experience.score_responses(self.reward_model, prompts, responses, *scoring)
 
         # 4. -kl_coef * log(policy / reference) at each token, the reward at the last one.
         kl_coef = self.progress.kl_coef

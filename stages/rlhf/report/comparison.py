@@ -6,6 +6,7 @@ with intervals from resampling questions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +32,8 @@ REASONS = {
     "non_hangul_share": "no answer holds a letter",
 }
 DISTINCT = (1, 2)  # n of the word n-grams
+GRADERS = {"cosine_gain": 0.0, "win_rate_decided": 0.5}  # of PPO; the value of equality
+WIN_RATES = ("win_rate", "win_rate_decided", "win_rate_length_controlled")  # the judge's
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,11 @@ def report(
     rows: Sequence[SftRow],
     temperature: float,
     bootstrap: Bootstrap,
+    judge_doubt: str | None = None,
 ) -> dict[str, Any]:
     """A block per model, also by_kind if rows name a kind; SFT's gain over base; PPO against SFT.
 
-    temperature: calibration of the judge's scores.
+    temperature: calibration of the judge's scores. judge_doubt: why its word counts for nothing.
     """
     kinds = pd.Series([row.kind for row in rows], dtype=object)
     named = {kind: (kinds == kind).to_numpy() for kind in sorted(kinds.dropna().unique())}
@@ -134,11 +138,13 @@ def report(
             }
     found["sft_gain"] = gain(found["base"]["cosine"], found["sft"]["cosine"])
     two = models["ppo"], models["sft"]
-    found["ppo_vs_sft"] = compared(*two, everything, temperature, bootstrap)
+    compare = partial(
+        compared, *two, temperature=temperature, bootstrap=bootstrap, judge_doubt=judge_doubt
+    )
+    found["ppo_vs_sft"] = compare(everything)
     if named:
-        found["ppo_vs_sft"]["by_kind"] = {
-            kind: compared(*two, chosen, temperature, bootstrap) for kind, chosen in named.items()
-        }
+        by_kind = {kind: compare(chosen) for kind, chosen in named.items()}
+        found["ppo_vs_sft"]["by_kind"] = by_kind
     return found
 
 
@@ -148,10 +154,12 @@ def compared(
     chosen: NDArray[np.bool_],
     temperature: float,
     bootstrap: Bootstrap,
+    judge_doubt: str | None = None,
 ) -> dict[str, Any]:
     """Paired differences of every metric, and win rates, over the chosen questions.
 
-    Win rates by the judge and by chrF, and how often the two agree if both decide.
+    Win rates by the judge and by chrF, and how often the two agree if both decide. Where the
+    judge's word counts for nothing, its win rates are null with that reason.
     """
     indices = np.flatnonzero(chosen).tolist()
     resamples, seed = bootstrap.resamples, bootstrap.seed
@@ -163,6 +171,10 @@ def compared(
     margins = np.where(same, 0.0, mine - other) / temperature
     found = win_rates(mine, other, same, resamples, seed)
     found |= length_controlled(margins, gaps, resamples, seed)
+    if judge_doubt:
+        found = {}
+        for name in WIN_RATES:
+            found |= {name: None, f"{name}_reason": judge_doubt}
     found["ties"] = int(same.sum())
     by_chrf = np.sign((frames[0]["chrf"] - frames[1]["chrf"]).to_numpy(dtype=np.float64))
     by_judge = np.where(same, 0.0, np.sign(mine - other))
@@ -183,26 +195,54 @@ def gates(
     found: Mapping[str, Any],
     reference_length: float,
     limits: Limits,
-    rm_ok: bool,
+    rm_ok: bool | None,
     known_world: bool,
-) -> dict[str, bool]:
+    judge_doubt: str | None = None,
+) -> dict[str, Any]:
     """`report` -> whether PPO's gain is credible; a failed gate is a value, not an error.
 
     reference_length: mean characters of the references. known_world: the sample data, where
-    EOS_RATE is required; other data require SFT's rate. rm_ok: the gate of stage judge.
+    EOS_RATE is required; other data require SFT's rate. rm_ok: the gate before PPO, None where it
+    is unknown because of `judge_doubt`.
     """
     ppo, sft, pair = found["ppo"], found["sft"], found["ppo_vs_sft"]
-    lows = [pair.get(f"{name}_gain_ci_low") for name in ("chrf", "cosine")]
     ends = ppo["eos_rate"] >= EOS_RATE or (not known_world and ppo["eos_rate"] >= sft["eos_rate"])
     return {
-        "ppo_beats_sft": all(low is not None and low > 0 for low in lows),
+        "ppo_beats_sft": beats(pair),
         "no_repetition": all(
             ppo[k] <= sft[k] + limits.repetition_slack for k in ("repetition", "copy_rate")
         ),
         "ends": bool(ends),
         "length_in_band": abs(ppo["length"] / reference_length - 1) <= limits.length_band,
         "rm_ok": rm_ok,
+        **({"rm_ok_reason": judge_doubt} if rm_ok is None else {}),
     }
+
+
+def beats(pair: Mapping[str, Any]) -> bool:
+    """Whether a metric of GRADERS finds PPO clearly better than SFT, and none clearly worse.
+
+    Clearly: by its 95 % interval. Not chrF, which chose PPO's update on validation. The judge's
+    rate is null, and says nothing, where the judge's word counts for nothing.
+    """
+    ends = [
+        (pair[f"{name}_ci_low"] - equal, pair[f"{name}_ci_high"] - equal)
+        for name, equal in GRADERS.items()
+        if pair.get(f"{name}_ci_low") is not None
+    ]
+    return any(low > 0 for low, _ in ends) and all(high >= 0 for _, high in ends)
+
+
+def gates_that(verdicts: Mapping[str, Any], passed: bool | None) -> list[str]:
+    """Names of the gates that passed, failed, or (None) are unknown."""
+    return [name for name, value in verdicts.items() if value is passed]
+
+
+def gates_line(verdicts: Mapping[str, Any]) -> str:
+    """The gates that failed and those that are unknown, with the reason."""
+    failed = ", ".join(gates_that(verdicts, False)) or "none"
+    unknown = [f"{name} ({verdicts[f'{name}_reason']})" for name in gates_that(verdicts, None)]
+    return f"gates that failed: {failed}" + "".join(f"; unknown: {one}" for one in unknown)
 
 
 def gain(base: float | None, sft: float | None) -> dict[str, Any]:

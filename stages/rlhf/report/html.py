@@ -74,7 +74,8 @@ RANKING = {
     "ece": ("보정 오차", "{:.3f}"),
 }
 GATES = {
-    "ppo_beats_sft": "PPO − SFT의 chrF와 코사인 차이의 95 % 구간이 모두 0보다 위",
+    "ppo_beats_sft": "코사인 차이와 갈린 질문의 판정 승률 가운데 하나는 95 % 구간이 동등(0, 0.5)"
+    " 위에 있고, 어느 것도 그 아래에 있지 않음 (업데이트를 고른 chrF는 채점하지 않음)",
     "no_repetition": "되풀이와 베낌이 SFT보다 {limits.repetition_slack} 넘게 늘지 않음",
     "ends": "스스로 끝맺는 답이 {eos_rate} 이상 (실제 데이터에서는 SFT 이상)",
     "length_in_band": "평균 길이가 참조의 ±{limits.length_band:.0%} 안",
@@ -194,7 +195,8 @@ def page(inputs: ReportInputs, plots: Path) -> str:
         inputs=inputs,
         blocks=blocks,
         verdict=verdict(evaluate, inputs.metrics["ppo"]),
-        passed=all(evaluate["gates"].values()),
+        passed=all(evaluate["gates"][name] for name in GATES),
+        judge_doubt=evaluate["gates"].get("rm_ok_reason"),
         figures={title: inline(plots / f"{name}.png") for name, title in FIGURES.items()},
         length=length,
         models=MODELS,
@@ -231,7 +233,8 @@ def kinds(block: Mapping[str, Any]) -> dict[str, str]:
 
 def verdict(evaluate: Mapping[str, Any], ppo: Mapping[str, Any]) -> str:
     """Whether RLHF helped, in one sentence."""
-    failed = [name for name, passed in evaluate["gates"].items() if not passed]
+    failed = comparison.gates_that(evaluate["gates"], False)
+    unknown = comparison.gates_that(evaluate["gates"], None)
     if ppo["skipped"]:
         return (
             "RLHF가 도움이 되었다고 말할 수 없습니다: PPO의 결과가 SFT의 가중치 그대로입니다"
@@ -243,6 +246,13 @@ def verdict(evaluate: Mapping[str, Any], ppo: Mapping[str, Any]) -> str:
             f" ({', '.join(failed)})."
         )
     pair = evaluate["ppo_vs_sft"]
+    if unknown:
+        return (
+            f"PPO 답변의 chrF는 SFT보다 {pair['chrf_gain']:.1f}점"
+            f" [{pair['chrf_gain_ci_low']:.1f}, {pair['chrf_gain_ci_high']:.1f}] 높지만,"
+            " 보상 모델이 옳은지는 알 수 없습니다: 판정할 수 없는 게이트가 있습니다"
+            f" ({', '.join(unknown)})."
+        )
     return (
         f"RLHF가 도움이 되었습니다: PPO 답변의 chrF는 SFT보다 {pair['chrf_gain']:.1f}점"
         f" [{pair['chrf_gain_ci_low']:.1f}, {pair['chrf_gain_ci_high']:.1f}] 높고, 참조와 똑같은"
