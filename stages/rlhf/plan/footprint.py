@@ -1,4 +1,4 @@
-"""Estimates of each stage's memory and floating-point operations: pure arithmetic.
+"""Estimates of each stage's memory: pure arithmetic.
 
 From a model's shape and its settings. Activations are counted per token and layer of a Llama with
 LoRA on every linear layer; tests/plan/test_footprint.py compares with measured peaks.
@@ -17,7 +17,6 @@ GIB = 2**30
 # pass, temporaries included. Fitted to peaks of a CPU process.
 WORKED = {"hidden": 20, "keys": 4, "intermediate": 4}
 WORKED_BESIDES = 2500  # independent of the widths: masks, statistics, low-rank products
-LOGITS_COPIES = 3  # of [B, T, V] in SFT's loss: logits, their float32 form, their gradient
 DECODED_COPIES = 4  # of [B, V] while a token is sampled: logits, probabilities, float64 sums
 
 Bytes = dict[str, float]  # by purpose
@@ -113,16 +112,6 @@ class Shape:
         """Bytes of a token in the KV cache."""
         return 2 * size * self.layers * self.kv_heads * self.head_dim
 
-    @property
-    def flops(self) -> float:
-        """Forward FLOPs per token, without the LM head."""
-        return 2.0 * (self.parameters - self.embedding * (1 if self.tied else 2))
-
-    @property
-    def head_flops(self) -> float:
-        """Forward FLOPs of the LM head per token."""
-        return 2.0 * self.embedding
-
 
 @dataclass(frozen=True)
 class Work:
@@ -133,9 +122,12 @@ class Work:
     judge_groups: int
     prompts: int  # of the gate
     test: int
+    validation: int  # of SFT
+    held_groups: int  # that choose the reward model's epoch
     answers: int  # per group
     prompt: float
     answer: float
+    longest: float  # answer of a batch that is decoded together
 
 
 def weight_size(model: Model) -> int:
@@ -169,7 +161,7 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
             "training": trained(shape.parameters if whole else adapter),
             "adapters": 0.0 if whole else 4.0 * adapter,
             "activations": sft_tokens * worked,
-            "logits": LOGITS_COPIES * 4.0 * sft_tokens * shape.vocab,
+            "tile": tile + (4.0 * shape.embedding if whole else 0.0),  # the head's gradient
         }
     }
     adapters = {"rm": params.rm.members + sft_adapters, "judge": 1}
@@ -195,7 +187,7 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
         "training": trained(2 * adapter),
         "activations": max(ppo.micro_batch_tokens, row) * worked,
         "tile": tile,
-        "decoding": decoding(ppo.batch_size),
+        "decoding": decoding(min(ppo.batch_size, model.generate.batch_size)),
     }
     found["evaluate"] = {
         "weights": weights * (2 if whole else 1),
@@ -204,27 +196,3 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
         "decoding": decoding(model.generate.batch_size),
     }
     return found
-
-
-def operations(shape: Shape, params: Params, work: Work) -> dict[str, float]:
-    """Floating-point operations of each stage that uses the model.
-
-    The backward pass costs one forward through a frozen layer, two through a trained one.
-    """
-    model, members = params.base_model, params.rm.members
-    sft = model.sft
-    answer = work.answer * (shape.flops + shape.head_flops)
-    both = work.prompt * shape.flops + answer
-    group = work.prompt * shape.flops + work.answers * answer
-    passes = 3 if sft.method == "full" else 2
-    ppo, once = model.ppo, (4 + members) * both  # sample, old, reference, values; members
-    learned = params.ppo.epochs * 2 * 2 * both  # two adapters, forwards and backwards
-    read = 4 + params.evaluate.best_of + 4 * (1 + members)  # responses generated and scored
-    return {
-        "sft": work.sft * sft.epochs * passes * both,
-        "rm": work.groups * model.rm.epochs * members * 2 * group,
-        "judge": work.judge_groups * model.judge.epochs * 2 * group,
-        "gate": work.prompts * 4 * (2 + members) * both,  # sampled; scored by members and judge
-        "ppo": ppo.updates * ppo.batch_size * (once + learned),
-        "evaluate": work.test * read * both,
-    }

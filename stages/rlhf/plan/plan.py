@@ -6,7 +6,6 @@ once.
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,18 @@ import torch
 
 from stages.rlhf.config.whole import Params
 from stages.rlhf.hub import fetch
+from stages.rlhf.plan.calibration import measure
+from stages.rlhf.plan.duration import durations
 from stages.rlhf.plan.experiments import all_metrics
-from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory, operations
+from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory
+from stages.rlhf.sizes import TEMPLATE_TOKENS
 
-SHARE = 0.4  # assumed utilisation: training speed over the measured matmul speed
 PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA without any model
 REDUCED_BY = {
     "weights": "dtype: bfloat16, or another `model`",
     "adapters": "models.{model}.lora.r, rm.members",
     "training": "models.{model}.lora.r, or sft.method: lora",
     "activations": "models.{model}.{stage}.{micro}",
-    "logits": "models.{model}.sft.micro_batch_size",
     "tile": "nothing: it is small",
     "decoding": "models.{model}.{batch}, max_answer_tokens",
 }
@@ -36,9 +36,11 @@ def shape_of(params: Params) -> Shape:
     base_model = params.base_model
     if base_model.architecture is not None:
         return Shape.made(base_model.architecture)
-    assert base_model.hub is not None, "config.models requires an architecture or a hub id"
-    folder = fetch(base_model.hub, base_model.revision, ("config.json",))
-    return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    folder = base_model.path or fetch(str(base_model.hub), base_model.revision, ("config.json",))
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected the model's config")
+    return Shape.of(json.loads(file.read_text(encoding="utf-8")))
 
 
 def work_of(root: Path = Path()) -> Work:
@@ -53,25 +55,13 @@ def work_of(root: Path = Path()) -> Work:
         rows["rm"].get("judge_train", 0),
         rows["ppo"]["validation"],
         rows["sft"]["test"],
+        rows["sft"]["validation"],
+        rows["rm"]["validation"],
         5,
-        tokens["question"]["p50"],
+        tokens["question"]["p50"] + TEMPLATE_TOKENS / 2,
         tokens["sft_answer"]["p50"],
+        tokens["sft_answer"]["p99"],
     )
-
-
-def matrix_speed(device: str, dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
-    """Measured FLOP/s of a square matmul."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    product, rounds, spent = a @ a, 0, 0.0
-    begin = time.perf_counter()
-    while spent < seconds:
-        product = a @ a
-        rounds += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
-        spent = time.perf_counter() - begin
-    assert product.isfinite().all()
-    return rounds * 2.0 * size**3 / spent
 
 
 def available_memory(device: str) -> float:
@@ -90,7 +80,7 @@ def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: P
             continue
         most = max(parts, key=parts.__getitem__)
         micro = "micro_batch_size" if stage == "sft" else "micro_batch_tokens"
-        batch = "ppo.batch_size" if stage == "ppo" else "generate.batch_size"
+        batch = "generate.batch_size"
         names = {"model": params.model, "stage": stage, "micro": micro, "batch": batch}
         found.append(
             f"{stage} needs {need:.1f} GiB, but {limit:.1f} are available; most of it is {most}"
@@ -117,20 +107,18 @@ class Plan:
 
 
 def make_plan(params: Params, limit: float | None = None) -> Plan:
-    """Measure this machine for a second, and estimate. `limit` in GiB; None: what is available.
+    """Measure this machine for some seconds, and estimate. `limit` in GiB; None: what is available.
 
     Raises ValueError if preprocess has not run, or a hub model's config.json is unavailable.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape, work = shape_of(params), work_of()
     torch.set_num_threads(params.threads)
-    dtype = torch.float32 if params.base_model.dtype == "float32" else torch.bfloat16
-    speed = SHARE * matrix_speed(device, dtype)
     return Plan(
         params,
         shape,
         memory(shape, params, device),
-        {stage: flops / speed for stage, flops in operations(shape, params, work).items()},
+        durations(shape, params, work, measure(shape, params.base_model)),
         PROCESS[device],
         available_memory(device) if limit is None else limit,
     )
@@ -153,6 +141,7 @@ def report(plan: Plan) -> str:
         lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
     fits = "Does not fit" if plan.problems else "Fits"
     lines.append(
-        f"{fits} {plan.limit:.1f} GiB. Minutes are rough: {SHARE:.0%} of the measured matmul speed."
+        f"{fits} {plan.limit:.1f} GiB. Minutes are of this machine as busy as it is now: two layers"
+        " of these widths were timed."
     )
     return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""The plan's minutes: by hand at round speeds, and against what this machine takes."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from stages.rlhf.chat import Codec
+from stages.rlhf.plan.calibration import Speeds, measure
+from stages.rlhf.plan.duration import START, Costs, durations
+from stages.rlhf.plan.footprint import Shape, Work
+from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import tiny_tokenizer
+
+SHAPE = Shape(8, 16, 3, 2, 2, 4, 100, tied=True)
+# each speed a power of ten of its own, so that a digit tells what was counted
+SPEEDS = Speeds(1e-3, 1e-1, 0.0, 1e-6, 1e-4, 1.0, 1e-2, 0.0, 0.0)
+WORK = Work(3200, 16000, 3000, 100, 750, 300, 420, 5, 16, 15, 32)
+
+
+def test_passes_by_hand() -> None:
+    costs = Costs(SHAPE, SPEEDS)
+    assert costs.read(10) == pytest.approx(10 * 3 * 1e-3)
+    assert costs.read(10, 4) == pytest.approx(10 * 3 * 1e-3 + 4 * 100 * 1e-6)
+    assert costs.train(10, 4) == pytest.approx(10 * 3 * 1e-1 + 4 * 100 * 1e-4)
+    again = costs.train(10, 4, recomputed=True) - costs.train(10, 4)
+    assert again == pytest.approx(costs.read(10))
+    full = Costs(SHAPE, replace(SPEEDS, train_full=7.0))
+    assert full.train(10, 0, full=True) == pytest.approx(10 * 3 * 7)
+
+
+def test_decoding_by_hand() -> None:
+    # 5 rows in batches of 2: three batches of 20 steps through 3 layers; 5 x 8 tokens of rows
+    found = Costs(SHAPE, SPEEDS).decode(5, 2, prompt=6, mean=8, longest=20)
+    assert found == pytest.approx(5 * 6 * 3 * 1e-3 + 60 * 3 * 1.0 + 40 * 3 * 1e-2)
+    words = Costs(SHAPE, replace(SPEEDS, head_step=1e-3, head_row=1e-5))
+    more = words.decode(5, 2, prompt=6, mean=8, longest=20) - found
+    assert more == pytest.approx(60 * 100 * 1e-3 + 40 * 100 * 1e-5)
+
+
+def model_with(**sections: dict[str, Any]) -> Any:
+    params = shipped()
+    model = params.base_model.model_copy(
+        update={name: getattr(params.base_model, name).model_copy(update=knobs)
+                for name, knobs in sections.items()}
+    )  # fmt: skip
+    return params.model_copy(update={"models": {**params.models, params.model: model}})
+
+
+@pytest.mark.parametrize(
+    ("section", "knob", "stage"), [("sft", "epochs", "sft"), ("ppo", "updates", "ppo")]
+)
+def test_twice_the_work_of_a_stage_takes_twice_its_time(
+    section: str, knob: str, stage: str
+) -> None:
+    speeds = replace(SPEEDS, train_full=1e-1)
+    number = getattr(getattr(shipped().base_model, section), knob)
+    one, two, three = (
+        durations(SHAPE, model_with(**{section: {knob: n * number}}), WORK, speeds)
+        for n in (1, 2, 3)
+    )
+    assert two[stage] - one[stage] == pytest.approx(three[stage] - two[stage])
+    assert two[stage] > 1.5 * one[stage]
+    assert {k: v for k, v in one.items() if k != stage} == {
+        k: v for k, v in two.items() if k != stage
+    }
+
+
+def test_the_limit_on_validation_rows_is_counted() -> None:
+    few = shipped().model_copy(update={"validation_rows": 100})
+    many = replace(WORK, validation=20_000, prompts=20_000, judge_groups=0)
+    limited, all_of = (durations(SHAPE, p, many, SPEEDS) for p in (few, shipped()))
+    for stage in ("sft", "gate", "ppo"):
+        assert limited[stage] < all_of[stage]
+    same = durations(SHAPE, few, replace(many, validation=100, prompts=100), SPEEDS)
+    assert limited == same
+    assert limited["judge"] == START
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gemma2])
+def test_what_a_model_takes_is_within_a_factor_of_two(make: Any) -> None:
+    """Reading, timed by the plan on two layers of its own, and here on the model."""
+    codec = Codec(tiny_tokenizer())
+    model = make(len(codec.tokenizer)).eval()
+    entry = shipped().models["micro"].model_copy(
+        update={"lora": LORA, "generate": shipped().base_model.generate.model_copy(
+            update={"batch_size": 8})}
+    )  # fmt: skip
+    shape = Shape.of(model.config.to_dict())
+    costs = Costs(shape, measure(shape, entry, tokens=1024, least=0.05))
+    batch = torch.ones(16, 64, dtype=torch.long)
+    with torch.no_grad():
+        spent = min(timed(lambda: model.model(input_ids=batch)) for _ in range(5))
+    assert 0.4 < costs.read(batch.numel()) / spent < 2.5
+
+
+def timed(work: Any) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
