@@ -1,5 +1,6 @@
 """Crash-safe files: fsync, atomic rename, sha256 manifests."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ from collections.abc import Container
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}  # what a file system says to fsync
 RUN = "run.json"  # fingerprint of a stage's inputs, in each of its outs
 
 
@@ -60,9 +62,12 @@ def rename(draft: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or folder."""
+    """fsync a file or folder; a folder whose file system has no fsync of folders is passed over."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (error.errno in UNSUPPORTED and path.is_dir()):
+            raise
     finally:
         os.close(handle)

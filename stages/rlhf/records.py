@@ -11,6 +11,7 @@ data/preprocess/
 """
 
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,13 @@ def read_rows(path: Path, schema: type[Row]) -> list[Row]:
             field = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"{path}, line {number}, {field}: {first['msg']}") from error
     return rows
+
+
+def subset(rows: Sequence[Row], at_most: int | None, seed: int) -> list[Row]:
+    """All rows, or `at_most` of them: the same ones for a seed, in their order."""
+    if at_most is None or len(rows) <= at_most:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), at_most))]
 
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:

@@ -9,6 +9,7 @@ another that wants the same result waits, then takes it.
 Nothing here is removed by itself: `koqa prune`.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -28,6 +29,7 @@ from stages.rlhf.runtime import circumstances
 
 EXPERIMENTS = Path(".dvc") / "tmp" / "exps"  # DVC's copies of the repository lie below it
 DONE, LOCK = "done", "lock"
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}  # what flock says there
 WAIT = 0.5  # seconds between two attempts at a lock
 
 
@@ -110,6 +112,13 @@ def _acquire(handle: int, folder: Path, wait: bool) -> None:
         except BlockingIOError:
             if not wait:
                 raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise ValueError(
+                f"{folder}: this file system has no file locks ({error}); set KOQA_WORK to a folder"
+                " on one that has, such as a local disk"
+            ) from error
         if signals.stop_requested():
             raise Interrupted(f"while waiting for {folder}")
         if not announced:
