@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from ruamel.yaml import YAML
 
 from stages.rlhf.runs.closure import code_hashes
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to others
 ROOT = Path(__file__).parents[1]
 SMALL = {  # params with which the whole pipeline takes a minute
     "model": "micro",
@@ -25,7 +27,6 @@ SMALL = {  # params with which the whole pipeline takes a minute
     "sample.judge_groups": 20,
     "sample.prompts": 120,
     "sample.documents": 2000,
-    "embedder.epochs": 1,
     "evaluate.max_questions": 24,
     "ppo.value_warmup": 1,
     "ppo.evaluate_every": 1,
@@ -35,6 +36,16 @@ SMALL = {  # params with which the whole pipeline takes a minute
     "gate.resamples": 50,
     "evaluate.resamples": 50,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need a run of the pipeline come first: `pytest -n 2` hands files out in order."""
+    shared = {
+        item.path
+        for item in items
+        if {"uncut", "micro_chain"} & {*getattr(item, "fixturenames", ())}
+    }
+    items.sort(key=lambda item: item.path not in shared)
 
 
 class Killed(BaseException):
@@ -74,6 +85,14 @@ def micro_chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, run_chain(folder)
 
 
+@pytest.fixture(scope="session")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which `dvc repro` has run the small pipeline from nothing. Read only."""
+    from tests.runs import chaos
+
+    return chaos.uncut(tmp_path_factory.mktemp("uncut") / "whole")
+
+
 def naming(*facts: object) -> str:
     """A regex for `match=`: an error names all of these, in any order and in any words.
 
@@ -105,9 +124,11 @@ def write_params(folder: Path, **overrides: Any) -> Path:
 
 
 def write_fingerprint(folder: Path, stage: str) -> Path:
-    """data/check/<stage>.json as stage check writes it; its path from `folder`."""
+    """data/check/<stage>.json as stage check writes it, and an empty model.json; its path."""
     code = Path("data") / "check" / f"{stage}.json"
     (folder / code).parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / code.parent / "model.json").exists():
+        (folder / code.parent / "model.json").write_text("{}", encoding="utf-8")
     (folder / code).write_text(json.dumps(code_hashes(stage)), encoding="utf-8")
     return code
 

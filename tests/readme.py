@@ -97,6 +97,9 @@ def ranking_table() -> str:
     return "\n".join(lines)
 
 
+STATES = {True: "opens", False: "stays shut", None: "is unknown, the judge being at chance"}
+
+
 def gate_line() -> str:
     """The gate before PPO."""
     gate = metrics("gate")["best_of_4"]
@@ -105,7 +108,7 @@ def gate_line() -> str:
     return (
         f"The gate: best-of-4 under the reward model gains {gate['gain']:.3f} sd"
         f" [{gate['gain_ci_low']:.3f}, {gate['gain_ci_high']:.3f}] by the judge over SFT's samples;"
-        f" it {'opens' if gate['passed'] else 'stays shut'}. The length curve {used} applied:"
+        f" it {STATES[gate['passed']]}. The length curve {used} applied:"
         f" accuracy {correction['validation_accuracy']:.3f} without and"
         f" {correction['validation_accuracy_corrected']:.3f} with it, where it was not fitted."
     )
@@ -140,6 +143,40 @@ def ppo_benchmark_table() -> str:
         cells = " | ".join(row[key] for key in columns)
         lines.append(f"| {row['setting']}: {row['side']} | {cells} |")
     return "\n".join(lines)
+
+
+def embedder_table() -> str:
+    """metrics/tables/embedder.csv: measures of similarity beside people."""
+    lines = ["| | Spearman | sentences per CPU second |", "|---|---:|---:|"]
+    for row in table("embedder"):
+        cells = f"{spanned(row, 'spearman')} | {row['sentences_per_cpu_second']}"
+        lines.append(f"| {row['measure']} | {cells} |")
+    return "\n".join(lines)
+
+
+def ranks_table() -> str:
+    """metrics/tables/rank_agreement.csv: reference metrics beside people's ranks."""
+    lines = ["| data | metric | accuracy | pairs |", "|---|---|---:|---:|"]
+    for row in table("rank_agreement"):
+        cells = f"{spanned(row, 'accuracy')} | {row['pairs']}"
+        lines.append(f"| {row['data']} | {row['metric']} | {cells} |")
+    return "\n".join(lines)
+
+
+def agreement(language: str) -> str:
+    """How well the default embedder agrees with people."""
+    rows = {row["measure"]: row for row in table("embedder")}
+    forms = {
+        "en": "Cosines are of Google's multilingual Universal Sentence Encoder, from PyPI; its"
+        " Spearman correlation with people on KLUE-STS is {} (chrF: {};"
+        " [embedders](stages/rlhf/model/README.md#the-embedder)).",
+        "ko": "코사인은 PyPI에서 설치되는 Google의 다국어 Universal Sentence Encoder로 재며,"
+        " KLUE-STS에서 사람 평가와의 스피어만 상관은 {}입니다(chrF는 {},"
+        " [임베딩 모델](stages/rlhf/model/README.md#the-embedder)).",
+    }
+    return forms[language].format(
+        spanned(rows["default embedder"], "spearman"), cell(rows["chrF"], "spearman")
+    )
 
 
 def ablation_table() -> str:
@@ -287,7 +324,7 @@ def control_table() -> str:
 
 def control_line(row: dict[str, str]) -> str:
     """Whether gate and gates of a run passed, and what came of PPO."""
-    opens = "opens" if row["gate.passed"] == "True" else "stays shut"
+    opens = {"True": "opens", "False": "stays shut"}.get(row["gate.passed"], "is unknown")
     kept = f"update {cell(row, 'ppo.best_update', '{:.0f}')} is kept"
     if row["ppo.skipped"] == "True":
         kept = f"SFT's weights are the result ({row['ppo.skipped_reason']})"
@@ -306,7 +343,8 @@ def verdict_table() -> str:
     for kind, title in KINDS.items():
         block = found["ppo_vs_sft"]["by_kind"][kind]
         lines.append(f"| {title} | {' | '.join(interval(block, key) for key in keys)} |")
-    gates = ", ".join(f"{k} {'passed' if v else 'FAILED'}" for k, v in found["gates"].items())
+    words = {True: "passed", False: "FAILED", None: "unknown"}
+    gates = ", ".join(f"{k} {words[v]}" for k, v in found["gates"].items() if v in words)
     return "\n".join([*lines, "", f"Gates: {gates}."])
 
 
@@ -329,7 +367,7 @@ def time_line() -> str:
 
 
 def cost(language: str) -> str:
-    """What the committed run took."""
+    """What the committed run took, and what its cosines are worth."""
     found = list(runtimes().values())
     minutes = sum(stage["total_s"] for stage in found) / 60
     gib = max(stage["peak_memory_mib"] for stage in found) / 1024
@@ -340,7 +378,7 @@ def cost(language: str) -> str:
         "ko": "커밋된 실행(파라미터 {:.0f}만 개)은 다른 작업이 함께 돌던 2코어에서 {:.0f}분,"
         " 메모리 {:.1f} GiB가 들었습니다.",
     }
-    return forms[language].format(parameters, minutes, gib)
+    return f"{forms[language].format(parameters, minutes, gib)} {agreement(language)}"
 
 
 def example(language: str) -> str:
@@ -482,6 +520,8 @@ READMES: Mapping[str, Blocks] = {
         "rivals": rivals_table,
         "control": control_table,
         "sweep": sweep_table,
+        "embedder": embedder_table,
+        "ranks": ranks_table,
         "ppo_benchmark": ppo_benchmark_table,
         "rm_benchmark": benchmark_table,
         "time": time_line,

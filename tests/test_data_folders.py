@@ -77,7 +77,7 @@ def test_judge_questions_leave_the_other_parts(
     judged = keys(out, "judge/train", "judge/test")
     rows = metrics(out)["rm"]["rows"]
     left = rows["train"] + rows["judge_train"] + rows["judge_test"]
-    assert len(judged) == round(0.2 * left)
+    assert len(judged) == left // 2  # of so few
     for part in ("sft", "ppo"):
         files = [f"{part}/{split}" for split in ("train", "validation", "test")]
         assert not judged & keys(out, *files)

@@ -1,4 +1,4 @@
-"""Every stage from base to evaluate on twins of hub models in a hub cache: LoRA, bf16, offline.
+"""Every stage from base to evaluate on twins of models from elsewhere: LoRA, bf16, offline.
 
 llama3 stands for Llama-3.2-1B and kanana-1.5-2.1b, whose architecture and tokenizer kind are one.
 """
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from stages import base, embedder, evaluate, gate, judge, ppo, rm, sft
 from stages.rlhf.chat import Codec, prepare_tokenizer
+from stages.rlhf.hub import local_files
 from stages.rlhf.model.store import check_card, load_sft
 from stages.rlhf.records import PromptRow, RmRow, SftRow, read_jsonl, write_jsonl, write_metrics
 from stages.rlhf.report import html
@@ -44,19 +45,19 @@ TWIN = {
     "threads": 1,
 }
 STAGES = {
-    "base": (base, "--rows rows --out data/base"),
+    "base": (base, "--model data/check/model.json --rows rows --out data/base"),
     "sft": (sft, "--base data/base --rows rows/sft --groups rows/rm/train.jsonl --out data/sft"),
     "rm": (rm, "--base data/base --sft data/sft --rows rows/rm --prompts rows/sft/validation.jsonl"
                " --out data/rm --plots plots/rm"),
     "judge": (judge, "--base data/base --rows rows/rm --out data/judge"),
     "gate": (gate, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
+                   " --judge-metrics metrics/details/judge.json"
                    " --prompts rows/ppo/train.jsonl --out data/gate"),
     "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
                  " --gate metrics/gate.json --prompts rows/ppo/train.jsonl"
                  " --validation rows/sft/validation.jsonl"
                  " --out data/ppo --plots plots/ppo"),
-    "embedder": (embedder, "--corpus rows/corpus.jsonl --sft rows/sft --out data/embedder"
-                           " --runtime metrics/runtime/embedder.json"),
+    "embedder": (embedder, "--out data/embedder --runtime metrics/runtime/embedder.json"),
     "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
                            " --judge data/judge --gate metrics/gate.json --embedder data/embedder"
                            " --rows rows/sft/test.jsonl --metrics-dir metrics --plots-dir plots"
@@ -78,8 +79,6 @@ def write_rows(folder: Path) -> None:
         folder / "ppo" / "train.jsonl", [PromptRow(id=str(i), question=q) for i, q in numbered]
     )
 
-    write_jsonl(folder / "corpus.jsonl", [{"text": sentence} for sentence in SENTENCES])
-
 
 def write_stubs(folder: Path) -> None:
     """What the stages that are not run here would have told and drawn for the html."""
@@ -96,6 +95,7 @@ TWINS = {
     "gemma2": (gemma_tokenizer, lambda vocab_size: tiny_gemma2(vocab_size, eos_id=1)),
     "llama2": (llama2_tokenizer, lambda vocab_size: tiny_llama(vocab_size, eos_id=2)),
 }
+LOCAL = "gemma2"  # which lies in a folder of its own; the others are in the hub cache
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "llama2")]
 
 
@@ -110,8 +110,13 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
         make_tokenizer, make_model = TWINS[request.param]
         tokenizer = make_tokenizer()
-        fake_hub(folder / "cache", "org/twin", make_model(len(tokenizer)), tokenizer)
+        twin = fake_hub(folder / "cache", "org/twin", make_model(len(tokenizer)), tokenizer)
         write_params(folder, **TWIN)
+        if request.param == LOCAL:
+            write_params(folder, **{**TWIN, "models.micro.hub": None, "models.micro.path": twin})
+            files = json.dumps(local_files(twin))
+            (folder / "data" / "check").mkdir(parents=True)
+            (folder / "data" / "check" / "model.json").write_text(files)
         write_rows(folder / "rows")
         write_stubs(folder)
         for name, (module, options) in STAGES.items():

@@ -52,8 +52,8 @@ def test_the_two_commands_stand_in_readme_and_in_ci() -> None:
     ci = (ROOT / ".ci/run").read_text("utf-8")
     assert 'pip install -e ".[test]" && dvc repro' in ENGLISH
     assert 'pip install -q -e ".[test]" && dvc repro' in ci
-    assert "\npytest\n" in ENGLISH
-    assert "\npytest\n" in ci
+    assert "\npytest -n 2\n" in ENGLISH
+    assert "\npytest -n 2\n" in ci
 
 
 def test_the_readme_is_short_and_honest_on_its_first_screen() -> None:

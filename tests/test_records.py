@@ -1,8 +1,8 @@
-"""The headline is chosen from all metrics by address."""
+"""The headline is chosen from all metrics by address; rows are drawn by a seed."""
 
 import pytest
 
-from stages.rlhf.records import headlines
+from stages.rlhf.records import PromptRow, headlines, subset
 
 METRICS = {
     "loss": 0.5,
@@ -27,3 +27,20 @@ METRICS = {
 )
 def test_headlines(addresses: list[str], found: dict[str, object]) -> None:
     assert headlines(METRICS, addresses) == found
+
+
+@pytest.mark.parametrize("at_most", [None, 7, 8])
+def test_no_more_rows_than_there_are_can_be_drawn(at_most: int | None) -> None:
+    rows = [PromptRow(id=str(i), question="가?") for i in range(7)]
+    assert subset(rows, at_most, 0) == rows
+
+
+def test_drawn_rows_keep_their_order_and_depend_on_the_seed() -> None:
+    rows = [PromptRow(id=f"{i:03}", question="가?") for i in range(300)]
+    found = [subset(rows, 50, seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    for part in found:
+        ids = [row.id for row in part]
+        assert len(set(ids)) == 50
+        assert ids == sorted(ids)
+    assert min(int(row.id) for row in found[0]) < 50 < 250 < max(int(row.id) for row in found[0])

@@ -23,7 +23,6 @@ from stages import base, preprocess
 from stages.embedder import main as embedder_main
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.measure import EmbedderConfig
 from stages.rlhf.ingest.sources import Reader
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import Roles
@@ -32,6 +31,7 @@ from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs import checkpoints
 from stages.rlhf.train import sft_trainer
 from tests.conftest import ROOT, naming, write_fingerprint, write_params
+from tests.embedder_fixtures import static_embedder
 from tests.model_fixtures import LORA, pointed, random_reward_model, save_base, save_sft, sft_roles
 from tests.sft_fixtures import ROWS, STRANGERS, micro
 from tests.source_fixtures import NAMES, SFT, aihub, document, read, zipped
@@ -233,38 +233,34 @@ def test_a_pickle_in_trainers_checkpoint_is_refused(
 
 
 @pytest.fixture
-def ruler(tmp_path: Path) -> Path:
-    knobs = EmbedderConfig(
-        hub=None, revision=None, seed=0, vocab_size=300, dimensions=4, epochs=1, batch_size=2,
-        learning_rate=0.02,
-    )  # fmt: skip
-    texts = ["설악산은 높다. 한라산도 높다.", "독도는 멀다. 마라도도 멀다."]
-    embedder.save(embedder.train(texts, [("산은?", "높다.")], knobs), tmp_path / "ruler")
-    return tmp_path / "ruler"
+def similarity_model(tmp_path: Path) -> Path:
+    static_embedder(4).save(str(tmp_path / "embedder"), create_model_card=False)
+    return tmp_path / "embedder"
 
 
-def test_pickles_beside_the_embedder_are_passed_over(ruler: Path, mark: Path) -> None:
-    plant(ruler, mark)
-    assert embedder.encode(embedder.load(ruler), ["산"]).shape == (1, 4)
+def test_pickles_beside_the_embedder_are_passed_over(similarity_model: Path, mark: Path) -> None:
+    plant(similarity_model, mark)
+    loaded = embedder.sentence_transformer(similarity_model)
+    assert loaded.encode(["산"]).shape == (1, 4)
 
 
-def test_a_pickle_instead_of_the_embedder_is_refused(ruler: Path, mark: Path) -> None:
-    (ruler / "model.safetensors").unlink()
-    plant(ruler, mark, ("pytorch_model.bin",))
-    with pytest.raises(ValueError, match=naming(ruler / "pytorch_model.bin", "pickle")):
-        embedder.load(ruler)
+def test_a_pickle_instead_of_the_embedder_is_refused(similarity_model: Path, mark: Path) -> None:
+    (similarity_model / "model.safetensors").unlink()
+    plant(similarity_model, mark, ("pytorch_model.bin",))
+    with pytest.raises(ValueError, match=naming(similarity_model / "pytorch_model.bin", "pickle")):
+        embedder.sentence_transformer(similarity_model)
 
 
 @pytest.mark.parametrize("kind", ["evil.Evil", "org/name--evil.Evil", "os.system"])
-def test_code_beside_the_embedder_is_not_run(ruler: Path, mark: Path, kind: str) -> None:
-    (ruler / "config.json").write_text("{}", encoding="utf-8")
-    (ruler / "tokenizer_config.json").write_text("{}", encoding="utf-8")
-    code(ruler, mark)
-    modules = json.loads((ruler / "modules.json").read_text(encoding="utf-8"))
+def test_code_beside_the_embedder_is_not_run(similarity_model: Path, mark: Path, kind: str) -> None:
+    (similarity_model / "config.json").write_text("{}", encoding="utf-8")
+    (similarity_model / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    code(similarity_model, mark)
+    modules = json.loads((similarity_model / "modules.json").read_text(encoding="utf-8"))
     modules[0]["type"] = kind
-    (ruler / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    with pytest.raises(ValueError, match=naming(ruler, "third-party code")):
-        embedder.load(ruler)
+    (similarity_model / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(ValueError, match=naming(similarity_model, "third-party code")):
+        embedder.sentence_transformer(similarity_model)
 
 
 # ---- data
@@ -335,6 +331,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     server.server_close()
 
 
+MODEL = " --model data/check/model.json"
+
+
 @pytest.mark.parametrize("stage", ["base", "preprocess", "embedder"])
 @pytest.mark.usefixtures("hub")
 def test_the_token_is_neither_said_nor_written(
@@ -345,11 +344,11 @@ def test_the_token_is_neither_said_nor_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     main, options = {
-        "base": (base.main, "--rows rows --out data/base --metrics metrics/base.json"),
-        "preprocess": (preprocess.main, "--out data/preprocess --metrics metrics/p.json"),
+        "base": (base.main, "--rows rows --out data/base --metrics metrics/base.json" + MODEL),
+        "preprocess": (preprocess.main, "--out data/preprocess --metrics metrics/p.json" + MODEL),
         "embedder": (
             embedder_main,
-            "--corpus c.jsonl --sft sft --out data/embedder --runtime t.json",
+            "--out data/embedder --runtime t.json",
         ),
     }[stage]
     changed: dict[str, Any] = {"model": "micro", "embedder.hub": "org/secret", "threads": 1}

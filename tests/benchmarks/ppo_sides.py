@@ -65,6 +65,7 @@ SETTINGS = {
     "eos_off_32": Setting(batch=32, response=32, epochs=2, vocab=2000),
     "eos_off_64": Setting(batch=64, response=64, epochs=4, vocab=2000),
     "wide": Setting(batch=32, response=32, epochs=2, vocab=64_000, hidden=256),
+    "widest": Setting(batch=32, response=32, epochs=2, vocab=262_144, hidden=256),
 }
 
 
@@ -219,6 +220,7 @@ class Ours:
             ppo,
             settings,
             response,
+            load_params().base_model.generate.batch_size,
             seed=0,
             work=ROOT / ".work" / "benchmark",
         )

@@ -8,11 +8,12 @@ the project's own: pip install --no-deps --target build/trl112 trl==1.12.0
 
 Settings: `real` is the sample's SFT model, reward model (scalar head) and prompts, answers ending
 by themselves; `eos_off_32` and `eos_off_64` are random models of the same size whose answers all
-run to the cap; `wide` has a vocabulary of 64k. Both sides have the same weights, prompts, batch,
-epochs, cap, temperature, float32 and two threads; first logprobs, values and scores of one rollout
-are compared. TRL trains the policy in full or by LoRA, whichever is faster, each side with its
-fastest micro-batch. Updates take turns: TRL as shipped, TRL without its calls of gc.collect and
-empty_cache, each followed by ours on the same prompts. Peak memory is that of a process of its own.
+run to the cap; `wide` has a vocabulary of 64k, `widest` of 262k. Both sides have the same weights,
+prompts, batch, epochs, cap, temperature, float32 and two threads; first logprobs, values and scores
+of one rollout are compared. TRL trains the policy in full or by LoRA, whichever is faster, each
+side with its fastest micro-batch. Updates take turns: TRL as shipped, TRL without its calls of
+gc.collect and empty_cache, each followed by ours on the same prompts. Peak memory is that of a
+process of its own.
 """
 
 import argparse

@@ -148,6 +148,7 @@ def run() -> None:
     from stages.preprocess import main as stage
 
     code = ["--code", str(write_fingerprint(Path.cwd(), "preprocess"))]
+    code += ["--model", "data/check/model.json"]
     stage([*code, "--out", "out", "--metrics", "metrics.json"], standalone_mode=False)
     click.echo(f"{time.process_time()} {memory('VmHWM')}")
 

@@ -27,7 +27,10 @@ from tests.conftest import write_fingerprint, write_params
 folder = Path.cwd()
 write_params(folder, **{"data.source": sys.argv[1], "data.path": sys.argv[2]})
 code = write_fingerprint(folder, "preprocess")
-main(["--code", str(code), "--out", "out", "--metrics", "metrics.json"], standalone_mode=False)
+words = ["--code", str(code), "--out", "out", "--metrics", "metrics.json"]
+if "model" in [option.name for option in main.params]:  # older commits have none
+    words += ["--model", "data/check/model.json"]
+main(words, standalone_mode=False)
 """
 
 

@@ -14,10 +14,10 @@ from tests.conftest import ROOT, write_params
 
 HEAVY = ("torch", "transformers", "dvc", "pandas", "numpy", "pydantic", "ruamel", "stages.rlhf")
 PREPROCESSED = {
-    "sft": {"rows": {"train": 300, "test": 70}},
-    "rm": {"rows": {"train": 200, "judge_train": 40}},
+    "sft": {"rows": {"train": 300, "validation": 20, "test": 70}},
+    "rm": {"rows": {"train": 200, "validation": 10, "judge_train": 40}},
     "ppo": {"rows": {"validation": 100}},
-    "tokens": {"question": {"p50": 8}, "sft_answer": {"p50": 15}},
+    "tokens": {"question": {"p50": 8}, "sft_answer": {"p50": 15, "p99": 32}},
 }
 
 STAGES = ["sft", "rm", "judge", "gate", "ppo", "evaluate"]

@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,27 +181,37 @@ def judged(folder: Path, report: Report) -> None:
                 )
 
 
-def chaos(folder: Path, kills: int, seed: int) -> Report:
-    """Rounds of a kill in each stage, every round in a repository of its own below `folder`."""
-    report, rng, started = Report(), random.Random(seed), time.monotonic()
-    rounds = [folder / f"round{i}" / "cut" for i in range(-(-kills // len(STAGES)))]
-    whole, *cuts = (repository(place) for place in (folder / "whole" / "whole", *rounds))
+def uncut(folder: Path) -> Path:
+    """A repository in which the whole pipeline has run, and nothing was killed."""
+    whole = repository(folder)
     assert run(whole, *DVC, "repro", seconds="30") == 0, whole.parent / "log.txt"
+    return whole
+
+
+def chaos(
+    folder: Path, whole: Path, kills: int, seed: int, stages: Sequence[str] = STAGES
+) -> Report:
+    """Rounds of a kill in each of `stages`, every round in a repository of its own in `folder`.
+
+    What each comes to is compared with `whole`, of which nothing is changed.
+    """
+    report, rng, started = Report(), random.Random(seed), time.monotonic()
+    cuts = [repository(folder / f"round{i}" / "cut") for i in range(-(-kills // len(stages)))]
     lengths = {
         stage: json.loads((whole / "metrics" / "runtime" / f"{stage}.json").read_text())["total_s"]
-        for stage in STAGES
+        for stage in stages
     }
     lock = (whole / "dvc.lock").read_bytes()
     for number in range(kills):
-        cut, stage = cuts[number // len(STAGES)], STAGES[number % len(STAGES)]
-        driver = DRIVERS[(number + number // len(STAGES)) % len(DRIVERS)]
+        cut, stage = cuts[number // len(stages)], stages[number % len(stages)]
+        driver = DRIVERS[(number + number // len(stages)) % len(DRIVERS)]
         begin(cut, driver)
         if not wait_for(cut, stage):
             raise RuntimeError(f"{stage} never began; see {cut.parent / 'log.txt'}")
         half = strike(cut, rng, lengths[stage], number % 2 == 1)
         report.kills.append({"stage": stage, "under": driver, "half_written": half})
         print(json.dumps(report.kills[-1]), flush=True)
-        if stage == STAGES[-1] or number == kills - 1:
+        if stage == stages[-1] or number == kills - 1:
             assert run(cut, *DVC, "repro") == 0, cut.parent / "log.txt"
             assert run(cut, *DVC, "status", "--quiet") == 0, cut.parent / "log.txt"
             judged(cut, report)
@@ -218,7 +228,8 @@ def main() -> None:
     given = parser.parse_args()
     with TemporaryDirectory(prefix="koqa-chaos-") as folder:
         print(folder)
-        report = chaos(Path(folder), given.kills, given.seed)
+        whole = uncut(Path(folder) / "whole" / "whole")
+        report = chaos(Path(folder), whole, given.kills, given.seed)
     print(f"{len(report.kills)} kills, {report.went_on} loops went on from a checkpoint,")
     print(f"{len(report.from_zero)} from zero though they had one: {report.from_zero}")
     print(f"dvc.lock is {'the same' if report.same_lock else 'ANOTHER'}; {report.seconds:.0f} s")

@@ -133,6 +133,30 @@ def test_a_full_disk_costs_the_copy_and_not_the_result(
     assert found() == ("second", "second")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_a_file_system_without_locks_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*given: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(cache.fcntl, "flock", refused)
+    with pytest.raises(ValueError, match=naming(folder(), os.strerror(number), "KOQA_WORK")):
+        run_cached(writes("never"))
+    assert not OUTS[0].exists()
+
+
+def test_another_fault_of_a_lock_is_not_taken_for_that(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cache.fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        run_cached(writes("never"))
+
+
 def changes() -> dict[str, Callable[[Path], Any]]:
     """What makes other work of it."""
     return {

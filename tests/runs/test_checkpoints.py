@@ -1,11 +1,14 @@
 """A kill at any moment leaves a whole checkpoint, and a run that goes on comes to the same bits."""
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -188,3 +191,36 @@ def test_two_processes_go_on_as_two(tmp_path: Path) -> None:
     assert plain[0] == plain[1]
     log = list(checkpoints.log_of(tmp_path / "cut"))
     assert [told["from"] for told in log if "from" in told] == [0, 4]
+
+
+def refusing(number: int, folders: bool) -> Callable[[int], None]:
+    """os.fsync of a file system that has none, of folders or of files."""
+    inner = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == folders:
+            raise OSError(number, os.strerror(number))
+        inner(handle)
+
+    return fsync
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_fsync_of_folders_keeps_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number, folders=True))
+    checkpoints.save(tmp_path / "x", 3, {"a": torch.ones(2)}, {"b": 1})
+    found = checkpoints.load(tmp_path / "x")
+    assert found is not None
+    assert (found.step, found.tensors["a"].tolist(), found.plain) == (3, [1.0, 1.0], {"b": 1})
+
+
+@pytest.mark.parametrize(("number", "folders"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_what_was_not_written_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, folders: bool
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number, folders))
+    with pytest.raises(ValueError, match=naming("no checkpoint", os.strerror(number))):
+        checkpoints.save(tmp_path / "x", 3, {"a": torch.ones(2)}, {})
+    assert checkpoints.load(tmp_path / "x") is None

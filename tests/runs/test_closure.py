@@ -96,7 +96,9 @@ def test_stage_check_writes_one_fingerprint_per_stage(
     result = CliRunner().invoke(check.main, ["--out", "data/check"])
     assert result.exit_code == 0, result.output
     written = {file.stem for file in (tmp_path / "data" / "check").glob("*.json")}
-    assert written == set(stage_names()) - {"check"}
+    assert written == {*stage_names(), "model"} - {"check"}
+    model = tmp_path / "data" / "check" / "model.json"
+    assert json.loads(model.read_text("utf-8")) == {}, "tiny is made here, of no other files"
     file = tmp_path / "data" / "check" / "ppo.json"
     assert check_fingerprint("ppo", file) == code_hashes("ppo")
 

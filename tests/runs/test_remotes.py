@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, SMALL, copy_repository
+from tests.conftest import ROOT
 
 SSHD = Path("/usr/sbin/sshd")
 SERVER = """\
@@ -240,19 +240,12 @@ def test_a_damaged_object_is_noticed_and_can_be_mended(
 
 
 @pytest.fixture(scope="module")
-def trained(
-    micro_chain: tuple[Path, dict[str, set[str]]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def trained(uncut: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository in which the whole pipeline has run, beside data that its user added."""
-    repository = copy_repository(tmp_path_factory.mktemp("trained"), **SMALL)
-    shutil.rmtree(repository / "plots")
-    for name in ("data", "metrics", "plots"):
-        shutil.copytree(micro_chain[0] / name, repository / name, dirs_exist_ok=True)
+    repository = Path(shutil.copytree(uncut, tmp_path_factory.mktemp("trained") / "trained"))
+    shutil.rmtree(repository / ".work")
     shutil.copytree(repository / "data" / "sample", repository / DATA)
     run(repository, "dvc", "add", DATA)
-    run(repository, "dvc", "commit", "--force")
-    # evaluate in a process of its own, whose run.json does not name what other stages import
-    run(repository, "dvc", "repro", "--single-item", "--force", "evaluate")
     commit(repository)
     return repository
 

@@ -3,10 +3,12 @@
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from stages import sft
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
+from stages.rlhf.files import MANIFEST, file_hash
 from stages.rlhf.model import generation
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import write_jsonl
@@ -216,6 +219,72 @@ def test_sft_passes_over_what_is_damaged(
     assert re.search(naming("checkpoint-4"), told)  # has no manifest yet
     assert re.search(naming("checkpoint-3", "optimizer.pt", "manifest.json"), told)
     assert started_from(tmp_path) == [0, 2]
+
+
+@pytest.mark.parametrize(("method", "save"), [("lora", 4), ("full", 6)])  # epochs 2 and 3
+def test_sft_goes_on_in_a_folder_that_was_moved(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    method: str,
+    save: int,
+) -> None:
+    run = RUNS[f"sft {method}"][0]
+    (tmp_path / "here").mkdir()
+    with killed_at(monkeypatch, save):
+        run(tmp_path / "here")
+    before = (tmp_path / "here" / "work" / "phase0").iterdir()
+    sealed = sorted(path.name for path in before)[:-1]  # the last has no manifest yet
+    (tmp_path / "here").rename(tmp_path / "there")
+    found = sft_trainer.newest(tmp_path / "there" / "work" / "phase0")
+    assert found == tmp_path / "there" / "work" / "phase0" / sealed[-1]
+    assert sorted(path.name for path in found.parent.iterdir()) == sealed
+    assert differing(whole(f"sft {method}"), run(tmp_path / "there")) == []
+    assert started_from(tmp_path / "there") == [0, save - 1]
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("best", [None, Path("there/checkpoint-2")])
+def test_the_best_epoch_that_trainer_loads_at_the_end_is_the_one_found(best: Path | None) -> None:
+    """Trainer forgets it where the path that it noted is gone."""
+    state = SimpleNamespace(max_steps=6, global_step=4, best_model_checkpoint="gone/checkpoint-2")
+    sft_trainer.ManifestCallback(checkpoints.Timer(), best).on_train_begin(None, state, None)
+    assert state.best_model_checkpoint == (str(best) if best else None)
+
+
+def test_a_copy_of_a_run_reads_nothing_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result]
+) -> None:
+    run = RUNS["sft lora"][0]
+    (tmp_path / "first").mkdir()
+    with killed_at(monkeypatch, 4):
+        run(tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    for file in (tmp_path / "first" / "work").rglob("adapter_model.safetensors"):
+        file.write_bytes(b"damaged since")
+    assert differing(whole("sft lora"), run(tmp_path / "second")) == []
+
+
+def test_an_intact_checkpoint_whose_best_epoch_is_lost_is_set_aside_and_never_deleted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Result],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RUNS["sft lora"][0]
+    with killed_at(monkeypatch, 6):
+        run(tmp_path)
+    work = tmp_path / "work" / "phase0"
+    best = sft_trainer.best_of(work / "checkpoint-5")
+    assert best == work / "checkpoint-4"
+    shutil.rmtree(best)
+    sealed = file_hash(work / "checkpoint-5" / MANIFEST)
+    assert sft_trainer.newest(work) is None
+    assert [path.name for path in work.glob("*checkpoint*")] == ["unused-checkpoint-5"]
+    assert file_hash(work / "unused-checkpoint-5" / MANIFEST) == sealed
+    assert re.search(naming("checkpoint-5", "best epoch", best), capsys.readouterr().err)
+    assert differing(whole("sft lora"), run(tmp_path)) == []
+    assert file_hash(work / "unused-checkpoint-5" / MANIFEST) == sealed
 
 
 def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(

@@ -34,6 +34,7 @@ def repository(folder: Path) -> Path:
 def start(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stages.base", "--rows", "rows", "--out", "data/base"]
     command += ["--metrics", "metrics/base.json", "--code", "data/check/base.json"]
+    command += ["--model", "data/check/model.json"]
     environment = os.environ | {
         "KOQA_WORK": str(folder / "work"),
         "KOQA_CHECKPOINT_SECONDS": "1000",
