@@ -33,7 +33,7 @@ def dvc(clone: Path, *words: str) -> str:
     dead = dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://[::1]:9"
     )
-    env = {**environment(clone, "30"), **dead, "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {**environment(clone, "30"), **dead, "DVC_NO_ANALYTICS": "1"}
     command = [*DVC, *words]
     # files, not pipes: the queue's worker keeps those of the command that started it
     with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
