@@ -359,6 +359,18 @@ def sweep_table() -> str:
     return "\n".join(lines)
 
 
+def cut_off_table() -> str:
+    """metrics/tables/cut_off.csv: PPO under a cap that cuts answers off."""
+    rows = table("cut_off")
+    lines = [f"| missing EOS costs | {' | '.join([*rows[0]][1:])} |"]
+    lines.append(f"|---|{'---:|' * (len(rows[0]) - 1)}")
+    for row in rows:
+        name, *values = row.values()
+        cells = " | ".join(f"{float(value):.3f}" for value in values)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)
+
+
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
     seconds = {name: stage["total_s"] for name, stage in runtimes().items()}
@@ -520,6 +532,7 @@ READMES: Mapping[str, Blocks] = {
         "rivals": rivals_table,
         "control": control_table,
         "sweep": sweep_table,
+        "cut_off": cut_off_table,
         "embedder": embedder_table,
         "ranks": ranks_table,
         "ppo_benchmark": ppo_benchmark_table,
