@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,30 +188,28 @@ def uncut(folder: Path) -> Path:
     return whole
 
 
-def chaos(
-    folder: Path, whole: Path, kills: int, seed: int, stages: Sequence[str] = STAGES
-) -> Report:
-    """Rounds of a kill in each of `stages`, every round in a repository of its own in `folder`.
+def chaos(folder: Path, whole: Path, kills: int, seed: int) -> Report:
+    """Rounds of a kill in each stage, every round in a repository of its own below `folder`.
 
     What each comes to is compared with `whole`, of which nothing is changed.
     """
     report, rng, started = Report(), random.Random(seed), time.monotonic()
-    cuts = [repository(folder / f"round{i}" / "cut") for i in range(-(-kills // len(stages)))]
+    cuts = [repository(folder / f"round{i}" / "cut") for i in range(-(-kills // len(STAGES)))]
     lengths = {
         stage: json.loads((whole / "metrics" / "runtime" / f"{stage}.json").read_text())["total_s"]
-        for stage in stages
+        for stage in STAGES
     }
     lock = (whole / "dvc.lock").read_bytes()
     for number in range(kills):
-        cut, stage = cuts[number // len(stages)], stages[number % len(stages)]
-        driver = DRIVERS[(number + number // len(stages)) % len(DRIVERS)]
+        cut, stage = cuts[number // len(STAGES)], STAGES[number % len(STAGES)]
+        driver = DRIVERS[(number + number // len(STAGES)) % len(DRIVERS)]
         begin(cut, driver)
         if not wait_for(cut, stage):
             raise RuntimeError(f"{stage} never began; see {cut.parent / 'log.txt'}")
         half = strike(cut, rng, lengths[stage], number % 2 == 1)
         report.kills.append({"stage": stage, "under": driver, "half_written": half})
         print(json.dumps(report.kills[-1]), flush=True)
-        if stage == stages[-1] or number == kills - 1:
+        if stage == STAGES[-1] or number == kills - 1:
             assert run(cut, *DVC, "repro") == 0, cut.parent / "log.txt"
             assert run(cut, *DVC, "status", "--quiet") == 0, cut.parent / "log.txt"
             judged(cut, report)
