@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from stages.preprocess import main
 from stages.rlhf.chat import template
 from stages.rlhf.files import RUN
+from stages.rlhf.hub import local_files
 from stages.rlhf.ingest.pipeline import TEMPLATE_PIECES
 from stages.rlhf.keys import question_key
 from stages.rlhf.records import (
@@ -25,6 +26,7 @@ from stages.rlhf.records import (
     write_jsonl,
 )
 from tests.conftest import naming, write_fingerprint, write_params
+from tests.model_fixtures import save_base
 from tests.source_fixtures import noun
 
 SPLITS = ("train", "validation", "test")
@@ -543,6 +545,21 @@ def test_no_params_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     result = CliRunner().invoke(main, [*words, *MODEL])
     assert result.exit_code == 1
     assert "params.yaml" in result.output
+
+
+def test_a_pretrained_models_tokenizer_is_written_too(preprocess: Any, tmp_path: Path) -> None:
+    """dvc.yaml names the same files whatever the base model."""
+    save_base(tmp_path / "base")
+    fingerprint = tmp_path / "data" / "check" / "model.json"
+    fingerprint.parent.mkdir(parents=True, exist_ok=True)
+    fingerprint.write_text(json.dumps(local_files(tmp_path / "base")), encoding="utf-8")
+    own = {f"models.micro.{key}": None for key in ("architecture", "base")}
+    out = preprocess(pinned(), **own, **{"models.micro.path": str(tmp_path / "base")})
+    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == {*FILES, RUN}
+    written, given = (
+        Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (out, tmp_path / "base")
+    )
+    assert written.to_str() == given.to_str()
 
 
 def test_hub_model_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

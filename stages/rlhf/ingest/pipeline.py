@@ -67,9 +67,9 @@ def prepare(params: PreprocessParams, out: Path) -> tuple[dict[str, Any], list[s
         if reader.has_corpus:
             written = write_jsonl(out / "corpus.jsonl", _corpus(reader, spool, ledger))
             ledger.written["corpus"]["train"] = written
-        (out / "tokenizer.json").unlink(missing_ok=True)
         if tokenizer is None:
-            tokenizer = _own_tokenizer(params, out, spool, reader.has_corpus)
+            tokenizer = _own_tokenizer(params, spool, out, reader.has_corpus)
+        tokenizer.save(str(out / "tokenizer.json"))
         caps = Caps(
             tokenizer, model.max_prompt_tokens, model.max_answer_tokens, settings.long_answers
         )
@@ -136,9 +136,9 @@ def _corpus(reader: Reader, spool: Spool, ledger: Ledger) -> Iterator[dict[str, 
 
 
 def _own_tokenizer(
-    params: PreprocessParams, out: Path, spool: Spool, has_corpus: bool
+    params: PreprocessParams, spool: Spool, out: Path, has_corpus: bool
 ) -> Tokenizer:
-    """A tokenizer trained on training text only, saved as tokenizer.json."""
+    """A tokenizer trained on training text only."""
     architecture = params.base_model.architecture
     assert architecture is not None  # ensured by config.models: no hub id, so an architecture
     rows = (
@@ -149,9 +149,7 @@ def _own_tokenizer(
         for text in (spooled.row.question, *(answer.text for answer in spooled.row.answers))
     )
     texts = (row["text"] for row in read_jsonl(out / "corpus.jsonl")) if has_corpus else ()
-    tokenizer = train_tokenizer(chain(rows, texts), architecture.vocab_size, TEMPLATE_PIECES)
-    tokenizer.save(str(out / "tokenizer.json"))
-    return tokenizer
+    return train_tokenizer(chain(rows, texts), architecture.vocab_size, TEMPLATE_PIECES)
 
 
 def _texts(out: Path) -> Iterator[dict[str, str]]:
