@@ -254,6 +254,16 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
         load_tokenizer(base)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_tokenizer_saved_again_does_not_tell_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    base = save_base(tmp_path / "base")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    load_tokenizer(base).save_pretrained(tmp_path / "saved")
+    assert "local_files_only" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+
+
 # ---- the hub, offline
 
 

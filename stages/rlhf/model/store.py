@@ -69,6 +69,7 @@ def load_tokenizer(folder: Path) -> Any:
     config = json.loads((where / "config.json").read_text(encoding="utf-8"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer.init_kwargs.pop("local_files_only", None)  # the environment's: not to be saved
         return prepare_tokenizer(tokenizer, config.get("vocab_size"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{where}: no usable tokenizer: {_first_line(error)}") from error
