@@ -81,16 +81,23 @@ def test_a_layer_without_its_adapters_is_the_base_layer() -> None:
     assert made(x).equal(made.base_layer(x))
 
 
-def test_a_bfloat16_layer_keeps_its_adapters_digits() -> None:
-    made = layer(LoraLinear, torch.bfloat16)
-    for part in (made.lora_A["one"], made.lora_B["one"]):
-        part.float()
-    x = torch.randn(3, INPUTS).bfloat16()
-    peft = layer(PeftLinear, torch.bfloat16)
-    for part in (peft.lora_A["one"], peft.lora_B["one"]):
-        part.float()
-    assert made(x).dtype == torch.bfloat16
-    assert made(x).equal(peft(x))
+def test_float32_adapters_of_a_bfloat16_layer_multiply_in_bfloat16() -> None:
+    x = torch.randn(3, INPUTS, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = {}
+    for name, kind in {"ours": LoraLinear, "peft": PeftLinear, "rounded": LoraLinear}.items():
+        made = layer(kind, torch.bfloat16)
+        for part in (made.lora_A["one"], made.lora_B["one"]):
+            torch.manual_seed(2)
+            part.weight.data = torch.randn(part.weight.shape) * 0.3
+            if name == "rounded":
+                part.bfloat16()
+        found[name] = outcome(made, x, autocast=False)
+    for mine, rounded in zip(found["ours"], found["rounded"], strict=True):
+        assert mine.equal(rounded.to(mine.dtype))
+    for mine, other in zip(found["ours"], found["peft"], strict=True):
+        assert mine.dtype == other.dtype  # of A's and B's gradients: float32
+        off = (mine - other).abs().max() / other.abs().max()
+        assert off <= 2e-2, f"off by {off:.1e} of the largest entry"
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gemma2])

@@ -41,7 +41,8 @@ class LoraProduct(torch.autograd.Function):
 class LoraLinear(PeftLinear):
     """peft's layer; with one active adapter, its output comes from `LoraProduct`.
 
-    If dtypes differ, as those of a bfloat16 backbone and its adapters do, peft's forward is used.
+    Products are in the backbone's dtype, as under autocast: adapters and their gradients stay in
+    float32. peft's own forward would widen the inputs, and pass over outputs in float32.
     """
 
     merged: Tensor | None = None  # while set: a copy of W + scale B A, used instead of both
@@ -68,8 +69,9 @@ class LoraLinear(PeftLinear):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             given = [tensor.to(dtype) for tensor in given]
-        x, weight, a, b = given
-        if not x.dtype == weight.dtype == a.dtype == b.dtype or base.weight.requires_grad:
+        x, weight = given[:2]
+        a, b = (tensor.to(weight.dtype) for tensor in given[2:])
+        if x.dtype != weight.dtype or base.weight.requires_grad:
             return super().forward(given[0], *args, **more)
         bias = None if base.bias is None else base.bias.to(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
