@@ -1,7 +1,7 @@
 """Reward training: what a group counts, whatever micro-batch it lies in, and what a member is."""
 
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -40,10 +40,13 @@ def one_trainer(model: RewardModel, rm: RmConfig, now: RewardScale | None = None
     return MemberTrainer(model, 0, rm, now or settings(), CODEC)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_group_losses_are_each_groups_own(tmp_path: Path, loss: str) -> None:
-    model = reward_model(tmp_path)
-    trainer = one_trainer(model, knobs(loss=loss))
+@pytest.mark.parametrize(
+    ("loss", "head"),
+    [("bradley_terry", "hybrid"), ("plackett_luce", "hybrid"), ("plackett_luce", "scalar")],
+)
+def test_group_losses_are_each_groups_own(tmp_path: Path, loss: str, head: str) -> None:
+    model = reward_model(tmp_path, head)
+    trainer = one_trainer(model, knobs(loss=loss, head=head))
     batch = batch_groups(GROUPS, [1] * 6, "cpu")
     with torch.no_grad(), model.roles.use("reward0"):
         out = trainer.outputs(GROUPS, batch)
@@ -123,18 +126,25 @@ def test_margin_smoothing_and_length_weights_reach_the_loss(tmp_path: Path) -> N
     assert len(set(seen)) == 4
 
 
-@pytest.mark.parametrize(("lm_coef", "asked"), [(0.0, False), (0.3, True)])
-def test_a_scalar_head_without_lm_loss_never_computes_log_probabilities(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm_coef: float, asked: bool
+@pytest.mark.parametrize(
+    ("head", "lm_coef", "count"),
+    [("scalar", 0.0, 0), ("scalar", 0.3, 6), ("hybrid", 0.3, sum(len(g.answers) for g in GROUPS))],
+)
+def test_log_probabilities_are_of_what_the_head_and_the_lm_loss_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, lm_coef: float, count: int
 ) -> None:
-    model, calls = reward_model(tmp_path, "scalar"), []
+    model, seen = reward_model(tmp_path, head), []
+
+    def counted(*args: Any, inner: Any) -> Tensor:
+        found: Tensor = inner(*args)
+        seen.append(len(found))
+        return found
+
     for name in ("response_logprobs", "packed_response_logprobs"):
         inner = getattr(reward_model_module, name)
-        monkeypatch.setattr(
-            reward_model_module, name, lambda *args, inner=inner: calls.append(1) or inner(*args)
-        )
-    one_trainer(model, knobs(head="scalar", lm_coef=lm_coef)).step(GROUPS, [1] * 6)
-    assert bool(calls) == asked
+        monkeypatch.setattr(reward_model_module, name, partial(counted, inner=inner))
+    one_trainer(model, knobs(head=head, lm_coef=lm_coef)).step(GROUPS, [1] * 6)
+    assert sum(seen) == count
 
 
 def test_the_length_head_trains_and_is_thrown_away(tmp_path: Path) -> None:
@@ -367,7 +377,9 @@ class Planted(RewardModel):
     length. Both features are seen through noise; wordiness follows length, and length moves worth.
     """
 
-    def features(self, questions: Any, codec: Codec, logprobs: bool = True) -> Features:
+    def features(
+        self, questions: Any, codec: Codec, logprobs: bool = True, rows: Any = None
+    ) -> Features:
         answers = [answer for _, given in questions for answer in given]
         read = (torch.tensor([answer[:2] for answer in answers]).float() - 1000) / 100
         return Features(read, None, None, torch.ones(len(answers), 1, dtype=torch.bool))

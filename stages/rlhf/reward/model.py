@@ -57,7 +57,7 @@ class Features(NamedTuple):
     """Inputs of a head for B responses, packed or not."""
 
     last: Tensor  # (B, H) state at the response's last token
-    logprobs: Tensor | None  # (B, R) of its tokens; None if not needed
+    logprobs: Tensor | None  # (B, R) of its tokens, or some responses' alone; None if not needed
     states: Tensor | None  # (N, H) at the N unmasked tokens; None if not needed
     mask: Tensor  # (B, R) bool
 
@@ -183,31 +183,37 @@ class RewardModel:
         return found
 
     def features(
-        self, prompts: Sequence[PromptWithResponses], codec: Codec, logprobs: bool = True
+        self,
+        prompts: Sequence[PromptWithResponses],
+        codec: Codec,
+        logprobs: bool = True,
+        rows: list[int] | None = None,
     ) -> Features:
         """Inputs of a head for the responses to these prompts, in order, under the role in use.
 
-        `logprobs` are computed only if requested.
+        `logprobs` are computed only if requested, of the responses `rows` alone; None: of all.
         """
         model = self.roles.model
         if can_pack(model) and all(worth_packing(*p, model.config.hidden_size) for p in prompts):
             ids, responses = map(list, zip(*prompts, strict=True))
             packed = pack(ids, responses, codec.pad_id, model.device)
             hidden = packed_states(model, packed)
-            found = packed_response_logprobs(model, hidden, packed) if logprobs else None
+            some = slice(None) if rows is None else rows
+            found = packed_response_logprobs(model, hidden, packed, some) if logprobs else None
             states = packed_response_states(hidden, packed) if self.hybrid else None
             return Features(last_states(hidden, packed), found, states, packed.response_mask)
-        rows = collate(
+        sequences = collate(
             [prompt for prompt, responses in prompts for _ in responses],
             [response for _, responses in prompts for response in responses],
             codec.pad_id,
             model.device,
         )
-        hidden = hidden_states(model, rows)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), rows.last]
-        found = response_logprobs(model, hidden, rows) if logprobs else None
-        states = response_states(hidden, rows) if self.hybrid else None
-        return Features(last, found, states, rows.response_mask)
+        hidden = hidden_states(model, sequences)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), sequences.last]
+        read = (hidden, sequences) if rows is None else (hidden[rows], sequences[rows])
+        found = response_logprobs(model, *read) if logprobs else None
+        states = response_states(hidden, sequences) if self.hybrid else None
+        return Features(last, found, states, sequences.response_mask)
 
     def forward(
         self, prompts: Sequence[PromptWithResponses], codec: Codec, index: int = 0

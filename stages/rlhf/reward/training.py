@@ -120,7 +120,8 @@ class MemberTrainer:
         """Scores of all answers of these groups; call inside `roles.use`."""
         with_logprobs = self.model.hybrid or self.rm.lm_coef > 0
         prompts = prompts_with_responses(groups)
-        features = self.model.features(prompts, self.codec, with_logprobs)
+        rows = None if self.model.hybrid else batch.best_rows.tolist()  # all the LM loss reads
+        features = self.model.features(prompts, self.codec, with_logprobs, rows)
         quality = self.member.head(features)
         length = None
         if self.length_head is not None:
@@ -129,9 +130,8 @@ class MemberTrainer:
         lm = None
         if self.rm.lm_coef > 0:
             assert features.logprobs is not None
-            mask = features.mask[batch.best_rows]
-            logprobs = features.logprobs[batch.best_rows]
-            lm = -torch.where(mask, logprobs, 0).sum(-1) / mask.sum(-1)
+            own = features.logprobs[batch.best_rows] if rows is None else features.logprobs
+            lm = -own.sum(-1) / features.mask[batch.best_rows].sum(-1)  # 0 on padding
         return Outputs(quality, length, lm)
 
     def ranking_losses(self, scores: Tensor, batch: GroupBatch) -> Tensor:
