@@ -27,6 +27,7 @@ from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Timer, note
 from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.signals import Interrupted
+from stages.rlhf.train.sampling import SortedBatches
 from stages.rlhf.train.tiled_head import recomputes, use_tiles
 
 
@@ -130,11 +131,22 @@ class ManifestCallback(TrainerCallback):
 
 
 class ManifestTrainer(SFTTrainer):
-    """SFTTrainer with our head; raises a ValueError if a checkpoint cannot be written."""
+    """SFTTrainer with our head, and rows of like length in a micro-batch.
+
+    Raises a ValueError if a checkpoint cannot be written.
+    """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         use_tiles(self.model)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        steps = self.args.gradient_accumulation_steps
+        if steps == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows = train_dataset or self.train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return SortedBatches(lengths, steps * self.args.train_batch_size, self.args.seed)
 
     def _save_checkpoint(self, *given: Any, **named: Any) -> None:
         try:
