@@ -79,6 +79,24 @@ def test_the_limit_on_validation_rows_is_counted() -> None:
     assert limited["judge"] == START
 
 
+def test_large_decoders_recompute_and_small_ones_do_not() -> None:
+    small = Shape(640, 2048, 18, 4, 1, 256, 262144, tied=True)  # 100 million besides the embedding
+    large = replace(small, hidden=1920, intermediate=6144)
+    assert small.decoder < 5e8 < large.decoder
+    assert small.parameters == small.decoder + 640 * 262144
+    speeds = replace(SPEEDS, train_full=1.0)
+    for shape, again in ((small, 0.0), (large, SPEEDS.forward)):
+        found, plain = (
+            durations(shape, shipped(), WORK, replace(speeds, forward=forward))["sft"]
+            for forward in (SPEEDS.forward, 0.0)
+        )
+        both, epochs = WORK.prompt + WORK.answer, shipped().base_model.sft.epochs
+        held = epochs * WORK.validation * both + WORK.validation * WORK.prompt
+        trained = epochs * WORK.sft * both
+        expected = shape.layers * (held * SPEEDS.forward + trained * again)
+        assert found - plain == pytest.approx(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gemma2])
 def test_what_a_model_takes_is_within_a_factor_of_two(make: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from stages.rlhf.config.whole import Params
 from stages.rlhf.plan.calibration import Speeds
 from stages.rlhf.plan.footprint import Shape, Work
-from stages.rlhf.sizes import GATE_OF
+from stages.rlhf.sizes import GATE_OF, RECOMPUTED_FROM
 
 START = 2.0  # seconds to load models and to write files
 
@@ -62,7 +62,7 @@ def durations(shape: Shape, params: Params, work: Work, speeds: Speeds) -> dict[
         return epochs * (passes + costs.read(validation * group, validation * tokens))
 
     sft, ppo, scale = model.sft, params.ppo, model.ppo
-    full, recomputed = sft.method == "full", model.architecture is None
+    full, recomputed = sft.method == "full", shape.decoder >= RECOMPUTED_FROM
     epoch = costs.train(work.sft * both, work.sft * work.answer, full, recomputed)
     found = {
         "sft": sft.epochs * (epoch + costs.read(held * both, held * work.answer)) + answers(held)

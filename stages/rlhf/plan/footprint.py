@@ -92,10 +92,15 @@ class Shape:
         return self.vocab * self.hidden
 
     @property
+    def decoder(self) -> int:
+        """Parameters of the layers and the last norm: all but embedding and head."""
+        layer = sum(i * o for i, o in self.linears) + self.norms * self.hidden
+        return self.layers * layer + self.hidden
+
+    @property
     def parameters(self) -> int:
         """All parameters; a tied head counts once."""
-        layer = sum(i * o for i, o in self.linears) + self.norms * self.hidden
-        return self.embedding * (1 if self.tied else 2) + self.layers * layer + self.hidden
+        return self.embedding * (1 if self.tied else 2) + self.decoder
 
     def lora(self, r: int) -> int:
         """Parameters of one adapter."""

@@ -13,8 +13,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from stages.rlhf.model.logprobs import token_scores
 from stages.rlhf.model.sequences import decoder_of, head_of
-
-RECOMPUTED_FROM = 5e8  # parameters of the decoder from which activations outweigh their time
+from stages.rlhf.sizes import RECOMPUTED_FROM
 
 
 def use_tiles(model: Any) -> None:
