@@ -284,7 +284,9 @@ def test_on_real_data_ppo_need_only_end_as_often_as_sft() -> None:
     low = {"eos_rate": 0.7}
     assert gates(ppo=low, sft={"eos_rate": 0.7}, known=True) == ["ends"]
     assert gates(ppo=low, sft={"eos_rate": 0.7}, known=False) == []
-    assert gates(ppo=low, sft={"eos_rate": 0.71}, known=False) == ["ends"]
+    assert gates(ppo=low, sft={"eos_rate": 0.7049}, known=False) == []  # within limits.eos_slack
+    assert gates(ppo=low, sft={"eos_rate": 0.7051}, known=False) == ["ends"]
+    assert gates(ppo={"eos_rate": 0.99}, sft={"eos_rate": 1.0}, known=False) == []
 
 
 @pytest.mark.parametrize(

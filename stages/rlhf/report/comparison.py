@@ -202,11 +202,12 @@ def gates(
     """`report` -> whether PPO's gain is credible; a failed gate is a value, not an error.
 
     reference_length: mean characters of the references. known_world: the sample data, where
-    EOS_RATE is required; other data require SFT's rate. rm_ok: the gate before PPO, None where it
-    is unknown because of `judge_doubt`.
+    EOS_RATE is required; other data require SFT's rate, less the slack. rm_ok: the gate before PPO,
+    None where it is unknown because of `judge_doubt`.
     """
     ppo, sft, pair = found["ppo"], found["sft"], found["ppo_vs_sft"]
-    ends = ppo["eos_rate"] >= EOS_RATE or (not known_world and ppo["eos_rate"] >= sft["eos_rate"])
+    required = EOS_RATE if known_world else min(EOS_RATE, sft["eos_rate"] - limits.eos_slack)
+    ends = ppo["eos_rate"] >= required
     return {
         "ppo_beats_sft": beats(pair),
         "no_repetition": all(
