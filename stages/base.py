@@ -17,6 +17,7 @@ from stages.rlhf.chat import Codec, prepare_tokenizer
 from stages.rlhf.config.base import load
 from stages.rlhf.config.models import BaseParams
 from stages.rlhf.hub import write_local_pointer, write_pointer
+from stages.rlhf.model.families import check_config
 from stages.rlhf.model.store import weights_folder
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
 from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
@@ -95,9 +96,10 @@ def main(code: Path, model: Path, rows: Path, out: Path, metrics: Path) -> None:
                 write_pointer(out, hub, params.base_model.revision)
             elif path:
                 write_local_pointer(out, read_fingerprint(model))
-                weights_folder(out)
             else:
                 figures = make(params, rows, out, work)
+            if hub or path:
+                check_config(weights_folder(out))  # here, not minutes later in sft
             write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 

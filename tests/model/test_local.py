@@ -1,6 +1,7 @@
 """A base model in a folder of this machine: known by its files, wherever they are."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,24 @@ def test_what_is_no_model_is_refused_by_check(
     assert isinstance(result.exception, SystemExit)
     with pytest.raises(ValueError, match=naming(folder, *facts)):
         local_files(folder)
+
+
+@pytest.mark.parametrize("family", ["exaone", "vit"])
+def test_a_family_that_cannot_be_trained_is_refused_by_base(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_base(tmp_path / "here") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": family}))
+    write_local(tmp_path, tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    checked = CliRunner().invoke(check.main, ["--out", "data/check"])
+    assert checked.exit_code == 0, checked.output
+    words = "--model data/check/model.json --rows none --out data/base --metrics metrics/base.json"
+    code = write_fingerprint(tmp_path, "base")
+    result = CliRunner().invoke(base.main, [*words.split(), "--code", str(code)])
+    assert result.exit_code == 1
+    assert re.search(naming("Error: ", file, family), result.output)
+    assert len(result.output.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
