@@ -387,7 +387,7 @@ def cost(language: str) -> str:
     forms = {
         "en": "The committed run, a model of {:.1f} million parameters, took {:.0f} minutes on two"
         " cores busy with other jobs, and {:.1f} GiB of memory.",
-        "ko": "커밋된 실행(파라미터 {:.0f}만 개)은 다른 작업이 함께 돌던 2코어에서 {:.0f}분,"
+        "ko": "커밋된 실행(파라미터 {:.0f}만 개)은 2코어에서 {:.0f}분,"
         " 메모리 {:.1f} GiB가 들었습니다.",
     }
     return f"{forms[language].format(parameters, minutes, gib)} {agreement(language)}"
