@@ -386,7 +386,7 @@ def cost(language: str) -> str:
     parameters = metrics("base")["parameters"] / {"en": 1e6, "ko": 1e4}[language]
     forms = {
         "en": "The committed run, a model of {:.1f} million parameters, took {:.0f} minutes on two"
-        " cores busy with other jobs, and {:.1f} GiB of memory.",
+        " cores, and {:.1f} GiB of memory.",
         "ko": "커밋된 실행(파라미터 {:.0f}만 개)은 2코어에서 {:.0f}분,"
         " 메모리 {:.1f} GiB가 들었습니다.",
     }

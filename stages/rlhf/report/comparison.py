@@ -202,7 +202,7 @@ def gates(
     """`report` -> whether PPO's gain is credible; a failed gate is a value, not an error.
 
     reference_length: mean characters of the references. known_world: the sample data, where
-    EOS_RATE is required; other data require SFT's rate, less the slack. rm_ok: the gate before PPO,
+    EOS_RATE is required; other data require SFT's rate minus the slack. rm_ok: the gate before PPO,
     None where it is unknown because of `judge_doubt`.
     """
     ppo, sft, pair = found["ppo"], found["sft"], found["ppo_vs_sft"]
