@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from stages import base, check
 from stages.rlhf.config.whole import load_params
@@ -24,14 +24,19 @@ def write_local(folder: Path, path: Path | None, **params: Any) -> None:
     write_params(folder, **{"model": "micro", **NO_MODEL, "models.micro.path": path, **params})
 
 
-def run_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stages check and base in `folder`; data/base."""
+def invoke_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Stages check, which must work, and base in `folder`."""
     monkeypatch.chdir(folder)
     checked = CliRunner().invoke(check.main, ["--out", "data/check"])
     assert checked.exit_code == 0, checked.output
     words = "--model data/check/model.json --rows none --out data/base --metrics metrics/base.json"
     code = write_fingerprint(folder, "base")
-    made = CliRunner().invoke(base.main, [*words.split(), "--code", str(code)])
+    return CliRunner().invoke(base.main, [*words.split(), "--code", str(code)])
+
+
+def run_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Both, which must work; data/base."""
+    made = invoke_base(folder, monkeypatch)
     assert made.exit_code == 0, made.output
     return folder / "data" / "base"
 
@@ -119,12 +124,7 @@ def test_a_family_that_cannot_be_trained_is_refused_by_base(
     file = save_base(tmp_path / "here") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": family}))
     write_local(tmp_path, tmp_path / "here")
-    monkeypatch.chdir(tmp_path)
-    checked = CliRunner().invoke(check.main, ["--out", "data/check"])
-    assert checked.exit_code == 0, checked.output
-    words = "--model data/check/model.json --rows none --out data/base --metrics metrics/base.json"
-    code = write_fingerprint(tmp_path, "base")
-    result = CliRunner().invoke(base.main, [*words.split(), "--code", str(code)])
+    result = invoke_base(tmp_path, monkeypatch)
     assert result.exit_code == 1
     assert re.search(naming("Error: ", file, family), result.output)
     assert len(result.output.splitlines()) == 1
