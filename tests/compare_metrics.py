@@ -15,6 +15,7 @@ from stages.rlhf.records import details_file
 
 ABSOLUTE = {  # by the last part of a key's name; shares and correlations unless named
     "chrf": 8.0,
+    "chrf_valid": 8.0,
     "chrf_plus_plus": 8.0,
     "length": 5.0,
     "loss": 0.3,

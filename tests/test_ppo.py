@@ -29,7 +29,10 @@ from tests.model_fixtures import (
     shipped,
 )
 
-FIGURES = ("chrf", "chrf_plus_plus", "exact", "eos_rate", "repetition", "copy_rate", "length")
+FIGURES = (
+    *("chrf_valid", "chrf", "chrf_plus_plus", "exact"),
+    *("eos_rate", "repetition", "copy_rate", "length"),
+)
 UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 
 

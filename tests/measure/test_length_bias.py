@@ -56,7 +56,7 @@ def test_a_planted_bias_is_found_and_removed() -> None:
     before, after = report(fresh), report(correct(fresh, curve))
     assert before["length_correlation_given_rank"] > 0.5
     assert abs(after["length_correlation_given_rank"]) < 0.05
-    worth, raw, corrected = worth_applying(fresh, curve)
+    worth, raw, corrected = worth_applying(fresh, correct(fresh, curve))
     assert worth
     assert raw is not None
     assert corrected is not None
@@ -89,15 +89,18 @@ def test_a_true_relation_of_quality_and_length_is_kept() -> None:
 def test_a_costly_curve_is_not_applied() -> None:
     groups, fresh = planted(500, 3, nothing, 1.0), planted(300, 4, nothing, 1.0)
     costly = fit_length_curve(without_ranks(groups))
-    worth, raw, corrected = worth_applying(fresh, costly)
+    worth, raw, corrected = worth_applying(fresh, correct(fresh, costly))
     assert not worth
     assert raw is not None
     assert corrected is not None
     assert raw == accuracy(margins_of(fresh))
     assert corrected == accuracy(margins_of(correct(fresh, costly)))
-    assert worth_applying(fresh, costly, tolerance=raw - corrected)[0], "exactly the tolerance"
-    assert not worth_applying(fresh, costly, tolerance=raw - corrected - 0.001)[0]
-    assert worth_applying([Group([1.0], [1.0], [5])], costly) == (False, None, None)
+    assert worth_applying(fresh, correct(fresh, costly), tolerance=raw - corrected)[0], (
+        "exactly the tolerance"
+    )
+    assert not worth_applying(fresh, correct(fresh, costly), tolerance=raw - corrected - 0.001)[0]
+    single = [Group([1.0], [1.0], [5])]
+    assert worth_applying(single, single) == (False, None, None)
 
 
 def test_offsets_have_mean_zero_over_the_fit() -> None:

@@ -26,7 +26,25 @@ def test_reference_metrics_by_hand() -> None:
     assert found["copy_rate"] == 0.5
     assert found["length"] == (9 + 17) / 2
     assert 50 <= found["chrf"] < 60
+    assert found["chrf_valid"] == 50
     assert 50 <= found["chrf_plus_plus"] < found["chrf"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended"),
+    [
+        ("도쿄입니다.", False),
+        ("도쿄입니다. 도쿄입니다. 도쿄입니다. 도쿄입니다.", True),
+        ("일본의 수도는?", True),
+    ],
+)
+def test_only_valid_answers_count_for_the_choice(answer: str, ended: bool) -> None:
+    rows = [SftRow(id="0", question="일본의 수도는?", answer="도쿄입니다.")]
+    found = reference_metrics([Response(answer, 9, ended)], rows)
+    assert found["chrf"] > 0
+    assert found["chrf_valid"] == 0
+    right = reference_metrics([Response("도쿄예요.", 9, True)], rows)
+    assert 0 < right["chrf_valid"] == right["chrf"]
 
 
 def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """What validation says of a reward model: a curve tried where it was not fitted, temperatures."""
 
 import json
-from dataclasses import replace
+import random
 
 import numpy as np
 import pytest
 
 from stages.rlhf.measure.calibration import fit_temperature
 from stages.rlhf.measure.length_bias import correct, fit_length_curve
-from stages.rlhf.measure.ranked_groups import Group, margins_of
+from stages.rlhf.measure.ranked_groups import Group, accuracy, margins_of
 from stages.rlhf.measure.ranking import report
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.model import Calibration
@@ -63,19 +63,21 @@ def test_no_tolerance_means_never() -> None:
     assert not calibrate(groups, None, seed=0).applied
 
 
-def test_the_tried_half_is_not_the_fitted_one_and_the_seed_draws_it() -> None:
+def test_each_half_is_corrected_by_the_curve_of_the_other() -> None:
     groups = planted(21, 0, bias=1.0, use=0.0)
     found = [calibrate(groups, 0.01, seed) for seed in (0, 0, 1)]
     assert found[0] == found[1]
-    assert found[0].accuracy != found[2].accuracy
+    assert found[0].accuracy == found[2].accuracy == accuracy(margins_of(groups))
+    assert found[0].accuracy_corrected != found[2].accuracy_corrected  # other halves
     assert found[0].curve == found[2].curve
-    # scores of the tried half alone decide: move those of one question, and at most one side moves
-    moved = [replace(groups[0], scores=[-s for s in groups[0].scores]), *groups[1:]]
-    changed = calibrate(moved, 0.01, 0)
-    assert (changed.accuracy, changed.accuracy_corrected) != (
-        found[0].accuracy,
-        found[0].accuracy_corrected,
-    )
+    order = random.Random(0).sample(range(21), 21)
+    halves = order[::2], order[1::2]
+    right = total = 0
+    for fitted, tried in (halves, halves[::-1]):
+        curve = fit_length_curve([groups[i] for i in sorted(fitted)], "tokens")
+        margins = margins_of(correct([groups[i] for i in tried], curve))
+        right, total = right + int((margins > 0).sum()), total + len(margins)
+    assert found[0].accuracy_corrected == pytest.approx(right / total)
 
 
 def test_one_question_cannot_try_a_curve() -> None:

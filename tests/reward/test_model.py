@@ -250,11 +250,14 @@ def test_scores_are_mean_and_variance_over_members_each_on_its_scale() -> None:
     assert alone.combine(torch.tensor([[1.0]])).variance.tolist() == [0.0]
 
 
-def test_the_value_head_starts_on_the_normalised_scale(tmp_path: Path) -> None:
-    member = random_reward_model(sft_roles(tmp_path, "full")).members[0]
+@pytest.mark.parametrize("kind", ["hybrid", "scalar"])
+def test_the_value_head_starts_on_the_normalised_scale(tmp_path: Path, kind: str) -> None:
+    member = random_reward_model(sft_roles(tmp_path, "full"), kind).members[0]
+    member.mean = -3.0
     head = new_value_head(member)
     last = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(head(last), member.head.value(last) / member.sd)
+    mean = member.mean if kind == "scalar" else 0.0  # hybrid: mostly of the other terms
+    torch.testing.assert_close(head(last), (member.head.value(last) - mean) / member.sd)
     assert head.weight.requires_grad
     assert head.weight.data_ptr() != member.head.value.weight.data_ptr()
 

@@ -100,14 +100,13 @@ def correct(groups: Sequence[Group], curve: LengthCurve) -> list[Group]:
 
 
 def worth_applying(
-    groups: Sequence[Group], curve: LengthCurve, tolerance: float = 0.01
+    groups: Sequence[Group], corrected: Sequence[Group], tolerance: float = 0.01
 ) -> tuple[bool, float | None, float | None]:
     """Whether pairwise accuracy drops by at most `tolerance`; accuracy before and after.
 
-    Use groups that the curve was not fitted on. Without pairs: False, None, None.
+    Correct groups with a curve that was not fitted on them. Without pairs: False, None, None.
     """
-    raw = accuracy(margins_of(groups))
-    corrected = accuracy(margins_of(correct(groups, curve)))
-    if raw is None or corrected is None:
+    before, after = (accuracy(margins_of(some)) for some in (groups, corrected))
+    if before is None or after is None:
         return False, None, None
-    return raw - corrected <= tolerance + 1e-12, raw, corrected
+    return before - after <= tolerance + 1e-12, before, after

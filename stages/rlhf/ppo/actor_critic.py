@@ -72,10 +72,14 @@ def token_values(roles: Roles, head: nn.Linear, sequences: Sequences) -> Tensor:
 
 
 def new_value_head(member: Member) -> nn.Linear:
-    """A copy of the linear part of a member's head, on the scale of the normalised score."""
+    """A copy of the linear part of a member's head, on the scale of the normalised score.
+
+    A scalar head has no other part: at a response's last token its value is the score itself.
+    """
     weight = member.head.value.weight  # (1, H)
+    scalar = member.head.fluency is None
     head = nn.Linear(weight.shape[1], 1).to(weight.device)
     with torch.no_grad():
         head.weight.copy_(weight / member.sd)
-        head.bias.zero_()
+        head.bias.fill_(-member.mean / member.sd if scalar else 0.0)
     return head

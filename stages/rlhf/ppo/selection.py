@@ -1,7 +1,8 @@
 """Which model is PPO's result: decided here and nowhere else.
 
-SFT behind a closed gate; else the update with the best validation chrF within the limits; SFT where
-none beats it. Whoever chooses does not grade: on test, of any data, cosine and the judge do.
+SFT behind a closed gate; else the update with the best `chrf_valid` on validation within the
+limits; SFT where none beats it. Whoever chooses does not grade: on test, of any data, cosine and
+the judge do.
 """
 
 from collections.abc import Callable
@@ -41,9 +42,10 @@ def decide(
     sft = best = validation[0]
     kept = SFT
     for row in validation[1:]:
-        if row["chrf"] > best["chrf"] and not broken_limits(row, sft, reference_length, limits):
+        better = row["chrf_valid"] > best["chrf_valid"]
+        if better and not broken_limits(row, sft, reference_length, limits):
             best = row
-            kept = Kept(int(row["update"]), "the best validation chrF within the limits")
+            kept = Kept(int(row["update"]), "the best chrf_valid within the limits")
     stale = sum(row["update"] > kept.update for row in validation)
     if stale < patience:
         return kept
@@ -51,15 +53,15 @@ def decide(
 
 
 def broken_limits(row: Row, sft: Row, reference_length: float, limits: Limits) -> list[str]:
-    """The metrics by which a row breaks a limit."""
+    """The metrics by which a row breaks a limit.
 
-    def off(some: Row) -> float:
-        return abs(some["length"] / reference_length - 1)
-
+    Where SFT itself is out of the band of lengths, an update may be between the two.
+    """
+    shortest, longest = (reference_length * (1 + sign * limits.length_band) for sign in (-1, 1))
     broken = {
         "eos_rate": row["eos_rate"] < sft["eos_rate"] - limits.eos_slack,
         "repetition": row["repetition"] > sft["repetition"] + limits.repetition_slack,
         "copy_rate": row["copy_rate"] > sft["copy_rate"] + limits.repetition_slack,
-        "length": off(row) > max(limits.length_band, off(sft)),
+        "length": not min(shortest, sft["length"]) <= row["length"] <= max(longest, sft["length"]),
     }
     return [name for name, is_broken in broken.items() if is_broken]

@@ -46,7 +46,10 @@ from stages.rlhf.records import write_csv
 
 LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 DRAWN = ("update", "score", "kl", "length")  # columns of updates.csv even without an update
-VALIDATED = ("chrf", "chrf_plus_plus", "exact", "eos_rate", "repetition", "copy_rate", "length")
+VALIDATED = (
+    *("chrf_valid", "chrf", "chrf_plus_plus", "exact"),
+    *("eos_rate", "repetition", "copy_rate", "length"),
+)
 
 
 def rollout_stats(rollout: Rollout, kl_coef: float) -> dict[str, float]:

@@ -73,14 +73,26 @@ class Validator:
 
 
 def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
-    """Means over N answers of their texts compared with the N references."""
+    """Means over N answers of their texts compared with the N references.
+
+    In `chrf_valid` an answer that was cut off, loops or gives the question back counts 0: what goes
+    on to the token limit overlaps with much of any reference.
+    """
     pairs = list(zip((answer.text for answer in answers), rows, strict=True))
+    overlaps = [chrf(text, row.answer) for text, row in pairs]
+    looped = [loops(text) for text, _ in pairs]
+    copied = [copies(text, row.question, row.answer) for text, row in pairs]
+    valid = [
+        answer.ended and not loop and not copy
+        for answer, loop, copy in zip(answers, looped, copied, strict=True)
+    ]
     return {
-        "chrf": fmean(chrf(text, row.answer) for text, row in pairs),
+        "chrf_valid": fmean(one * ok for one, ok in zip(overlaps, valid, strict=True)),
+        "chrf": fmean(overlaps),
         "chrf_plus_plus": fmean(chrf_plus_plus(text, row.answer) for text, row in pairs),
         "exact": fmean(exact(text, row.answer) for text, row in pairs),
         "eos_rate": fmean(answer.ended for answer in answers),
-        "repetition": fmean(loops(text) for text, _ in pairs),
-        "copy_rate": fmean(copies(text, row.question, row.answer) for text, row in pairs),
+        "repetition": fmean(looped),
+        "copy_rate": fmean(copied),
         "length": fmean(length(text) for text, _ in pairs),
     }

@@ -1,7 +1,7 @@
 """Calibration of a trained reward model on validation: its length curve and its temperature.
 
-The curve is cross-validated: fitted on half of the questions and evaluated on the other half, then
-refitted on all of them.
+The curve is cross-validated: one is fitted on each half of the questions and corrects the other
+half, so that every question counts; then one is fitted on all of them.
 """
 
 import random
@@ -37,11 +37,15 @@ def calibrate(groups: Sequence[Group], tolerance: float | None, seed: int) -> Ca
 def _cross_validated(
     groups: Sequence[Group], tolerance: float | None, seed: int
 ) -> tuple[bool, float | None, float | None]:
-    """Whether a curve fitted on one half is worth applying, by its accuracy on the other half."""
+    """Whether curves are worth applying: each is fitted on one half and corrects the other."""
     if len(groups) < 2:
         return False, None, None
     order = random.Random(seed).sample(range(len(groups)), len(groups))
-    fit_half, test_half = ([groups[i] for i in sorted(order[start::2])] for start in (0, 1))
-    curve = fit_length_curve(fit_half, "tokens")
-    worth, raw, corrected = worth_applying(test_half, curve, tolerance or 0.0)
-    return worth and tolerance is not None, raw, corrected
+    halves = [[groups[i] for i in sorted(order[start::2])] for start in (0, 1)]
+    corrected = [
+        group
+        for fitted, tried in (halves, reversed(halves))
+        for group in correct(tried, fit_length_curve(fitted, "tokens"))
+    ]
+    worth, before, after = worth_applying(groups, corrected, tolerance or 0.0)
+    return worth and tolerance is not None, before, after

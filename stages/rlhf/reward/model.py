@@ -134,8 +134,8 @@ class Calibration:
 
     curve: LengthCurve  # lengths in tokens, EOS included
     applied: bool  # whether the curve is subtracted from PPO's scores
-    accuracy: float | None  # on the half of validation that the evaluated curve was not fitted on
-    accuracy_corrected: float | None
+    accuracy: float | None  # on validation
+    accuracy_corrected: float | None  # the same, each half corrected by the curve of the other
     temperature: float
     temperature_corrected: float
 
