@@ -23,6 +23,8 @@ COLUMNS = {
     "repetition": "{:.3f}",
     "length": "{:.1f}",
 }
+SPEED = {"sentences_per_cpu_second": "sentences per CPU second"}
+ENDS = ("_ci_low", "_ci_high")
 BIAS = "length_correlation_given_rank"
 KINDS = {
     "unseen_wording": "unseen wordings",
@@ -119,6 +121,27 @@ def table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(read(f"metrics/tables/{name}.csv").splitlines()))
 
 
+def whole_table(name: str, titles: Mapping[str, str], words: int = 1) -> str:
+    """A file of metrics/tables/, the first columns `words`; a figure has its interval beside it."""
+    rows = table(name)
+    keys = [key for key in rows[0] if not key.endswith(ENDS)]
+    heads = [titles.get(key, key) for key in keys]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * words}{'---:|' * (len(keys) - words)}"]
+    for row in rows:
+        named = [row[key] for key in keys[:words]]
+        figures = [
+            spanned(row, key) if f"{key}{ENDS[0]}" in row else plain(row[key])
+            for key in keys[words:]
+        ]
+        lines.append(f"| {' | '.join([*named, *figures])} |")
+    return "\n".join(lines)
+
+
+def plain(figure: str) -> str:
+    """To three decimals, or all where there are none or it is a small one."""
+    return f"{float(figure):.3f}" if "." in figure and abs(float(figure)) >= 0.01 else figure
+
+
 def benchmark_table() -> str:
     """Reward model training beside TRL's."""
     names = {"trl": "TRL", "plain": "ours, scalar head", "hybrid": "ours, hybrid head"}
@@ -142,24 +165,6 @@ def ppo_benchmark_table() -> str:
     for row in table("ppo_vs_trl"):
         cells = " | ".join(row[key] for key in columns)
         lines.append(f"| {row['setting']}: {row['side']} | {cells} |")
-    return "\n".join(lines)
-
-
-def embedder_table() -> str:
-    """metrics/tables/embedder.csv: measures of similarity beside people."""
-    lines = ["| | Spearman | sentences per CPU second |", "|---|---:|---:|"]
-    for row in table("embedder"):
-        cells = f"{spanned(row, 'spearman')} | {row['sentences_per_cpu_second']}"
-        lines.append(f"| {row['measure']} | {cells} |")
-    return "\n".join(lines)
-
-
-def ranks_table() -> str:
-    """metrics/tables/rank_agreement.csv: reference metrics beside people's ranks."""
-    lines = ["| data | metric | accuracy | pairs |", "|---|---|---:|---:|"]
-    for row in table("rank_agreement"):
-        cells = f"{spanned(row, 'accuracy')} | {row['pairs']}"
-        lines.append(f"| {row['data']} | {row['metric']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -348,29 +353,6 @@ def verdict_table() -> str:
     return "\n".join([*lines, "", f"Gates: {gates}."])
 
 
-def sweep_table() -> str:
-    """metrics/tables/sft_sweep.csv: SFT's learning rate by validation loss."""
-    rows = table("sft_sweep")
-    lines = [f"| {' | '.join(rows[0])} |", f"|{'---:|' * len(rows[0])}"]
-    for row in rows:
-        forms = ["{:g}" if key in ("learning_rate", "epochs") else "{:.3f}" for key in row]
-        cells = (form.format(float(cell)) for form, cell in zip(forms, row.values(), strict=True))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cut_off_table() -> str:
-    """metrics/tables/cut_off.csv: PPO under a cap that cuts answers off."""
-    rows = table("cut_off")
-    lines = [f"| missing EOS costs | {' | '.join([*rows[0]][1:])} |"]
-    lines.append(f"|---|{'---:|' * (len(rows[0]) - 1)}")
-    for row in rows:
-        name, *values = row.values()
-        cells = " | ".join(f"{float(value):.3f}" for value in values)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
-
-
 def time_line() -> str:
     """Seconds of the training stages of the committed run."""
     seconds = {name: stage["total_s"] for name, stage in runtimes().items()}
@@ -531,10 +513,10 @@ READMES: Mapping[str, Blocks] = {
         "seeds": seeds_table,
         "rivals": rivals_table,
         "control": control_table,
-        "sweep": sweep_table,
-        "cut_off": cut_off_table,
-        "embedder": embedder_table,
-        "ranks": ranks_table,
+        "sweep": partial(whole_table, "sft_sweep", {}, words=2),
+        "cut_off": partial(whole_table, "cut_off", {"cost": "missing EOS costs"}),
+        "embedder": partial(whole_table, "embedder", {"spearman": "Spearman", **SPEED}),
+        "ranks": partial(whole_table, "rank_agreement", {}, words=2),
         "ppo_benchmark": ppo_benchmark_table,
         "rm_benchmark": benchmark_table,
         "time": time_line,
