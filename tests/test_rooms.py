@@ -23,12 +23,14 @@ LAYERS = {
     "reward": ("config", "runs", "model", "train", "measure"),
     "ppo": ("config", "runs", "model", "train", "measure", "reward"),
     "report": ("config", "measure", "model"),
+    "bot": ("config", "model", "reward"),
     "plan": ("config", "runs", "ingest", "measure", "model", "train", "reward"),
 }
 MOST_MODULES = 10  # of a room
 # modules that may be imported for a constant alone
 CONSTANT_HOMES = {
     "stages.rlhf.files",
+    "stages.rlhf.hub",  # the name of a pointer's file
     "stages.rlhf.precision",
     "stages.rlhf.records",
     "stages.rlhf.sizes",

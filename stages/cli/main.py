@@ -9,7 +9,9 @@ from importlib import import_module
 import click
 
 COMMANDS = (
+    "ask",
     "compare",
+    "export",
     "plan",
     "prune",
 )

@@ -1,0 +1,117 @@
+"""`koqa ask`."""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.cli.options import one_sentence_errors
+
+MODELS = ("base", "sft", "ppo")
+
+
+@click.command()
+@click.argument("questions", nargs=-1)
+@click.option(
+    "--model",
+    "chosen",
+    type=click.Choice([*MODELS, "all"]),
+    default="ppo",
+    show_default=True,
+    help="Who answers.",
+)
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="More questions: a line each, or JSON Lines with the key question.",
+)
+@click.option("--sample", type=int, metavar="SEED", help="Sample at ppo.temperature.  [greedy]")
+@click.option("--scores/--no-scores", default=True, help="Reward model and judge.  [default: yes]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per answer.")
+def main(
+    questions: tuple[str, ...],
+    chosen: str,
+    file: Path | None,
+    sample: int | None,
+    scores: bool,
+    as_json: bool,
+) -> None:
+    """Ask the models of data/ a question.
+
+    Answers appear as they are decoded, then their scores in standard deviations of SFT's answers.
+
+    \b
+        koqa ask "한라산의 높이는?"
+        koqa ask --model all --json --file questions.txt
+    """
+    names = MODELS if chosen == "all" else (chosen,)
+    with one_sentence_errors():
+        everything = [*questions, *(_read(file) if file else ())]
+        if not everything:
+            raise ValueError('no question; expected one, as in: koqa ask "한라산의 높이는?"')
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        from stages.rlhf import runtime
+        from stages.rlhf.bot.models import Bot, BotParams
+        from stages.rlhf.bot.stream import text_pieces
+        from stages.rlhf.config.base import load
+
+        params = load(BotParams)
+        runtime.start(params.threads, params.seed, "ask")
+        bot = Bot(params, names=names, scored=scores)
+        prompts = [bot.prompt(question) for question in everything]
+        for number, (question, prompt) in enumerate(zip(everything, prompts, strict=True)):
+            if not as_json:
+                click.echo(f"{chr(10) if number else ''}{click.style(question, bold=True)}")
+            for name in names:
+                ids: list[int] = []
+                if not as_json:
+                    click.echo(click.style(f"{name:>4}  ", fg="cyan"), nl=False)
+                for piece in text_pieces(_noted(bot.stream(name, prompt, sample), ids), bot.codec):
+                    if not as_json:
+                        click.echo(piece.replace("\n", "\n      "), nl=False)
+                        sys.stdout.flush()
+                found = bot.scores(prompt, ids)
+                ended = ids[-1:] == [bot.codec.eos_id]
+                row = {"question": question, "model": name, "answer": bot.codec.text(ids)}
+                row |= {"tokens": len(ids), "ended": ended, "made_at": bot.made_at(name)}
+                row |= {"reward": found and found.reward, "judge": found and found.judge}
+                click.echo(json.dumps(row, ensure_ascii=False) if as_json else _verdict(row))
+
+
+def _read(file: Path) -> Iterator[str]:
+    """Questions of a file. Raises ValueError naming the file and the line."""
+    if file.suffix == ".jsonl":
+        from stages.rlhf.records import read_jsonl
+
+        for number, row in enumerate(read_jsonl(file), 1):
+            if not isinstance(row.get("question"), str):
+                raise ValueError(f"{file}, line {number}: no text under the key question")
+            yield row["question"]
+        return
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8: {error}") from error
+    yield from (line for line in lines if line.strip())
+
+
+def _noted(ids: Iterator[int], into: list[int]) -> Iterator[int]:
+    for one in ids:
+        into.append(one)
+        yield one
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """What stands below an answer."""
+    cut = "" if row["ended"] else " …"
+    parts = [f"{row['tokens']} tokens{'' if row['ended'] else ', cut off'}"]
+    if row["reward"] is not None:
+        parts += [f"reward {row['reward']:+.2f} sd", f"judge {row['judge']:+.2f} sd"]
+    if row["made_at"]:
+        parts.append(f"made at {row['made_at']}")
+    return f"{cut}\n      " + click.style(", ".join(parts), dim=True)

@@ -1,0 +1,1 @@
+"""The trained models put to use: questions to them, and exports."""

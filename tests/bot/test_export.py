@@ -1,0 +1,214 @@
+"""Exports: what strangers load is what was trained, or nothing is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from stages.rlhf.bot import export, parity
+from stages.rlhf.bot.merge import merged
+from stages.rlhf.precision import WEIGHTS
+from tests.bot_fixtures import PLAIN_TWIN, opened, plain, write_run
+from tests.conftest import naming
+from tests.model_fixtures import tiny_gemma2, tiny_llama
+from tests.tokenizer_fixtures import (
+    QUESTIONS,
+    gemma_tokenizer,
+    llama2_tokenizer,
+    llama3_tokenizer,
+    tiny_tokenizer,
+)
+
+TWINS: dict[str, Any] = {
+    "llama3": (llama3_tokenizer, lambda size: tiny_llama(size, eos_id=1)),
+    "gemma2": (gemma_tokenizer, lambda size: tiny_gemma2(size, eos_id=1)),
+    "llama2": (llama2_tokenizer, lambda size: tiny_llama(size, eos_id=2)),
+}
+QUESTION = QUESTIONS[5]
+
+
+def write(data: Path, out: Path, name: str = "ppo", dtype: str = "float32") -> str:
+    bot = opened(data, names=(name,), scored=False)
+    return export.in_draft(out, export.export_merged(bot, name, data, dtype, QUESTIONS), "card")
+
+
+@pytest.mark.parametrize("name", ["base", "sft", "ppo"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_merged_model_answers_alike_in_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    data = write_run(tmp_path, monkeypatch, method)
+    assert "8 of 8 answers equal" in write(data, tmp_path / "out", name)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *("README.md", "chat_template.jinja", "config.json", "generation_config.json"),
+        *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    }
+    assert not (tmp_path / "out.draft").exists()
+    bot = opened(data, names=(name,), scored=False)
+    expected = bot.codec.text(*bot.greedy(name, [bot.prompt(QUESTION)]))
+    teller = pipeline("text-generation", str(tmp_path / "out"), device="cpu")
+    said = teller([{"role": "user", "content": QUESTION}])[0]["generated_text"][-1]
+    assert said == {"role": "assistant", "content": said["content"]}
+    assert said["content"].strip() == expected
+
+
+@pytest.mark.parametrize("family", TWINS)
+def test_twins_of_the_families_keep_their_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    make_tokenizer, make_model = TWINS[family]
+    data = write_run(tmp_path, monkeypatch, twin=(make_tokenizer(), make_model))
+    assert "8 of 8" in write(data, tmp_path / "out")
+
+
+def test_a_merge_is_in_float32_and_cast_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    whole = merged("ppo", data)
+    exact = {name: weight.clone() for name, weight in whole.state_dict().items()}
+    bot = opened(data, names=("ppo",), scored=False)
+    export.write_model(whole, bot.codec, "bfloat16", 32, tmp_path / "half")
+    for name, weight in load_file(tmp_path / "half" / "model.safetensors").items():
+        assert weight.dtype == torch.bfloat16
+        assert weight.equal(exact[name].to(torch.bfloat16)), name
+
+
+def test_what_says_other_tokens_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    written = export.write_model
+
+    def rounded(model: Any, codec: Any, dtype: str, limit: int, folder: Path) -> None:
+        for weight in model.parameters():  # as a merge in bfloat16, and then some
+            weight.copy_((weight * 4).round() / 4)
+        written(model, codec, dtype, limit, folder)
+
+    monkeypatch.setattr(export, "write_model", torch.no_grad()(rounded))
+    with pytest.raises(ValueError, match=naming("at token", "nothing was written", "dtype")):
+        write(data, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_tokenizer_that_encodes_otherwise_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    write(data, tmp_path / "out")
+    (tmp_path / "out" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    bot = opened(data, names=("ppo",), scored=False)
+    with pytest.raises(ValueError, match=naming(QUESTIONS[0], "tokenizer")):
+        parity.same_tokens(bot, "ppo", tmp_path / "out", QUESTIONS)
+
+
+def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=naming(tmp_path / "out", "exists")):
+        write(data, tmp_path / "out")
+
+
+def test_peft_loads_the_adapter_onto_the_hubs_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, make = PLAIN_TWIN[0](), PLAIN_TWIN[1]
+    data = write_run(tmp_path, monkeypatch, twin=(tokenizer, make))
+    bot = opened(data, names=("ppo",), scored=False)
+    export.in_draft(tmp_path / "out", export.export_adapter(bot, "ppo", data), "card")
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    prompt = bot.prompt(QUESTION)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")
+    chat = [{"role": "user", "content": QUESTION}]
+    ids = tokens.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    found = model.generate(**ids, max_new_tokens=32, do_sample=False)[0, len(prompt) :].tolist()
+    assert [found] == bot.greedy("ppo", [prompt])
+    assert (tmp_path / "out" / "README.md").read_text() == "card"
+
+
+@pytest.mark.parametrize(("method", "hub"), [("full", True), ("lora", False)])
+def test_an_adapter_without_a_hub_model_below_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, hub: bool
+) -> None:
+    twin = (tiny_tokenizer(), plain) if hub else None
+    data = write_run(tmp_path, monkeypatch, method, twin=twin)
+    bot = opened(data, names=("ppo",), scored=False)
+    with pytest.raises(ValueError, match=naming("ppo", "hub", "--adapter")):
+        export.export_adapter(bot, "ppo", data)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_scalar_reward_model_is_a_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    data = write_run(tmp_path, monkeypatch, method)
+    bot = opened(data)
+    write_it = export.export_reward(bot, data, "float32", QUESTIONS)
+    assert "8 of 8 scores equal" in export.in_draft(tmp_path / "out", write_it, "card")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    prompt = bot.prompt(QUESTION)
+    rows = [[*prompt, *bot.codec.response_ids(text)] for text in ("네.", "서울입니다.")]
+    scores = [model(input_ids=torch.tensor([row])).logits.item() for row in rows]
+    assert bot.reward_model is not None
+    answers = [row[len(prompt) :] for row in rows]
+    expected = bot.reward_model.score([(prompt, answers)], bot.codec).mean
+    assert scores[0] - scores[1] == pytest.approx((expected[0] - expected[1]).item(), abs=1e-4)
+    together = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=bot.codec.pad_id
+    )
+    mask = (together != bot.codec.pad_id).long()
+    padded = model(input_ids=together, attention_mask=mask).logits[:, 0].tolist()
+    assert padded == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_reward_model_that_scores_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    bot = opened(data)
+    file = data / "rm" / "reward0" / "head.safetensors"
+    save_file({k: 1.1 * v for k, v in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match=naming("nothing was written")):
+        export.in_draft(
+            tmp_path / "out", export.export_reward(bot, data, "float32", QUESTIONS), "card"
+        )
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_other_reward_models_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_run(tmp_path, monkeypatch, head="hybrid")
+    bot = opened(data)
+    with pytest.raises(ValueError, match=naming("hybrid", "rm.head=scalar")):
+        export.export_reward(bot, data, "float32", QUESTIONS)
+    file = data / "rm" / "reward.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "hybrid": False, "members": {"reward0": 1, "b": 2}}))
+    with pytest.raises(ValueError, match=naming(2, "rm.members=1")):
+        export.export_reward(bot, data, "float32", QUESTIONS)
+    file.unlink()
+    with pytest.raises(ValueError, match=naming(file)):
+        export.export_reward(bot, data, "float32", QUESTIONS)
+
+
+def test_weights_are_written_in_the_dtype_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    bot = opened(data, names=("ppo",), scored=False)
+    for dtype, expected in WEIGHTS.items():
+        if dtype != "mixed":
+            export.write_model(merged("ppo", data), bot.codec, dtype, 32, tmp_path / dtype)
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto")
+            assert model.dtype == expected

@@ -1,0 +1,89 @@
+"""data/ as a run leaves it, of random models: what the bot loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from stages.rlhf.bot.models import Bot, BotParams
+from stages.rlhf.config.base import load
+from stages.rlhf.hub import write_pointer
+from stages.rlhf.model.roles import POLICY
+from stages.rlhf.model.store import load_base, load_sft, save_card
+from stages.rlhf.records import SftRow, write_jsonl
+from stages.rlhf.reward.model import new_reward_model
+from tests.conftest import write_params
+from tests.model_fixtures import LORA, fake_hub, random_reward_model, save_base, shake, tiny_llama
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
+
+Make = Callable[[int], Any]  # a model by its number of tokens
+TRAINED_AT = 0.1  # size of a trained adapter's weights: some answers change, and not to noise
+
+
+def write_run(
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    method: str = "lora",
+    head: str = "scalar",
+    members: int = 1,
+    twin: tuple[Any, Make] | None = None,
+) -> Path:
+    """params.yaml and data/ below `folder`, the current one from now on; returns data/.
+
+    twin: tokenizer and model that come from a hub of our own; None: a base trained here.
+    """
+    patch.chdir(folder)
+    changed: dict[str, Any] = {"model": "micro", "threads": 1, "models.micro.sft.method": method}
+    data = folder / "data"
+    base, sft, rm = (data / name for name in ("base", "sft", "rm"))
+    if twin is None:
+        save_base(base)
+    else:
+        tokenizer, make = twin
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        fake_hub(folder / "cache", "org/twin", make(len(tokenizer)), tokenizer)
+        write_pointer(base, "org/twin", None)
+        changed |= dict.fromkeys(("models.micro.architecture", "models.micro.base"))
+        changed |= {"models.micro.hub": "org/twin"}
+    write_params(folder, **changed)
+    if method == "full":
+        save_base(sft, seed=1)
+    else:
+        first = load_base(base, "float32", LORA)
+        first.add("sft")
+        shake(first, "sft", 1, TRAINED_AT)
+        first.save("sft", sft)
+    save_card(sft, "sft", {"base": base}, method=method)
+    parents = {"base": base, "sft": sft}
+    roles = load_sft(base, sft, "float32", LORA)
+    random_reward_model(roles, head, members).save(rm)
+    save_card(rm, "reward", parents)
+    roles.add(POLICY, like=roles.reference)
+    shake(roles, POLICY, 5, TRAINED_AT)
+    roles.save(POLICY, data / "ppo" / "best")
+    save_card(data / "ppo" / "best", "ppo", {**parents, "rm": rm})
+    new_reward_model(load_base(base, "float32", LORA), "scalar", 1, "j", kind="judge").save(
+        data / "judge"
+    )
+    save_card(data / "judge", "judge", {"base": base})
+    rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS)]
+    write_jsonl(data / "preprocess" / "sft" / "test.jsonl", rows)
+    return data
+
+
+def opened(data: Path, **more: Any) -> Bot:
+    """The bot of `write_run`'s folder."""
+    torch.manual_seed(0)
+    return Bot(load(BotParams), data, **more)
+
+
+def plain(vocab_size: int) -> Any:
+    """A base model that comes from elsewhere."""
+    return tiny_llama(vocab_size)
+
+
+PLAIN_TWIN = tiny_tokenizer, plain

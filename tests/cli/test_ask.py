@@ -1,0 +1,91 @@
+"""`koqa ask` and `koqa export`, as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stages.cli.main import koqa
+from tests.bot_fixtures import opened, write_run
+from tests.tokenizer_fixtures import QUESTIONS
+
+ONE, TWO = QUESTIONS[:2]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(koqa, words)
+
+
+def test_all_models_answer_with_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    done = run("ask", ONE, TWO, "--model", "all", "--json")
+    rows = [json.loads(line) for line in done.output.splitlines()]
+    assert [(row["question"], row["model"]) for row in rows] == [
+        (question, name) for question in (ONE, TWO) for name in ("base", "sft", "ppo")
+    ]
+    bot = opened(data)
+    for row in rows:
+        prompt = bot.prompt(row["question"])
+        (ids,) = bot.greedy(row["model"], [prompt])
+        assert row["answer"] == bot.codec.text(ids)
+        assert row["tokens"] == len(ids)
+        assert row["ended"] == (ids[-1] == bot.codec.eos_id)
+        found = bot.scores(prompt, ids)
+        assert found is not None
+        assert (row["reward"], row["judge"]) == pytest.approx(tuple(found), abs=1e-5)
+
+
+def test_for_people_it_prints_question_answer_and_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bot = opened(write_run(tmp_path, monkeypatch), names=("ppo",), scored=False)
+    (ids,) = bot.greedy("ppo", [bot.prompt(ONE)])
+    printed = run("ask", ONE).output
+    assert printed.startswith(f"{ONE}\n ppo  ")
+    flat = printed.replace("\n      ", "\n")
+    assert bot.codec.text(ids) in flat
+    assert f"{len(ids)} tokens" in printed
+    assert "reward " in printed
+    assert "reward " not in run("ask", ONE, "--no-scores").output
+
+
+def test_questions_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, monkeypatch)
+    lines, rows = tmp_path / "q.txt", tmp_path / "q.jsonl"
+    lines.write_text(f"\ufeff{ONE}\n\n{TWO}\n", encoding="utf-8")
+    rows.write_text("".join(json.dumps({"question": q}) + "\n" for q in (ONE, TWO)))
+    answers = [
+        run("ask", "--no-scores", "--json", "--file", str(file)).output for file in (lines, rows)
+    ]
+    assert answers[0] == answers[1]
+    assert [json.loads(line)["question"] for line in answers[0].splitlines()] == [ONE, TWO]
+    rows.write_text('{"question": "a"}\n{"q": "b"}\n')
+    assert f"{rows}, line 2" in run("ask", "--file", str(rows)).output
+    lines.write_bytes("가".encode("cp949"))
+    assert f"{lines}: not UTF-8" in run("ask", "--file", str(lines)).output
+
+
+@pytest.mark.parametrize("words", [[], [" "], ["가" * 100_000]])
+def test_no_question_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    write_run(tmp_path, monkeypatch)
+    done = run("ask", *words)
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert line.startswith("Error: ")
+    assert "question" in line
+
+
+def test_export_writes_a_folder_with_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, monkeypatch)
+    done = run("export", "--out", "model", "--questions", "3")
+    assert done.output == "model: 3 of 3 answers equal, " + done.output.split("equal, ")[-1]
+    assert "# micro: SFT, then PPO" in (tmp_path / "model" / "README.md").read_text()
+    assert "exists" in run("export", "--out", "model").output
+    assert "hub" in run("export", "--out", "other", "--adapter").output
+    assert "8 of 8 scores" in run("export", "--out", "rm", "--model", "rm").output
+    assert "--adapter" in run("export", "--out", "x", "--model", "rm", "--adapter").output
