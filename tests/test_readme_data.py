@@ -85,7 +85,7 @@ def test_preprocess_prints_the_lines_shown(tmp_path: Path, monkeypatch: pytest.M
     pd.DataFrame(pairs).to_csv(tmp_path / "source" / "rm.csv", index=False)
     result = run(tmp_path, monkeypatch)
     assert result.exit_code == 0, result.output
-    (block,) = re.findall(r"^```text\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```text\n(.*?)^```$", FORMATS, flags=re.MULTILINE | re.DOTALL)
     shown = block.splitlines()
     assert len(shown) == 5
     assert not [line for line in shown if line not in result.output.splitlines()], result.output
