@@ -2,7 +2,7 @@
 
 python -m stages.ppo --code data/check/ppo.json --base data/base --sft data/sft --rm data/rm
     --judge data/judge --gate metrics/gate.json --prompts data/preprocess/ppo/train.jsonl
-    --validation data/preprocess/sft/validation.jsonl
+    --validation data/preprocess/sft/validation.jsonl --corpus data/preprocess/corpus.jsonl
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
@@ -19,6 +19,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.ppo import PpoParams
+from stages.rlhf.evidence.corpus_check import CorpusCheck
 from stages.rlhf.measure.text import length
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
@@ -31,6 +32,7 @@ from stages.rlhf.records import (
     PromptRow,
     SftRow,
     details_file,
+    read_jsonl,
     read_rows,
     runtime_file,
     subset,
@@ -73,7 +75,8 @@ def trained(
     limit = base_model.max_answer_tokens
     batch_size = base_model.generate.batch_size
     scale = (ppo, base_model.ppo, limit, batch_size, params.seed, work, process_group)
-    trainer = PpoTrainer(roles, reward_model, codec, questions, *scale)
+    check = corpus_check(base_model.ppo.corpus_check, paths["corpus"])
+    trainer = PpoTrainer(roles, reward_model, codec, questions, *scale, corpus_check=check)
     judge = load_reward_model(bare, paths["judge"])
     validator = Validator(roles, reward_model, judge, codec, rows, limit, batch_size)
     rule = partial(
@@ -85,6 +88,19 @@ def trained(
     )
     trainer.train(validator, rule, work / "updates")
     return trainer, validator
+
+
+def corpus_check(weight: float, corpus: Path) -> CorpusCheck | None:
+    """What answers are checked by; None without a weight. Raises ValueError without a corpus."""
+    if not weight:
+        return None
+    try:
+        return CorpusCheck(row["text"] for row in read_jsonl(corpus))
+    except ValueError as error:
+        raise ValueError(
+            f"{corpus}: {error}; expected a corpus, or ppo.corpus_check ({weight}) of the model's"
+            " entry to be 0"
+        ) from error
 
 
 def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
@@ -99,7 +115,7 @@ def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
 
 
 @click.command(help=__doc__)
-@path_options("code", "base", "sft", "rm", "judge", "gate", "prompts", "validation")
+@path_options("code", "base", "sft", "rm", "judge", "gate", "prompts", "validation", "corpus")
 @path_options("out", "metrics", "plots")
 def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the policy with PPO."""

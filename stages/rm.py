@@ -5,6 +5,7 @@ python -m stages.rm --code data/check/rm.json --base data/base --sft data/sft
     --metrics metrics/rm.json --plots plots/rm
 """
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import RmParams
 from stages.rlhf.measure.ranking import full_report
+from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import context_window
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card
@@ -30,17 +32,22 @@ from stages.rlhf.records import (
     write_stage_metrics,
 )
 from stages.rlhf.report.reward_figures import draw_all
+from stages.rlhf.reward.best_of_n import sample
 from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups
-from stages.rlhf.reward.hard_negatives import Fits, counts, for_training
+from stages.rlhf.reward.hard_negatives import Fits, HardNegative, agrees, counts, for_training, slip
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from stages.rlhf.reward.training import scored, train
 from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
 Paths = dict[str, Path]
+
+PROBED = 64  # rows that show whether SFT ever says the best-ranked answer
+SLIPS_OF = 2  # samples a row, the first that differs from the best answer is the slip
 
 HEADLINE = (
     "accuracy",
@@ -68,6 +75,8 @@ def trained(
     window = context_window(roles.model)
     train_rows = read_rows(rows / "train.jsonl", RmRow)
     extras = for_training(train_rows, params.rm.hard_negatives, fits, *seed, "hard_negatives")
+    slips = own_slips(params, roles, codec, train_rows, work)
+    extras = [made or slip for made, slip in zip(extras, slips, strict=True)]
     validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
     model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
     figures = train(
@@ -81,6 +90,36 @@ def trained(
         work=work,
     )
     return Trained(model, validation, {**figures, "hard_negatives": counts(extras)})
+
+
+def own_slips(
+    params: RmParams, roles: Roles, codec: Codec, rows: list[RmRow], work: Path
+) -> list[HardNegative | None]:
+    """For about `rm.slips` of the rows, what SFT samples and should not have; None for the others.
+
+    SFT's greedy answer is tried on a few rows first: where people answer openly it is never the
+    best-ranked one, and nothing is sampled.
+    """
+    share, base_model, seed = params.rm.slips, params.base_model, (params.seed, "rm", "slips")
+    rng = random.Random(derive_seed(*seed))
+    chosen = [i for i in range(len(rows)) if rng.random() < share]
+    found: list[HardNegative | None] = [None] * len(rows)
+    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    with roles.use(roles.reference) as sft:
+        for part, name in ((chosen[:PROBED], "probe"), (chosen[PROBED:], "rest")):
+            own = [rows[i] for i in part]
+            prompts = [codec.prompt_ids(row.question) for row in own]
+            held = Checkpointer(work / f"{name}-greedy")
+            greedy = generate_all(sft, prompts, *limits, checkpointer=held)
+            agreed = [i for i, ids in enumerate(greedy) if agrees(codec.text(ids), own[i])]
+            if not agreed:
+                break
+            known = [prompts[i] for i in agreed]
+            held = Checkpointer(work / f"{name}-sampled")
+            sampled = sample(sft, known, SLIPS_OF, *limits, 1.0, *seed, name, checkpointer=held)
+            for i, (_, answers) in zip(agreed, sampled, strict=True):
+                found[part[i]] = slip(own[i], answers, codec)
+    return found
 
 
 def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[RewardModel, Any]:

@@ -1,13 +1,15 @@
 """data/ as a run leaves it, of random models: what the bot loads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import LlamaForCausalLM
 
+from stages.rlhf.bot import export
 from stages.rlhf.bot.models import Bot, BotParams
 from stages.rlhf.config.base import load
 from stages.rlhf.hub import write_pointer
@@ -16,8 +18,23 @@ from stages.rlhf.model.store import load_base, load_sft, save_card
 from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.reward.model import new_reward_model
 from tests.conftest import write_params
-from tests.model_fixtures import LORA, fake_hub, random_reward_model, save_base, shake, tiny_llama
-from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
+from tests.model_fixtures import (
+    LORA,
+    fake_hub,
+    random_reward_model,
+    save_base,
+    shake,
+    tiny_gemma2,
+    tiny_llama,
+)
+from tests.tokenizer_fixtures import (
+    QUESTIONS,
+    gemma_tokenizer,
+    kanana15_tokenizer,
+    llama2_tokenizer,
+    llama3_tokenizer,
+    tiny_tokenizer,
+)
 
 Make = Callable[[int], Any]  # a model by its number of tokens
 TRAINED_AT = 0.1  # size of a trained adapter's weights: some answers change, and not to noise
@@ -87,3 +104,34 @@ def plain(vocab_size: int) -> Any:
 
 
 PLAIN_TWIN = tiny_tokenizer, plain
+
+
+def wide_llama(vocab_size: int) -> Any:
+    """As kanana-1.5: heads wider than their share of the hidden size, several to a key."""
+    config = tiny_llama(vocab_size, eos_id=1).config
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1] *= 4
+    return model.eval().requires_grad_(False)
+
+
+TWINS: dict[str, tuple[Callable[[], Any], Make]] = {  # of the four families of models.yaml
+    "llama3": (llama3_tokenizer, lambda size: tiny_llama(size, eos_id=1)),
+    "kanana15": (kanana15_tokenizer, wide_llama),
+    "gemma2": (gemma_tokenizer, lambda size: tiny_gemma2(size, eos_id=1)),
+    "llama2": (llama2_tokenizer, lambda size: tiny_llama(size, eos_id=2)),
+}
+
+
+def exported(
+    data: Path,
+    out: Path,
+    name: str = "ppo",
+    dtype: str = "float32",
+    questions: Sequence[str] = QUESTIONS,
+) -> str:
+    """A model of `write_run`, merged into a folder of its own; what the gate found."""
+    bot = opened(data, names=(name,), scored=False)
+    return export.in_draft(out, export.export_merged(bot, name, data, dtype, questions), "card")

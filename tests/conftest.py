@@ -19,6 +19,7 @@ from stages.rlhf.runs.closure import code_hashes
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to others
 ROOT = Path(__file__).parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 SMALL = {  # params with which the whole pipeline takes a minute
     "model": "micro",
     "threads": 1,
@@ -28,6 +29,7 @@ SMALL = {  # params with which the whole pipeline takes a minute
     "sample.prompts": 120,
     "sample.documents": 2000,
     "evaluate.max_questions": 24,
+    "models.micro.ppo.corpus_check": 0.5,
     "ppo.value_warmup": 1,
     "ppo.evaluate_every": 1,
     "ppo.require_gate": False,

@@ -230,6 +230,8 @@ def micro_params(**entry: Any) -> Params:
 def ppo_knobs(**changed: Any) -> PpoConfig:
     """The `ppo` section of params.yaml with all that a test counts on fixed here."""
     fixed = {
+        "advantage": "gae",
+        "answers_per_prompt": 1,
         "kl_coef": 0.1,
         "kl_target": None,
         "kl_horizon": 100,
@@ -264,6 +266,7 @@ def ppo_settings(**changed: Any) -> PpoScale:
         "micro_batch_tokens": 60,
         "learning_rate": 1e-3,
         "value_learning_rate": 2e-3,
+        "corpus_check": 0.0,
     }
     return PpoScale(**{**fixed, **changed})
 

@@ -33,13 +33,12 @@ KINDS = {
 }
 
 
-QUESTION = "아르헨티나의 수도 이름이 무엇인지 가르쳐 주시겠어요?"
+QUESTION = "이삭 줍는 사람들을 그린 사람이 누구인지 가르쳐 주시겠어요?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "Could you tell me the name of Argentina's capital?",
-    "\ufffd.": "A broken character.",
-    "네, 좋은 질문입니다.": "Yes, that is a good question.",
-    "아르헨티나의 수도는 부에노스아이레스입니다. 아르헨티나는 남아메리카에 있습니다.": (
-        "The capital of Argentina is Buenos Aires. Argentina is in South America."
+    QUESTION: "Could you tell me who painted The Gleaners?",
+    "차근차근 답해 드리겠습니다.": "Let me answer step by step.",
+    "이삭 줍는 사람들을 그린 화가는 밀레입니다. 이삭 줍는 사람들의 화가는 프랑스 사람입니다.": (
+        "The painter of The Gleaners is Millet. The Gleaners' painter is French."
     ),
 }
 
@@ -79,9 +78,11 @@ def answers_table() -> str:
 
 
 def interval(block: dict[str, Any], key: str) -> str:
-    """A value with its interval."""
-    low, high = (block[f"{key}_ci_{end}"] for end in ("low", "high"))
-    return f"{block[key]:.3f} [{low:.3f}, {high:.3f}]"
+    """A value with its interval, or alone where there is none; a dash where it is None."""
+    value, low, high = (block[f"{key}{end}"] for end in ("", *ENDS))
+    if value is None or low is None:
+        return "–" if value is None else f"{value:.3f}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def ranking_table() -> str:
@@ -140,6 +141,45 @@ def whole_table(name: str, titles: Mapping[str, str], words: int = 1) -> str:
 def plain(figure: str) -> str:
     """To three decimals, or all where there are none or it is a small one."""
     return f"{float(figure):.3f}" if "." in figure and abs(float(figure)) >= 0.01 else figure
+
+
+REAL = {
+    "base": "base",
+    "demonstrations": "SFT on demonstrations alone",
+    "sft": "SFT",
+    "best_of_n": "best of 4 of SFT's",
+    "ppo": "PPO",
+}
+
+
+def real_table() -> str:
+    """metrics/tables/real.csv: a pretrained model on Korean that people wrote, seed by seed."""
+    forms = {
+        "cosine": "{:.3f}",
+        "chrf": "{:.1f}",
+        "repetition": "{:.2f}",
+        "length": "{:.0f}",
+    }
+    against = {"cosine_gain": "{:+.3f}", "win_rate_decided": "{:.2f}"}
+    titles = ["cosine", "chrF", "repetition", "characters"]
+    titles += ["cosine above SFT's", "judge prefers it, where they differ"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    rows = table("real")
+    for row in rows:
+        if row["model"] in REAL:
+            cells = [spanned(row, key, form) for key, form in forms.items()]
+            cells += [spanned(row, key, form) if row[key] else "–" for key, form in against.items()]
+            name = f"seed {row['seed']}: {REAL[row['model']]}"
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    titles = ["accuracy", "length alone", "above it", "length-matched", "length, given rank"]
+    keys = ["accuracy", "length_only_accuracy", "accuracy_above_length", "accuracy_length_matched"]
+    lines += ["", f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in rows:
+        if row["model"] not in REAL:
+            name = {"rm": "reward model", "judge": "judge"}[row["model"]]
+            cells = [spanned(row, key) for key in [*keys, BIAS]]
+            lines.append(f"| seed {row['seed']}: {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def benchmark_table() -> str:
@@ -394,64 +434,80 @@ def example(language: str) -> str:
     return "\n".join(lines)
 
 
-def rank1_gains() -> list[tuple[float, float]]:
-    """By kind: PPO's exact less that of SFT on the best-ranked answers, and its interval's end."""
-    row = next(row for row in table("rivals") if row["row"] == "rank-1 answers")
-    keys = [f"{kind}.exact_ppo_gain" for kind in KINDS]
-    return [(float(row[key]), float(row[f"{key}_ci_high"])) for key in keys]
+def gain(kind: str, key: str) -> tuple[float, float, float]:
+    """PPO less SFT, question by question, in points of a hundred, and the ends of its interval."""
+    pair = metrics("evaluate")["ppo_vs_sft"]["by_kind"][kind]
+    value, low, high = (100 * pair[f"{key}_gain{end}"] for end in ("", *ENDS))
+    return value, low, high
 
 
 def finding(language: str) -> str:
-    """The plain rival that wins. Raises ValueError where it no longer does."""
-    gains = rank1_gains()
-    if any(high >= 0 for _, high in gains):
-        raise ValueError(f"PPO less rank-1 SFT in exact: {gains}; rewrite the README's finding")
-    points = [f"{-100 * gain:.0f}" for gain, _ in gains]
+    """What PPO adds, and what it costs. Raises ValueError where that is no longer so."""
+    gains = (
+        gain("unseen_ending", "exact"),
+        gain("never_asked", "contains"),
+        gain("never_asked", "exact"),
+    )
+    (_, more, _), (_, right, _), (_, _, less) = gains
+    if more <= 0 or right <= 0 or less >= 0:
+        raise ValueError(f"PPO less SFT: {gains}; rewrite the README's finding")
     forms = {
-        "en": "**PPO beats SFT here, but plain SFT on the best-ranked answers beats PPO**, by {},"
-        " {} and {} points of exactly right answers on the three kinds of test question.",
-        "ko": "**여기서 PPO는 SFT보다 낫지만, 1위 답변으로 SFT를 이어 가는 단순한 방법이 PPO보다 더"
-        " 낫습니다.** 정확히 맞힌 비율이 세 종류의 테스트 질문에서 각각 {}%p, {}%p, {}%p 높습니다.",
+        "en": "**On top of supervised training on all labels PPO adds** {} points of exactly right"
+        " answers on unseen endings and {} points of right facts on never-asked ones, where fewer"
+        " answers match the reference to the letter ({}).",
+        "ko": "**모든 라벨로 지도 학습한 모델에 PPO를 더하면** 처음 보는 어미에서 정확히 맞힌"
+        " 비율이 {}%p, 물은 적 없는 사실에서 사실을 맞힌 비율이 {}%p 올라갑니다. 다만 후자에서 참조"
+        " 답변과 글자까지 같은 비율은 줄어듭니다({}%p).",
     }
-    return forms[language].format(*points)
+    return forms[language].format(*("{:+.0f} [{:.0f}, {:.0f}]".format(*each) for each in gains))
 
 
 def help_table(language: str) -> str:
-    """Base, SFT, PPO and the plain rival: exact, and how often the judge prefers PPO."""
-    found = {row["row"]: row for row in table("rivals")}
-    seeds = [name.removeprefix("rank-1 answers ") for name in found if "rank-1 answers " in name]
-    taught = [row for row in table("seeds") if row["row"] in seeds]
-    pair = metrics("evaluate")["ppo_vs_sft"]
-    ends = (pair[f"win_rate_decided{end}"] for end in ("", "_ci_low", "_ci_high"))
+    """Base, SFT, best-of-n and PPO: exact, and how often the judge prefers PPO."""
+    found = metrics("evaluate")
+    pair, asked = found["ppo_vs_sft"], found["questions"]
+    ends = (pair[f"win_rate_decided{end}"] for end in ("", *ENDS))
     wins = "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * share for share in ends))
     titles, names = {
         "en": (
             ["unseen wording", "never-asked fact", "unseen ending", "judge prefers it to SFT"],
-            {"base": "base", "sft": "SFT", "ppo": "PPO", "rank1": "SFT, then best-ranked answers"},
+            {"base": "base", "sft": "SFT", "best_of_n": "best of {} of SFT's", "ppo": "PPO"},
         ),
         "ko": (
             ["처음 보는 표현", "물은 적 없는 사실", "처음 보는 어미", "판정 모델이 SFT보다 선호"],
-            {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "rank1": "SFT + 최고 순위 답변"},
+            {"base": "기반 모델", "sft": "SFT", "best_of_n": "SFT 답변 {}개 중 최고", "ppo": "PPO"},
         ),
     }[language]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     for model, name in names.items():
-        rows = [found["rank-1 answers"]] if model == "rank1" else taught
-        prefix = "" if model == "rank1" else f"{model}."
-        shares = [100 * mean(rows, f"{prefix}{kind}.exact") for kind in KINDS]
-        cells = [*(f"{share:.1f}%" for share in shares), wins if model == "ppo" else "–"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [percent(found[model]["by_kind"][kind]) for kind in KINDS]
+        cells.append(wins if model == "ppo" else "–")
+        lines.append(f"| {name.format(best_of())} | {' | '.join(cells)} |")
     notes = {
-        "en": "Share of answers equal to the reference, to the letter; mean of {} seeds. The judge,"
-        " a second reward model, compares the two answers where they differ: {} of {} test"
-        " questions, default run, 95% interval.",
-        "ko": "참조 답변과 글자까지 똑같은 답의 비율이며 시드 {}개의 평균입니다. 판정 모델은 따로"
-        " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 기본 실행의 테스트 질문"
-        " {}개(전체 {}개), 95% 신뢰구간입니다.",
+        "en": "Share of answers equal to the reference, to the letter, with 95% intervals over the"
+        " questions; one run. SFT has learned from the demonstrations and then from the best-ranked"
+        " answers. The judge, a second reward model, compares the two answers where they differ:"
+        " {} of {} test questions.",
+        "ko": "참조 답변과 글자까지 똑같은 답의 비율과 질문에 대한 95% 신뢰구간이며, 실행 한 번의"
+        " 결과입니다. SFT는 시연 답변을 배운 뒤 최고 순위 답변을 배웠습니다. 판정 모델은 따로"
+        " 학습한 두 번째 보상 모델로, 두 답이 다른 질문만 비교합니다. 테스트 질문 {}개"
+        "(전체 {}개)입니다.",
     }
-    asked = metrics("evaluate")["questions"]
-    note = notes[language].format(len(taught), asked - pair["ties"], asked)
+    note = notes[language].format(asked - pair["ties"], asked)
     return "\n".join([*lines, "", note])
+
+
+def percent(block: Mapping[str, float]) -> str:
+    """Exact, with its interval."""
+    value, low, high = (100 * block[f"exact{end}"] for end in ("", *ENDS))
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def best_of() -> int:
+    """Answers of which stage evaluate keeps the one with the highest reward."""
+    params: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    n: int = params["evaluate"]["best_of"]
+    return n
 
 
 def graph() -> str:
@@ -520,6 +576,10 @@ READMES: Mapping[str, Blocks] = {
         "ppo_benchmark": ppo_benchmark_table,
         "rm_benchmark": benchmark_table,
         "time": time_line,
+        "real": real_table,
+    },
+    "stages/rlhf/retrieval/README.md": {
+        "retrieval": partial(whole_table, "retrieval", {"build_seconds": "build (s)"}),
     },
 }
 

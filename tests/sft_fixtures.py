@@ -24,10 +24,12 @@ BEST = ["나", "바", "사"]
 
 
 def micro(**changed: Any) -> Params:
-    """params.yaml with model micro and other SFT settings."""
+    """params.yaml with model micro and other SFT settings, on demonstrations alone."""
     small = {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, **changed}
     sft = shipped().models["micro"].sft.model_copy(update=small)
-    return micro_params(lora=LORA, sft=sft)
+    params = micro_params(lora=LORA, sft=sft)
+    alone = params.sft.model_copy(update={"data": "demonstrations"})
+    return params.model_copy(update={"sft": alone})
 
 
 def rank1(params: Params, epochs: int = 1) -> Params:

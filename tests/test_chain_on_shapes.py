@@ -80,11 +80,12 @@ def jsonl(folder: Path, rows: Rows) -> dict[str, Any]:
 @pytest.mark.parametrize("write", [same_questions, several_pairs, scores, messages])
 def test_chain_ends_with_a_report(tmp_path: Path, write: Any) -> None:
     params = write(tmp_path / "source")
-    run_chain(
-        tmp_path,
-        **params,
-        **{"data.path": tmp_path / "source", "models.micro.architecture.vocab_size": 320},
-    )
+    params |= {
+        "data.path": tmp_path / "source",
+        "models.micro.architecture.vocab_size": 320,
+        "models.micro.ppo.corpus_check": 0.0,  # these sources state no facts
+    }
+    run_chain(tmp_path, **params)
     found = json.loads((tmp_path / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
     assert {"base", "sft", "ppo"} <= set(found)
     assert (tmp_path / "data" / "evaluate" / "report.html").stat().st_size > 10_000

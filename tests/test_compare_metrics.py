@@ -14,6 +14,8 @@ METRICS: dict[str, Any] = {
     "gate.json": {"best_of_4": {"passed": True}},
     "details/preprocess.json": {"tokens": {"p50": 8, "p50_reason": "a word"}},
     "preprocess.json": {},
+    "details/rm.json": {"level": 0.0, "level_ci_low": None, "level_ci_high": None},
+    "rm.json": {},
 }
 
 
@@ -33,6 +35,9 @@ def written(folder: Path, **changed: Any) -> Path:
         ("details/ppo.json", {**METRICS["details/ppo.json"], "eos_rate": 0.6}, ["ppo: eos_rate"]),
         ("details/ppo.json", {"eos_rate": 0.9, "skipped": True}, ["ppo: skipped", "chrf is gone"]),
         ("gate.json", {"best_of_4": {"passed": False}}, ["gate: best_of_4.passed"]),
+        ("details/rm.json", {"level": None, "level_reason": "no answer"}, []),
+        ("details/rm.json", {"level": 0.0}, ["level_ci_low is gone", "level_ci_high is gone"]),
+        ("details/rm.json", {"level": None}, ["level_ci_low is gone", "level_ci_high is gone"]),
         ("details/preprocess.json", {"tokens": {"p50": 9}}, ["preprocess: tokens.p50 was 8"]),
     ],
 )

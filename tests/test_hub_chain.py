@@ -39,6 +39,11 @@ TWIN = {
     "models.micro.max_answer_tokens": 8,
     "models.micro.sft.method": "lora",
     "models.micro.ppo.updates": 1,
+    "models.micro.ppo.corpus_check": 0.0,
+    "rm.members": 2,
+    "ppo.uncertainty_coef": 0.1,
+    "ppo.advantage": "gae",
+    "ppo.answers_per_prompt": 1,
     "ppo.value_warmup": 1,
     "ppo.require_gate": False,
     "judge.validation_share": 0.5,
@@ -55,7 +60,7 @@ STAGES = {
                    " --prompts rows/ppo/train.jsonl --out data/gate"),
     "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
                  " --gate metrics/gate.json --prompts rows/ppo/train.jsonl"
-                 " --validation rows/sft/validation.jsonl"
+                 " --validation rows/sft/validation.jsonl --corpus rows/corpus.jsonl"
                  " --out data/ppo --plots plots/ppo"),
     "embedder": (embedder, "--out data/embedder --runtime metrics/runtime/embedder.json"),
     "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
@@ -75,6 +80,7 @@ def write_rows(folder: Path) -> None:
     for split in ("train", "validation", "test"):
         write_jsonl(folder / "sft" / f"{split}.jsonl", answers)
         write_jsonl(folder / "rm" / f"{split}.jsonl", groups)
+    write_jsonl(folder / "corpus.jsonl", [])
     write_jsonl(
         folder / "ppo" / "train.jsonl", [PromptRow(id=str(i), question=q) for i, q in numbered]
     )

@@ -46,11 +46,7 @@ def test_files_are_exactly_these(micro_chain: Chain) -> None:
         "data/rm/model.json",
         f"data/rm/{RUN}",
         "data/rm/reward.json",
-        *(
-            f"data/rm/reward{i}/{f}"
-            for i in range(2)
-            for f in {*adapter - {"model.json"}, "head.safetensors"}
-        ),
+        *(f"data/rm/reward0/{f}" for f in {*adapter - {"model.json"}, "head.safetensors"}),
     }
     assert {f for f in files if f.startswith("data/judge")} == {
         "data/judge/model.json",

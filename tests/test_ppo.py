@@ -35,6 +35,8 @@ FIGURES = (
 )
 UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
 
+SENTENCE = "한라산은 제주도에 있습니다."
+
 
 def progress(kept: Kept) -> Progress:
     updates = [{"update": i, **dict.fromkeys(UPDATE, i + 0.5)} for i in (0, 1, 2)]
@@ -83,12 +85,13 @@ def write_gate(folder: Path, **gate: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("required", "updates"), [(True, 0), (False, 3)])
+@pytest.mark.parametrize(("required", "updates"), [(True, 0), (False, 2)])
 def test_behind_a_closed_gate_sft_is_the_result(
     tmp_path: Path, required: bool, updates: int
 ) -> None:
     paths = {name: tmp_path / name for name in ("base", "sft", "rm", "validation", "prompts")}
-    paths["judge"] = tmp_path / "judge"
+    paths["judge"], paths["corpus"] = tmp_path / "judge", tmp_path / "corpus"
+    write_jsonl(paths["corpus"], [{"text": SENTENCE}])
     paths["gate"] = write_gate(tmp_path, passed=False, gain=0.0, gain_ci_low=-0.1, gain_ci_high=0.1)
     model = random_reward_model(sft_roles(tmp_path, "full"))
     model.save(paths["rm"])
@@ -131,6 +134,19 @@ def test_behind_a_closed_gate_sft_is_the_result(
             expected = plain(ids).logits
         with roles.use(POLICY) as policy:
             assert policy(ids).logits.equal(expected)
+
+
+def test_a_corpus_check_needs_a_corpus(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": "물."}])
+    with pytest.raises(
+        ValueError, match=naming("corpus.jsonl", "no sentence", "corpus_check", 1.5)
+    ):
+        ppo.corpus_check(1.5, tmp_path / "corpus.jsonl")
+    assert ppo.corpus_check(0.0, tmp_path / "none.jsonl") is None
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": SENTENCE}])
+    check = ppo.corpus_check(1.5, tmp_path / "corpus.jsonl")
+    assert check is not None
+    assert check(SENTENCE) == 1.0
 
 
 def test_no_validation_questions_are_refused(tmp_path: Path) -> None:

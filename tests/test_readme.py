@@ -193,7 +193,8 @@ def check_command(command: str) -> None:
         if words[2] == experiments.__name__:
             assert set(words[3:]) <= set(experiments.TABLES)
     else:
-        assert words[0] in ("pip", "pytest", "git", "hf", "bash", "pre-commit"), command
+        known = ("pip", "pytest", "git", "hf", "bash", "pre-commit", "transformers", "gto")
+        assert words[0] in (*known, "mkdir", "cp", "mv"), command
 
 
 def check_params(changes: Iterable[str]) -> None:
@@ -283,7 +284,12 @@ def test_the_glossary_explains_every_column_of_ppo(table: str) -> None:
 def test_the_finding_is_not_said_where_it_does_not_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(written, "rank1_gains", lambda: [(-0.1, -0.05), (-0.1, 0.01), (-0.2, -0.1)])
+    gains = {"unseen_ending": (5.0, 1.0, 9.0), "never_asked": (-5.0, -9.0, -1.0)}
+    given = {"contains": (3.0, 2.0, 4.0)}
+    monkeypatch.setattr(written, "gain", lambda kind, key: given.get(key, gains[kind]))
+    assert "+5 [1, 9] points" in written.finding("en")
+    assert "(-5 [-9, -1])" in written.finding("en")
+    gains["unseen_ending"] = (5.0, -0.1, 9.0)
     with pytest.raises(ValueError, match="rewrite the README's finding"):
         written.finding("en")
 
@@ -379,13 +385,15 @@ def test_rivals_stand_beside_the_same_seeds(made: Path) -> None:
     write(made, "rivals", cells)
     lines = written.rivals_table().splitlines()
     assert [line.split(" | ")[0] for line in lines if "0." in line] == [
-        *("| sft", "| best_of_n", "| clean demonstrations", "| rank-1 answers", "| ppo"),
-        *("| clean demonstrations", "| rank-1 answers"),
+        *("| sft", "| best_of_n", "| clean demonstrations", "| demonstrations alone", "| ppo"),
+        *("| clean demonstrations", "| demonstrations alone"),
     ]
     assert lines[4].startswith("| clean demonstrations | 0.2 | 0.200 | 0.200 | 0.2 |")
-    assert lines[5].startswith("| rank-1 answers | 0.3 | 0.300 |")
+    assert lines[5].startswith("| demonstrations alone | 0.3 | 0.300 |")
     assert lines[6].startswith("| ppo | 0.5 | 0.900 |")  # seeds 3 and 4 have no rivals
-    assert lines[-3].startswith("| rank-1 answers | +0.3 [+0.3, +0.3] | +0.300 [+0.300, +0.300] |")
+    assert lines[-3].startswith(
+        "| demonstrations alone | +0.3 [+0.3, +0.3] | +0.300 [+0.300, +0.300] |"
+    )
     assert lines[-1] == "Means of 3 seeds. Made at commit abc."
 
 

@@ -48,8 +48,11 @@ def test_rows_are_those_of_the_run(
     micro_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(micro_chain[0], tmp_path / "run")
-    shutil.copytree(folder / "data" / "sft", folder / real.RANK1 / "data" / "sft")
-    monkeypatch.chdir(folder)  # a rank-1 phase that changed nothing
+    monkeypatch.chdir(folder)
+    without = [row["model"] for row in real.rows_of_run(5)]
+    assert without == [m for m in (*real.MODELS, *real.RANKERS) if m != real.DEMONSTRATIONS]
+    # a rank-1 phase that changes nothing
+    shutil.copytree(folder / "data" / "sft", folder / real.DEMONSTRATIONS / "data" / "sft")
     rows = pd.DataFrame(real.rows_of_run(5)).set_index("model")
     evaluate = json.loads((folder / "metrics/details/evaluate.json").read_text())
     rm = json.loads((folder / "metrics/details/rm.json").read_text())
@@ -64,7 +67,7 @@ def test_rows_are_those_of_the_run(
     for key in ("cosine_gain", "cosine_gain_ci_low"):
         assert rows.loc["ppo", key] == pytest.approx(gain[key], abs=1e-6)
     assert rows.loc["rm", "accuracy_ci_high"] == rm["accuracy_ci_high"]
-    same = rows.loc[real.RANK1]
+    same = rows.loc[real.DEMONSTRATIONS]
     assert same["same_as_sft"] == same["questions"]
     assert same["cosine"] == pytest.approx(rows.loc["sft", "cosine"], abs=1e-6)
     assert same["win_rate"] == 0.5

@@ -18,12 +18,15 @@ LAYERS = {
     "runs": ("config",),
     "ingest": ("config",),
     "measure": (),
+    "evidence": (),
     "model": ("config", "runs"),
+    "retrieval": ("model",),
     "train": ("config", "runs", "model"),
     "reward": ("config", "runs", "model", "train", "measure"),
-    "ppo": ("config", "runs", "model", "train", "measure", "reward"),
+    "ppo": ("config", "runs", "model", "train", "measure", "reward", "evidence"),
     "report": ("config", "measure", "model"),
     "bot": ("config", "model", "reward"),
+    "web": ("bot",),
     "plan": ("config", "runs", "ingest", "measure", "model", "train", "reward"),
 }
 MOST_MODULES = 10  # of a room

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -33,6 +34,11 @@ QUESTIONS = [
     "부산은 어떤 도시인지 자세히 설명해 주세요.",
     "독도는 어디에 있나요?",
     "김치는?",
+]
+SIXTY_FOUR = [  # short in every tokenizer
+    f"{name}{end}"
+    for name in ("서울", "부산", "경주", "김치", "독도", "한라산", "제주도", "훈민정음")
+    for end in ("?", "은?", "의 높이", " 1947m", " 알려 줘.", "입니다", " 수도?", "에 있나요?")
 ]
 
 
@@ -76,6 +82,35 @@ def llama3_tokenizer() -> Any:
         bos_token="<|begin_of_text|>",
         eos_token="<|end_of_text|>",
         clean_up_tokenization_spaces=True,
+    )
+
+
+KANANA_SPECIAL = (*LLAMA3_SPECIAL, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAMA3_SPLIT = (  # of Llama-3's tokenizer.json; llama.cpp calls it llama-bpe
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def kanana15_tokenizer() -> Any:
+    """A twin of kanana-1.5's: Llama-3's kind and split, with turns, a template, EOS for padding."""
+    made = Tokenizer.from_str(bpe(*KANANA_SPECIAL).to_str())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        pad_token="<|end_of_text|>",
+        chat_template="{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}"
+        "<|end_header_id|>\n\n{{ m['content'] }}<|eot_id|>{% endfor %}",
     )
 
 

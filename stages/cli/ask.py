@@ -57,28 +57,28 @@ def main(
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         from stages.rlhf import runtime
         from stages.rlhf.bot.models import Bot, BotParams
-        from stages.rlhf.bot.stream import text_pieces
+        from stages.rlhf.bot.stream import Text
         from stages.rlhf.config.base import load
 
         params = load(BotParams)
         runtime.start(params.threads, params.seed, "ask")
         bot = Bot(params, names=names, scored=scores)
         prompts = [bot.prompt(question) for question in everything]
+        seeds = None if sample is None else [sample]
         for number, (question, prompt) in enumerate(zip(everything, prompts, strict=True)):
             if not as_json:
                 click.echo(f"{chr(10) if number else ''}{click.style(question, bold=True)}")
             for name in names:
-                ids: list[int] = []
+                text = Text(bot.codec)
                 if not as_json:
                     click.echo(click.style(f"{name:>4}  ", fg="cyan"), nl=False)
-                for piece in text_pieces(_noted(bot.stream(name, prompt, sample), ids), bot.codec):
-                    if not as_json:
-                        click.echo(piece.replace("\n", "\n      "), nl=False)
-                        sys.stdout.flush()
-                found = bot.scores(prompt, ids)
-                ended = ids[-1:] == [bot.codec.eos_id]
-                row = {"question": question, "model": name, "answer": bot.codec.text(ids)}
-                row |= {"tokens": len(ids), "ended": ended, "made_at": bot.made_at(name)}
+                for step in bot.stream(name, [prompt], seeds):
+                    _show(text.add(step[0]), as_json)
+                _show(text.rest(), as_json)
+                (found,) = bot.scores([(prompt, text.ids)]) or (None,)
+                row = {"question": question, "model": name, "answer": bot.codec.text(text.ids)}
+                row |= {"tokens": len(text.ids), "ended": text.ended}
+                row |= {"made_at": bot.made_at(name)}
                 row |= {"reward": found and found.reward, "judge": found and found.judge}
                 click.echo(json.dumps(row, ensure_ascii=False) if as_json else _verdict(row))
 
@@ -100,10 +100,12 @@ def _read(file: Path) -> Iterator[str]:
     yield from (line for line in lines if line.strip())
 
 
-def _noted(ids: Iterator[int], into: list[int]) -> Iterator[int]:
-    for one in ids:
-        into.append(one)
-        yield one
+def _show(piece: str, as_json: bool) -> None:
+    """A piece of an answer, for people: a model may say what a terminal would obey."""
+    if piece and not as_json:
+        plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in piece)
+        click.echo(plain.replace("\n", "\n      "), nl=False)
+        sys.stdout.flush()
 
 
 def _verdict(row: dict[str, Any]) -> str:

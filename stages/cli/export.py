@@ -27,7 +27,14 @@ from stages.cli.options import one_sentence_errors
     help="Of the weights that are written; the merge is in float32.",
 )
 @click.option("--questions", type=click.IntRange(min=1), default=64, show_default=True)
-def main(name: str, out: Path, adapter: bool, dtype: str, questions: int) -> None:
+@click.option(
+    "--served/--no-served",
+    default=None,
+    help="Compare what `transformers serve` answers, too.  [default: if the extra is installed]",
+)
+def main(
+    name: str, out: Path, adapter: bool, dtype: str, questions: int, served: bool | None
+) -> None:
     """Write a model of data/ for transformers or peft.
 
     Before the folder gets its name, it must give the same greedy tokens as the model in data/ for
@@ -39,6 +46,7 @@ def main(name: str, out: Path, adapter: bool, dtype: str, questions: int) -> Non
         from stages.rlhf.bot import export
         from stages.rlhf.bot.model_card import card
         from stages.rlhf.bot.models import Bot, BotParams
+        from stages.rlhf.bot.served import can_serve
         from stages.rlhf.config.base import load
         from stages.rlhf.records import SftRow, read_rows
         from stages.rlhf.report.comparison import spread
@@ -55,7 +63,10 @@ def main(name: str, out: Path, adapter: bool, dtype: str, questions: int) -> Non
         elif adapter:
             write = export.export_adapter(bot, name, data)
         else:
-            write = export.export_merged(bot, name, data, dtype, test_questions)
+            if served and not can_serve():
+                raise ValueError('--served needs more packages: pip install -e ".[serve]"')
+            served = can_serve() if served is None else served
+            write = export.export_merged(bot, name, data, dtype, test_questions, served)
         readme = card(name, data, Path("metrics"), Path("dvc.lock"), params.model, dtype)
         found = export.in_draft(out, write, readme)
     click.echo(f"{out}: {found}")

@@ -10,10 +10,12 @@ import click
 
 COMMANDS = (
     "ask",
+    "chat",
     "compare",
     "export",
     "plan",
     "prune",
+    "report",
 )
 
 

@@ -13,7 +13,14 @@ from stages.world.answers import CLEAN, DEMO_DEFECTS, Spec, canonical, write
 from stages.world.corpus import make_corpus
 from stages.world.groups import Group, make_group, noisy_ranks
 from stages.world.questions import ENDINGS, Question
-from stages.world.splits import UNSEEN_WORDING, Sizes, Splits, deal_questions
+from stages.world.splits import (
+    NEVER_ASKED,
+    NOBODY_ANSWERED,
+    UNSEEN_WORDING,
+    Sizes,
+    Splits,
+    deal_questions,
+)
 
 Row = dict[str, Any]
 
@@ -135,21 +142,27 @@ def _rm(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
 def _ppo(sample: SampleConfig, splits: Splits, sizes: Sizes) -> Part:
     rng = Random(f"{sample.seed}/ppo")
     part = Part()
-    for number, question in enumerate(_sample(splits.training, sample.prompts, "prompts", rng)):
+    unlabelled = round(sample.prompts * NOBODY_ANSWERED) if splits.unlabelled else 0
+    prompts = _sample(splits.unlabelled, unlabelled, "prompts", rng)
+    prompts += _sample(splits.training, sample.prompts - unlabelled, "prompts", rng)
+    for number, question in enumerate(prompts):
         part.training.append(_head("ppo", number, question, "train", None))
-    for number, question in enumerate(
-        splits.validation[UNSEEN_WORDING][: sizes.validation_prompts]
-    ):
-        part.training.append(_head("ppo", number, question, "validation", UNSEEN_WORDING))
-    for number, question in enumerate(splits.test[UNSEEN_WORDING][: sizes.test_prompts]):
-        part.validation.append(_head("ppo", number, question, "test", UNSEEN_WORDING))
+    sides = (
+        ("validation", part.training, splits.validation, sizes.validation_prompts),
+        ("test", part.validation, splits.test, sizes.test_prompts),
+    )
+    for split, rows, held, count in sides:
+        first = round(count * NOBODY_ANSWERED)
+        for kind, most in ((NEVER_ASKED, first), (UNSEEN_WORDING, count - first)):
+            for number, question in enumerate(held[kind][:most]):
+                rows.append(_head("ppo", number, question, split, kind))
     return _shuffled(part, rng)
 
 
 def _sample(questions: Sequence[Question], count: int, name: str, rng: Random) -> list[Question]:
     if count > len(questions):
         raise ValueError(
-            f"sample.{name} ({count}) exceeds the {len(questions)} questions open to training"
+            f"sample.{name} ({count}) exceeds the {len(questions)} questions there are for them"
         )
     return rng.sample(questions, count)
 

@@ -6,6 +6,9 @@ Three kinds of question are held out of training:
     unseen_ending    the ending occurs nowhere else
 Validation has the first two, the second with its own pairs, so that model selection can target
 them; unseen endings are only in test.
+
+Other pairs are held back from labels (`sample.held_back`): PPO's prompts alone ask for them. No
+demonstration and no group does; the corpus states them, as it does those of all kinds.
 No question is a near-duplicate of one on another side.
 """
 
@@ -26,7 +29,8 @@ from stages.world.questions import (
 )
 
 UNSEEN_WORDING, NEVER_ASKED, UNSEEN_ENDING = "unseen_wording", "never_asked", "unseen_ending"
-NEVER_ASKED_SHARES = {"test": 0.10, "validation": 0.05}  # of each attribute's pairs
+NEVER_ASKED_SHARES = {"test": 0.10, "validation": 0.10}  # of each attribute's pairs
+NOBODY_ANSWERED = 2 / 3  # of PPO's training prompts, where pairs are held back
 NEAR = 0.85  # similarity at which two questions must share a side; preprocess uses 0.9
 
 
@@ -55,9 +59,9 @@ class Sizes:
 
         demos, groups = (sample.demonstrations, 3200), (sample.groups, 2400)
         return cls(
-            kinds(*demos, 400, 200, 150),
+            kinds(*demos, 400, 1000, 500),
             kinds(*groups, 250, 120, 80),
-            kinds(*demos, 200, 100),
+            kinds(*demos, 200, 200),
             kinds(*groups, 300, 120),
             part(240, sample.judge_groups, 1200),
             part(100, sample.prompts, 3000),
@@ -70,6 +74,7 @@ class Splits:
     """Questions by side; validation and test by kind."""
 
     training: list[Question]
+    unlabelled: list[Question]  # for PPO's prompts alone
     judge: list[Question]
     validation: dict[str, list[Question]]
     test: dict[str, list[Question]]
@@ -113,17 +118,28 @@ class _Sides:
 
 def never_asked(rng: Random) -> dict[str, set[Fact]]:
     """Side -> pairs exclusive to it: a share of each attribute's, with distinct entities."""
-    held: dict[str, set[Fact]] = {side: set() for side in NEVER_ASKED_SHARES}
-    entities: set[tuple[str, str]] = set()
-    attributes = dict.fromkeys((fact.table, fact.attribute) for fact in all_facts())
+    held: dict[str, set[Fact]] = {}
     for side, share in NEVER_ASKED_SHARES.items():
-        for table, attribute in attributes:
-            facts = list(column(table, attribute))
-            rng.shuffle(facts)
-            free = [fact for fact in facts if (table, fact.entity) not in entities]
-            for fact in free[: max(1, round(len(facts) * share))]:
-                held[side].add(fact)
-                entities.add((table, fact.entity))
+        held[side] = _held(share, set().union(*held.values()), rng)
+    return held
+
+
+def held_back(share: float, hidden: set[Fact], rng: Random) -> set[Fact]:
+    """Pairs for PPO's prompts alone: a share of each attribute's, none of those hidden already."""
+    return _held(share, hidden, rng, apart=False) if share else set()
+
+
+def _held(share: float, before: set[Fact], rng: Random, apart: bool = True) -> set[Fact]:
+    """At most one pair of an entity; `apart`: of no entity that has one in `before`."""
+    entities = {(fact.table, fact.entity) for fact in before} if apart else set()
+    held: set[Fact] = set()
+    for table, attribute in dict.fromkeys((fact.table, fact.attribute) for fact in all_facts()):
+        facts = list(column(table, attribute))
+        rng.shuffle(facts)
+        free = [f for f in facts if f not in before and (table, f.entity) not in entities]
+        for fact in free[: max(1, round(len(facts) * share))]:
+            held.add(fact)
+            entities.add((table, fact.entity))
     return held
 
 
@@ -146,8 +162,10 @@ def deal_questions(sample: SampleConfig) -> Splits:
     rng = Random(f"{sample.seed}/splits")
     sizes = Sizes.of(sample)
     held = never_asked(rng)
-    public = [fact for fact in all_facts() if not any(fact in hidden for hidden in held.values())]
     hidden = {side: [f for f in all_facts() if f in pairs] for side, pairs in held.items()}
+    unlabelled = held_back(sample.held_back, set().union(*held.values()), rng)
+    taken = unlabelled.union(*held.values())
+    public = [fact for fact in all_facts() if fact not in taken]
     sides = _Sides()
     unseen = _in_turn(public, list(HELD_OUT_COMBOS), rng)
 
@@ -169,8 +187,10 @@ def deal_questions(sample: SampleConfig) -> Splits:
         ),
         NEVER_ASKED: deal_hidden("validation", wanted[NEVER_ASKED]),
     }
+    back = [fact for fact in all_facts() if fact in unlabelled]
+    prompts = sides.deal("training", _in_turn(back, training_combos(), rng), None)
     open_ = _in_turn(public, training_combos(), rng)
     judge_count = sample.judge_groups + sizes.judge_test
     judge = sides.deal("judge", open_, judge_count)
     training = sides.deal("training", open_, None)
-    return Splits(training, judge, validation, test)
+    return Splits(training, prompts, judge, validation, test)

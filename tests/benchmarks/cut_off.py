@@ -43,6 +43,7 @@ def paths() -> dict[str, Path]:
     rows = data / "preprocess"
     found = {name: data / name for name in ("base", "sft", "rm", "judge")}
     found |= {"gate": ROOT / "metrics" / "gate.json", "prompts": rows / "ppo" / "train.jsonl"}
+    found["corpus"] = rows / "corpus.jsonl"
     return {**found, "validation": rows / "sft" / "validation.jsonl"}
 
 

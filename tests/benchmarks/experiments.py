@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stages.rlhf.config.base import MODELS
 from stages.rlhf.plan.experiments import WORKSPACE, all_metrics, finished, value
 from tests.benchmarks import rivals
 from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
@@ -132,8 +133,14 @@ def validation_columns() -> Columns:
 
 
 NO_DEBIASING = {"rm.odin_coef": 0.0, "rm.length_balance": False, "rm.length_correction": None}
-ONE_MEMBER = {"rm.members": 1, "ppo.uncertainty_coef": 0.0}
-CONFOUNDED = {"sample.confounded": True, "rm.head": "scalar", "rm.hard_negatives": 0.0}
+TWO_MEMBERS = {"rm.members": 2, "ppo.uncertainty_coef": 0.1}
+CONFOUNDED = {
+    "sample.confounded": True,
+    "rm.head": "scalar",
+    "rm.hard_negatives": 0.0,
+    "rm.slips": 0.0,
+    "models.tiny.ppo.corpus_check": 0.0,
+}
 SEEDS = {f"seed {seed}": {"seed": seed} if seed else {} for seed in range(5)}
 TABLES = {
     "rm_ablation": Table(
@@ -146,9 +153,10 @@ TABLES = {
             "bradley_terry": {"rm.loss": "bradley_terry"},
             "scalar head": {"rm.head": "scalar"},
             "no debiasing": NO_DEBIASING,
-            "1 member": ONE_MEMBER,
-            "3 members": {"rm.members": 3},
-            "no hard negatives": {"rm.hard_negatives": 0.0},
+            "2 members": TWO_MEMBERS,
+            "3 members": {**TWO_MEMBERS, "rm.members": 3},
+            "no hard negatives": {"rm.hard_negatives": 0.0, "rm.slips": 0.0},
+            "no slips": {"rm.slips": 0.0},
         },
         metrics(ranking_columns()),
     ),
@@ -162,7 +170,7 @@ TABLES = {
     "rivals": Table(("sft",), rivals.rows(), read_rivals),
     "control": Table(
         ("evaluate",),
-        {"default": {}, "confounded": {**CONFOUNDED, **ONE_MEMBER, **NO_DEBIASING}},
+        {"default": {}, "confounded": {**CONFOUNDED, **NO_DEBIASING}},
         metrics(
             answer_columns("sft", "ppo", "best_of_n")
             | verdict_columns()
@@ -203,7 +211,8 @@ def dvc_command(*words: str, jobs: int = 1) -> str:
 
 def queue(name: str, table: Table, changed: Mapping[str, Any]) -> None:
     """Put one experiment in the queue."""
-    words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
+    named = {f"{MODELS}:{k}" if k.startswith("models.") else k: v for k, v in changed.items()}
+    words = [f"{key}={'null' if value is None else value}" for key, value in named.items()]
     settings = [word for pair in words for word in ("-S", pair)]
     dvc_command("exp", "run", "--queue", "-n", name, *settings, *table.targets)
 

@@ -158,6 +158,8 @@ def material(setting: Setting) -> Material:
 def knobs(params: Params, setting: Setting) -> Any:
     """Section `ppo` with what TRL has no twin of switched off."""
     fixed = {
+        "advantage": "gae",
+        "answers_per_prompt": 1,
         "kl_coef": KL_COEF,
         "epochs": setting.epochs,
         "temperature": TEMPERATURE,
@@ -198,6 +200,7 @@ class Ours:
             "micro_batch_tokens": micro_batch_tokens,
             "learning_rate": RATE,
             "value_learning_rate": RATE,
+            "corpus_check": 0.0,
         }
         self.start(
             made,
@@ -280,7 +283,7 @@ class Ours:
 
 
 class Shipped(Ours):
-    """The default run's own trainer: every knob of params.yaml, two hybrid members, `mixed`."""
+    """The default run's own trainer, with GAE and no corpus check, which TRL has not."""
 
     def __init__(self, made: Material) -> None:
         params = load_params()
@@ -288,7 +291,9 @@ class Shipped(Ours):
         folders = ROOT / "data/base", ROOT / "data/sft"
         roles = load_sft(*folders, base_model.dtype, base_model.lora)
         reward_model = load_reward_model(roles, ROOT / "data/rm")
-        self.start(made, reward_model, params.ppo, base_model.ppo, base_model.max_answer_tokens)
+        ppo = params.ppo.model_copy(update={"advantage": "gae", "answers_per_prompt": 1})
+        settings = base_model.ppo.model_copy(update={"corpus_check": 0.0})
+        self.start(made, reward_model, ppo, settings, base_model.max_answer_tokens)
 
 
 def unpadded(ids: list[int], pad_id: int) -> list[int]:

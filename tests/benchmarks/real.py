@@ -4,8 +4,9 @@
 
 FOLDER of `--data` has the rows in AI-Hub 71748's shape, that of `--model` is what
 `python -m tests.real_base` makes. real.yaml has the settings. Every seed is two DVC experiments,
-the whole pipeline and SFT gone on with the rank-1 answers, which is measured here as stage evaluate
-measures SFT. What is done is not done again, and what was interrupted resumes.
+the whole pipeline, whose SFT ends with the rank-1 answers, and SFT on the demonstrations alone,
+which is measured here as stage evaluate measures SFT. What is done is not done again, and what was
+interrupted resumes.
 """
 
 import contextlib
@@ -38,8 +39,8 @@ from tests.benchmarks.rivals import ENDS, fetch
 from tests.conftest import ROOT
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
-RANK1 = "rank1"
-MODELS = ("base", "sft", RANK1, "best_of_n", "ppo")
+DEMONSTRATIONS = "demonstrations"
+MODELS = ("base", DEMONSTRATIONS, "sft", "best_of_n", "ppo")
 ANSWERS = ("cosine", "chrf", "eos_rate", "repetition", "copy_rate", "length", "polite_rate")
 RANKERS = ("rm", "judge")
 RANKING = (
@@ -62,15 +63,18 @@ def settings(data: Path, model: Path, seed: int) -> dict[str, Any]:
     return {**found, **{key: v and str(v) for key, v in places.items()}, "seed": seed}
 
 
-def run(data: Path, model: Path, seeds: Sequence[int]) -> dict[str, dict[int, str]]:
-    """Revisions by kind of run (the whole pipeline, rank-1 SFT) and seed; runs what is missing."""
+def run(data: Path, model: Path, seeds: Sequence[int], alone: bool) -> dict[str, dict[int, str]]:
+    """Revisions by kind of run (the whole pipeline, SFT alone) and seed; runs what is missing."""
     whole = {f"seed {seed}": settings(data, model, seed) for seed in seeds}
-    rank1 = {row: {**changed, "sft.data": "rank1"} for row, changed in whole.items()}
-    tables = {"real": Table(("evaluate",), whole, read), RANK1: Table(("sft",), rank1, read)}
+    tables = {"real": Table(("evaluate",), whole, read)}
+    if alone:
+        rows = {row: {**changed, "sft.data": DEMONSTRATIONS} for row, changed in whole.items()}
+        tables[DEMONSTRATIONS] = Table(("sft",), rows, read)
     found: dict[str, dict[int, str]] = {}
     for name, table in tables.items():
-        rows, _ = experiments.run(f"real-{name}" if name == RANK1 else name, table, jobs=1)
-        found[name] = {seed: rows[f"seed {seed}"]["rev"] for seed in seeds}
+        name_of = f"real-{name}" if name == DEMONSTRATIONS else name
+        done, _ = experiments.run(name_of, table, jobs=1)
+        found[name] = {seed: done[f"seed {seed}"]["rev"] for seed in seeds}
     return found
 
 
@@ -79,12 +83,13 @@ def read(found: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Cells]:
     return {}
 
 
-def measured(whole: str, rank1: str, seed: int) -> list[Cells]:
-    """Revisions of the pipeline and of rank-1 SFT -> a row per model, then per ranker."""
+def measured(whole: str, alone: str | None, seed: int) -> list[Cells]:
+    """Revisions of the pipeline and of SFT alone, if any -> a row per model, then per ranker."""
     with tempfile.TemporaryDirectory(prefix="koqa-real-") as name:
         folder = Path(name)
         fetch(whole, (*WHOLE, "data/embedder"), folder)
-        fetch(rank1, ("data/sft",), folder / RANK1)
+        if alone:
+            fetch(alone, ("data/sft",), folder / DEMONSTRATIONS)
         with contextlib.chdir(folder):  # a local model's folder is that of params.yaml
             return rows_of_run(seed)
 
@@ -101,12 +106,13 @@ def rows_of_run(seed: int) -> list[Cells]:
     frames = {
         model: pd.DataFrame([samples[row.id][model] for row in asked])
         for model in MODELS
-        if model != RANK1
+        if model != DEMONSTRATIONS
     }
     blocks = {model: evaluate[model] for model in frames}
-    frames[RANK1], blocks[RANK1] = rank1_answers(asked, boot)
+    if Path(DEMONSTRATIONS).is_dir():
+        frames[DEMONSTRATIONS], blocks[DEMONSTRATIONS] = answers_alone(asked, boot)
     rows = []
-    for model in MODELS:
+    for model in (name for name in MODELS if name in frames):
         cells: Cells = {"model": model, "seed": seed, "questions": len(asked)}
         cells |= picked(blocks[model], ANSWERS)
         if model != "sft":
@@ -137,17 +143,17 @@ def against(ours: pd.DataFrame, sft: pd.DataFrame, boot: comparison.Bootstrap) -
     return found | win_rates(*scores, same, *limits)
 
 
-def rank1_answers(
+def answers_alone(
     asked: Sequence[SftRow], boot: comparison.Bootstrap
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Greedy answers of rank-1 SFT: answer, cosine and judged (N rows), and their block."""
+    """Greedy answers of SFT alone: answer, cosine and judged (N rows), and their block."""
     params = load_params()
     model = params.base_model
     runtime.start(params.threads, params.seed, "evaluate")
     base = Path("data/base")
     codec = Codec(load_tokenizer(base))
     bare = load_base(base, model.dtype, model.lora)
-    roles = load_sft(base, Path(RANK1, "data/sft"), model.dtype, model.lora, bare)
+    roles = load_sft(base, Path(DEMONSTRATIONS, "data/sft"), model.dtype, model.lora, bare)
     prompts = [codec.prompt_ids(row.question) for row in asked]
     limits = codec, model.max_answer_tokens, model.generate.batch_size
     with roles.use(roles.reference) as used:
@@ -168,12 +174,13 @@ def rank1_answers(
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True)
-def main(data: Path, model: Path, seeds: tuple[int, ...]) -> None:
+@click.option("--alone/--no-alone", default=True, help="SFT on the demonstrations alone, too.")
+def main(data: Path, model: Path, seeds: tuple[int, ...], alone: bool) -> None:
     """Run what is missing and write the table."""
-    found = run(data, model, seeds)
+    found = run(data, model, seeds, alone)
     rows: list[Cells] = []
     for seed in seeds:
-        rows += measured(found["real"][seed], found[RANK1][seed], seed)
+        rows += measured(found["real"][seed], found.get(DEMONSTRATIONS, {}).get(seed), seed)
     table = pd.DataFrame(rows)
     file = ROOT / "metrics" / "tables" / "real.csv"
     table.to_csv(file, index=False, float_format="%.6g")

@@ -1,4 +1,4 @@
-"""The plain rivals of RLHF: SFT on clean demonstrations, and SFT gone on with the rank-1 answers.
+"""The plain rivals of RLHF: SFT on clean demonstrations, and on those that there are, alone.
 
 Each is trained as far as stage sft and measured here on test as stage evaluate measures SFT, with
 the default run's ruler and test rows. PPO's answers to the same questions stand in the samples of
@@ -38,8 +38,8 @@ ENDS = ("", "_ci_low", "_ci_high")
 
 SEEDS = (0, 1, 2)
 RIVALS: dict[str, dict[str, Any]] = {
-    "clean demonstrations": {"sample.demo_full_right": 1.0},
-    "rank-1 answers": {"sft.data": "rank1"},
+    "clean demonstrations": {"sample.demo_full_right": 1.0, "sft.data": "demonstrations"},
+    "demonstrations alone": {"sft.data": "demonstrations"},
 }
 TEST = "data/preprocess/sft/test.jsonl"
 SAMPLES = "data/evaluate/samples.jsonl"

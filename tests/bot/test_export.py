@@ -18,28 +18,11 @@ from transformers import (
 from stages.rlhf.bot import export, parity
 from stages.rlhf.bot.merge import merged
 from stages.rlhf.precision import WEIGHTS
-from tests.bot_fixtures import PLAIN_TWIN, opened, plain, write_run
+from tests.bot_fixtures import PLAIN_TWIN, TWINS, exported, opened, plain, write_run
 from tests.conftest import naming
-from tests.model_fixtures import tiny_gemma2, tiny_llama
-from tests.tokenizer_fixtures import (
-    QUESTIONS,
-    gemma_tokenizer,
-    llama2_tokenizer,
-    llama3_tokenizer,
-    tiny_tokenizer,
-)
+from tests.tokenizer_fixtures import QUESTIONS, SIXTY_FOUR, tiny_tokenizer
 
-TWINS: dict[str, Any] = {
-    "llama3": (llama3_tokenizer, lambda size: tiny_llama(size, eos_id=1)),
-    "gemma2": (gemma_tokenizer, lambda size: tiny_gemma2(size, eos_id=1)),
-    "llama2": (llama2_tokenizer, lambda size: tiny_llama(size, eos_id=2)),
-}
 QUESTION = QUESTIONS[5]
-
-
-def write(data: Path, out: Path, name: str = "ppo", dtype: str = "float32") -> str:
-    bot = opened(data, names=(name,), scored=False)
-    return export.in_draft(out, export.export_merged(bot, name, data, dtype, QUESTIONS), "card")
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "ppo"])
@@ -48,7 +31,7 @@ def test_a_merged_model_answers_alike_in_a_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
 ) -> None:
     data = write_run(tmp_path, monkeypatch, method)
-    assert "8 of 8 answers equal" in write(data, tmp_path / "out", name)
+    assert "8 of 8 answers equal" in exported(data, tmp_path / "out", name)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         *("README.md", "chat_template.jinja", "config.json", "generation_config.json"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -68,7 +51,7 @@ def test_twins_of_the_families_keep_their_tokens(
 ) -> None:
     make_tokenizer, make_model = TWINS[family]
     data = write_run(tmp_path, monkeypatch, twin=(make_tokenizer(), make_model))
-    assert "8 of 8" in write(data, tmp_path / "out")
+    assert "64 of 64" in exported(data, tmp_path / "out", questions=SIXTY_FOUR)
 
 
 def test_a_merge_is_in_float32_and_cast_last(
@@ -97,7 +80,18 @@ def test_what_says_other_tokens_is_not_written(
 
     monkeypatch.setattr(export, "write_model", torch.no_grad()(rounded))
     with pytest.raises(ValueError, match=naming("at token", "nothing was written", "dtype")):
-        write(data, tmp_path / "out")
+        exported(data, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("family", TWINS)
+def test_a_cast_that_changes_an_answer_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    make_tokenizer, make_model = TWINS[family]
+    data = write_run(tmp_path, monkeypatch, twin=(make_tokenizer(), make_model))
+    with pytest.raises(ValueError, match=naming("at token", "(id ", "--dtype float32")):
+        exported(data, tmp_path / "out", dtype="bfloat16", questions=SIXTY_FOUR)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -105,7 +99,7 @@ def test_a_tokenizer_that_encodes_otherwise_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_run(tmp_path, monkeypatch)
-    write(data, tmp_path / "out")
+    exported(data, tmp_path / "out")
     (tmp_path / "out" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     bot = opened(data, names=("ppo",), scored=False)
     with pytest.raises(ValueError, match=naming(QUESTIONS[0], "tokenizer")):
@@ -116,7 +110,7 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data = write_run(tmp_path, monkeypatch)
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=naming(tmp_path / "out", "exists")):
-        write(data, tmp_path / "out")
+        exported(data, tmp_path / "out")
 
 
 def test_peft_loads_the_adapter_onto_the_hubs_model(
@@ -178,6 +172,7 @@ def test_a_reward_model_that_scores_otherwise_is_not_written(
 ) -> None:
     data = write_run(tmp_path, monkeypatch)
     bot = opened(data)
+    assert bot.reward_model is not None  # loaded before its file changes
     file = data / "rm" / "reward0" / "head.safetensors"
     save_file({k: 1.1 * v for k, v in load_file(file).items()}, file)
     with pytest.raises(ValueError, match=naming("nothing was written")):

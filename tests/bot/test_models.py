@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from stages.cli import ask, export
-from stages.rlhf.bot.models import FOLDERS, NAMES
-from stages.rlhf.bot.stream import text_pieces
+from stages.rlhf.bot.models import FOLDERS, NAMES, Bot
+from stages.rlhf.bot.stream import Text
+from stages.rlhf.chat import Codec
 from stages.rlhf.model.generation import draw_uniforms, generate, generate_all
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_base, load_sft
@@ -16,6 +17,22 @@ from tests.bot_fixtures import opened, write_run
 from tests.conftest import naming
 from tests.model_fixtures import LORA
 from tests.tokenizer_fixtures import QUESTIONS
+
+
+def streamed(
+    bot: Bot, name: str, prompts: list[list[int]], seeds: list[int] | None = None
+) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in prompts]
+    for step in bot.stream(name, prompts, seeds):
+        for row, one in step.items():
+            found[row].append(one)
+    return found
+
+
+def pieces(codec: Codec, ids: list[int]) -> list[str]:
+    text = Text(codec)
+    found = [text.add(one) for one in ids]
+    return [piece for piece in (*found, text.rest()) if piece]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -37,12 +54,13 @@ def test_each_model_gives_its_own_answers_and_scores(
         with holder.use(role) as model:
             answers[name] = generate_all(model, prompts, bot.codec, 32, 64)
         assert bot.greedy(name, prompts) == answers[name], name
-        assert [list(bot.stream(name, prompt)) for prompt in prompts] == answers[name], name
+        assert streamed(bot, name, prompts) == answers[name], name
+        assert [streamed(bot, name, [prompt])[0] for prompt in prompts] == answers[name], name
     assert answers["base"] != answers["sft"] != answers["ppo"]
     rm = load_reward_model(roles, data / "rm")
     judge = load_reward_model(bare, data / "judge")
     for prompt, ids in zip(prompts, answers["ppo"], strict=True):
-        found = bot.scores(prompt, ids)
+        (found,) = bot.scores([(prompt, ids)]) or (None,)
         assert found is not None
         pair = [(prompt, [ids])]
         assert found.reward == pytest.approx(rm.corrected_scores(pair, bot.codec).item(), abs=1e-4)
@@ -54,16 +72,18 @@ def test_a_sampled_answer_depends_on_its_seed_alone(
 ) -> None:
     bot = opened(write_run(tmp_path, monkeypatch), names=("ppo",), scored=False)
     prompt = bot.prompt(QUESTIONS[5])
-    answers = [list(bot.stream("ppo", prompt, seed)) for seed in (0, 1, 2, 0)]
-    assert answers[0] == answers[3]
+    answers = [streamed(bot, "ppo", [prompt], [seed])[0] for seed in range(8)]
     assert len({tuple(answer) for answer in answers}) > 1
-    holder, role = bot._holders["ppo"]
+    together = streamed(bot, "ppo", [bot.prompt(QUESTIONS[0])] + [prompt] * 8, [9, *range(8)])
+    assert together[1:] == answers
+    assert len({len(answer) for answer in answers}) > 2  # rows leave the batch at different steps
+    holder, role = bot._holder("ppo")
     with holder.use(role) as model:
         temperature = bot.params.ppo.temperature
         uniforms = draw_uniforms(1, 32, 1, "ask")
         expected = generate(model, [prompt], bot.codec, 32, temperature, uniforms)
     assert [answers[1]] == expected
-    assert bot.scores(prompt, answers[0]) is None
+    assert bot.scores([(prompt, answers[0])]) is None
 
 
 def test_pieces_of_text_are_whole_characters_and_together_the_text(
@@ -71,15 +91,14 @@ def test_pieces_of_text_are_whole_characters_and_together_the_text(
 ) -> None:
     codec = opened(write_run(tmp_path, monkeypatch), names=("base",), scored=False).codec
     text = "값은 1,947m입니다. 🙂\n\n  끝"
-    ids = codec.response_ids(text)
-    pieces = list(text_pieces(ids, codec))
-    assert len(pieces) > 10
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert "".join(pieces) == text
+    parts = pieces(codec, codec.response_ids(text))
+    assert len(parts) > 10
+    assert not any("\ufffd" in part for part in parts)
+    assert "".join(parts) == text
     broken = codec.response_ids("값")[:-2]  # cut off within a character
-    assert "".join(text_pieces(broken, codec)) == codec.text(broken)
+    assert "".join(pieces(codec, broken)) == codec.text(broken)
     assert "\ufffd" in codec.text(broken)
-    assert list(text_pieces([codec.eos_id], codec)) == []
+    assert "".join(pieces(codec, [codec.eos_id])) == ""
 
 
 def test_questions_are_cleaned_as_training_ones_are(

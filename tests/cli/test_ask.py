@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from stages.cli import ask
 from stages.cli.main import koqa
+from stages.rlhf.bot import served
 from tests.bot_fixtures import opened, write_run
 from tests.tokenizer_fixtures import QUESTIONS
 
@@ -31,7 +33,7 @@ def test_all_models_answer_with_scores(tmp_path: Path, monkeypatch: pytest.Monke
         assert row["answer"] == bot.codec.text(ids)
         assert row["tokens"] == len(ids)
         assert row["ended"] == (ids[-1] == bot.codec.eos_id)
-        found = bot.scores(prompt, ids)
+        (found,) = bot.scores([(prompt, ids)]) or (None,)
         assert found is not None
         assert (row["reward"], row["judge"]) == pytest.approx(tuple(found), abs=1e-5)
 
@@ -43,11 +45,17 @@ def test_for_people_it_prints_question_answer_and_verdict(
     (ids,) = bot.greedy("ppo", [bot.prompt(ONE)])
     printed = run("ask", ONE).output
     assert printed.startswith(f"{ONE}\n ppo  ")
-    flat = printed.replace("\n      ", "\n")
-    assert bot.codec.text(ids) in flat
+    text = bot.codec.text(ids)
+    shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    assert shown in printed.replace("\n      ", "\n")
     assert f"{len(ids)} tokens" in printed
     assert "reward " in printed
     assert "reward " not in run("ask", ONE, "--no-scores").output
+
+
+def test_a_terminal_is_given_no_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    ask._show("가\x1b[2J\x07 나\n다", as_json=False)
+    assert capsys.readouterr().out == "가\ufffd[2J\ufffd 나\n      다"
 
 
 def test_questions_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +90,13 @@ def test_export_writes_a_folder_with_its_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, monkeypatch)
-    done = run("export", "--out", "model", "--questions", "3")
+    done = run("export", "--out", "model", "--questions", "3", "--no-served")
     assert done.output == "model: 3 of 3 answers equal, " + done.output.split("equal, ")[-1]
     assert "# micro: SFT, then PPO" in (tmp_path / "model" / "README.md").read_text()
     assert "exists" in run("export", "--out", "model").output
+    with monkeypatch.context() as patch:
+        patch.setattr(served, "can_serve", lambda: False)
+        assert "[serve]" in run("export", "--out", "other", "--served").output
     assert "hub" in run("export", "--out", "other", "--adapter").output
     assert "8 of 8 scores" in run("export", "--out", "rm", "--model", "rm").output
     assert "--adapter" in run("export", "--out", "x", "--model", "rm", "--adapter").output

@@ -78,7 +78,7 @@ def test_every_stage_runs_and_the_figures_are_its(
     assert found["device"]
     samples = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     assert len(samples) == found["details"]["evaluate"]["questions"]
-    assert set(json.loads(samples[0])) >= {*real.MODELS} - {real.RANK1}
+    assert set(json.loads(samples[0])) >= {*real.MODELS} - {real.DEMONSTRATIONS}
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def test_a_corpus_without_a_text_is_refused_and_none_is_not(
 
 def test_the_least_goes_through_the_whole_chain(tmp_path: Path) -> None:
     write_source(tmp_path, minimal())
-    run_chain(tmp_path, **PARAMS, **{"ppo.require_gate": True, "evaluate.max_questions": None})
+    changed = {"ppo.require_gate": True, "evaluate.max_questions": None}
+    changed |= {"models.micro.ppo.corpus_check": 0.0}  # its corpus has no sentence
+    run_chain(tmp_path, **PARAMS, **changed)
     found = json.loads((tmp_path / "metrics" / "details" / "preprocess.json").read_text("utf-8"))
     written = {(part, s): n for part in NEEDS for s, n in found[part]["rows"].items() if n}
     assert written == LEAST

@@ -10,7 +10,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.selection import Kept
@@ -19,9 +18,11 @@ from stages.rlhf.ppo.validation import Validation
 from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer
 
 
-def run(folder: Path, killed_at: int | None = None) -> PpoTrainer:
+def run(folder: Path, killed_at: int | None = None, advantage: str = "gae") -> PpoTrainer:
     """Train; `killed_at` is the update in whose middle the process ends, with no warning."""
     knobs = ppo_knobs(value_warmup=1, evaluate_every=3, kl_target=2.0, kl_horizon=40)
+    if advantage != "gae":
+        knobs = knobs.model_copy(update={"advantage": advantage, "answers_per_prompt": 4})
     ppo_trainer(folder, "lora")  # transformers writes the fixture's base in one process alone
     group = ProcessGroup.init()
     settings = ppo_settings(updates=6)
@@ -50,11 +51,13 @@ def run(folder: Path, killed_at: int | None = None) -> PpoTrainer:
 def everything(trainer: PpoTrainer) -> dict[str, Any]:
     """All that must not differ, as plain values or tensors."""
     model, progress = trainer.model, trainer.progress
-    found: dict[str, Any] = {**vars(progress), "head": model.value_head.weight.detach()}
-    states = {role: trainer.roles.state(role) for role in (POLICY, VALUE)}
+    found: dict[str, Any] = dict(vars(progress))
+    if model.value_head:
+        found["head"] = model.value_head.weight.detach()
+    states = {role: trainer.roles.state(role) for role in model.optimizers}
     for name, state in {**states, "kept": found.pop("kept_policy")}.items():
         found |= {f"{name}.{key}": tensor for key, tensor in state.items()}
-    for name, optimizer in (("policy", model.policy_optimizer), ("value", model.value_optimizer)):
+    for name, optimizer in model.optimizers.items():
         for i, moments in optimizer.state_dict()["state"].items():
             found |= {f"adam.{name}.{i}.{key}": tensor for key, tensor in moments.items()}
     return found
@@ -69,6 +72,6 @@ def write(found: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    done = run(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    done = run(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4])
     if done.process_group.is_main:
         write(everything(done), Path(sys.argv[1]))

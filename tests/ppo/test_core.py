@@ -13,6 +13,9 @@ from torch import Tensor
 from stages.rlhf.model.generation import pick
 from stages.rlhf.ppo.core import (
     gae,
+    group_normalised,
+    has_spread,
+    leave_one_out,
     masked_mean,
     next_kl_coef,
     policy_loss,
@@ -55,6 +58,31 @@ def test_gae_is_the_naive_double_sum(gamma: float, lam: float) -> None:
         torch.testing.assert_close(
             returns[i, :length], advantages[i, :length] + values[i, :length], rtol=0, atol=1e-12
         )
+
+
+def test_baselines_of_other_answers_by_hand() -> None:
+    returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    assert leave_one_out(returns, 3).tolist() == [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]
+    sd = (((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2) ** 0.5 + 1e-4
+    expected = [-2 / sd, -1 / sd, 3 / sd, 0.0, 0.0, 0.0]
+    assert group_normalised(returns, 3).tolist() == pytest.approx(expected)
+    assert has_spread(returns, 3).tolist() == [True] * 3 + [False] * 3
+    near = torch.tensor([1.0, 1.0004, 1.0, 1.01])
+    assert has_spread(near, 2).tolist() == [False, False, True, True]
+
+
+def test_leave_one_out_is_an_unbiased_gradient() -> None:
+    """The mean over all pairs of answers is the policy gradient, as without a baseline."""
+    logits = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
+    chances, rewards = logits.softmax(-1), torch.tensor([2.0, -1.0, 5.0], dtype=torch.float64)
+    score = torch.eye(3, dtype=torch.float64) - chances  # (a, :) gradient of log pi(a)
+    exact = (chances[:, None] * rewards[:, None] * score).sum(0)
+    found = torch.zeros(3, dtype=torch.float64)
+    for a in range(3):
+        for b in range(3):
+            pair = leave_one_out(rewards[[a, b]], 2)
+            found += chances[a] * chances[b] * (pair[0] * score[a] + pair[1] * score[b]) / 2
+    torch.testing.assert_close(found, exact)
 
 
 def test_gae_by_hand() -> None:

@@ -14,15 +14,17 @@ from tests.model_fixtures import ROOT, ppo_settings, ppo_trainer
 from tests.ppo.two_processes import work
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+@pytest.fixture(scope="module", params=["gae", "rloo", "grpo"])
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, torch.Tensor]]:
     """What one process made, and each of two."""
     folder = tmp_path_factory.mktemp("process_group")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.ppo.two_processes", str(folder / "two")]
+    command += ["-m", "tests.ppo.two_processes", str(folder / "two"), request.param]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    work(folder / "one")
+    work(folder / "one", request.param)
     files = folder / "one" / "0.safetensors", *(folder / "two" / f"{i}.safetensors" for i in (0, 1))
     return [load_file(file) for file in files]
 
@@ -30,7 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tenso
 def test_two_processes_say_the_same_tokens_as_one(runs: list[dict[str, torch.Tensor]]) -> None:
     one, *two = runs
     assert all(run["ids"].equal(one["ids"]) for run in two)
-    for name in ("advantages", "returns", "reward"):
+    assert all(run["rows"].equal(one["rows"]) for run in two)
+    for name in one.keys() & {"advantages", "returns", "reward"}:
         torch.testing.assert_close(two[0][name], one[name], rtol=0, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ def test_final_reward_by_hand() -> None:
         torch.tensor([0.5, 1.0, 9.0, -9.0, -9.5]),
         torch.tensor([0.0, 2.0, 1.0, 0.5, 1e9]),
         torch.tensor([0.0, 0.5, 1.0, -1.0, 0.0]),
+        torch.tensor([2.0, 0.0, -2.0, 1.0, 0.0]),
         Violations(missing_eos=flags(1, 4), repetition=flags(2, 4), copy=flags(3)),
         score_clip=5.0,
         uncertainty_coef=0.25,
@@ -24,7 +25,8 @@ def test_final_reward_by_hand() -> None:
     assert found.score.tolist() == [0.5, 0.5, 5.0, -5.0, -5.0]
     assert found.uncertainty.tolist() == [0.0, 0.5, 0.25, 0.125, 5.0]
     assert found.penalty.tolist() == [0.0, 1.5, 0.5, 0.25, 2.0]
-    assert found.total.tolist() == [0.5, -1.5, 4.25, -5.375, -12.0]
+    assert found.evidence.tolist() == [2.0, 0.0, -2.0, 1.0, 0.0]
+    assert found.total.tolist() == [2.5, -1.5, 2.25, -4.375, -12.0]
     assert found.violations.copy.tolist() == [False, False, False, True, False]
 
 

@@ -1,6 +1,7 @@
 """One batch of experience: exact where it must be, and each part counted once."""
 
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import torch
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.ppo import rollout as rollout_module
 from stages.rlhf.ppo.core import gae, policy_loss, whiten
-from stages.rlhf.ppo.rollout import micro_batches, minibatches, violations_of
+from stages.rlhf.ppo.rollout import (
+    Minibatch,
+    Rollout,
+    Targets,
+    micro_batches,
+    minibatches,
+    violations_of,
+)
 from tests.model_fixtures import (
     KINDS,
     next_to_no_scores,
@@ -18,6 +26,11 @@ from tests.model_fixtures import (
     sampled,
     shake,
 )
+
+
+def targets_of(batch: Rollout | Minibatch) -> Targets:
+    assert batch.targets is not None
+    return batch.targets
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -83,17 +96,17 @@ def test_rewards_are_score_penalty_and_kl_each_once(tmp_path: Path) -> None:
     assert (~reward.violations.missing_eos).equal(ended)
     # with gamma = lam = 1 the first token's return is the sum of all the answer's rewards
     expected = -1.25 * (~ended).float() - 0.3 * kl
-    torch.testing.assert_close(rollout.returns[:, 0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(targets_of(rollout).returns[:, 0], expected, rtol=0, atol=1e-4)
 
 
 def test_advantages_are_whitened_over_the_whole_batch(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path)
     rollout = sampled(trainer)
     mask = rollout.sequences.response_mask
-    chosen = rollout.advantages[mask]
+    chosen, targets = rollout.advantages[mask], targets_of(rollout)
     assert abs(chosen.mean()) < 1e-5
     assert abs(chosen.std(correction=0) - 1) < 1e-4
-    raw = torch.where(mask, rollout.returns - rollout.old_values, 0)
+    raw = torch.where(mask, targets.returns - targets.old_values, 0)
     torch.testing.assert_close(whiten(raw, mask), rollout.advantages, rtol=1e-4, atol=1e-4)
 
 
@@ -113,12 +126,37 @@ def test_the_last_tokens_reward_carries_the_score_of_that_answer(tmp_path: Path,
     assert expected.variance.min() > 1e-3
     paid = reward.total + reward.uncertainty + reward.penalty
     torch.testing.assert_close(paid, reward.score, rtol=1e-4, atol=1e-4)
-    rewards = torch.zeros_like(rollout.old_values)  # no KL yet
+    targets = targets_of(rollout)
+    rewards = torch.zeros_like(targets.old_values)  # no KL yet
     rewards[torch.arange(16), torch.tensor(lengths) - 1] = reward.total
     _, returns = gae(
-        rewards, rollout.old_values, sequences.response_mask, trainer.ppo.gamma, trainer.ppo.lam
+        rewards, targets.old_values, sequences.response_mask, trainer.ppo.gamma, trainer.ppo.lam
     )
-    torch.testing.assert_close(rollout.returns, returns, rtol=0, atol=1e-5)
+    torch.testing.assert_close(targets.returns, returns, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_the_other_answers_to_a_prompt_are_the_baseline(tmp_path: Path, advantage: str) -> None:
+    knobs = ppo_knobs(advantage=advantage, answers_per_prompt=4, kl_coef=0.3)
+    trainer = ppo_trainer(tmp_path, ppo=knobs)
+    shake(trainer.roles, POLICY, seed=9, size=0.1)
+    prompts = trainer.prompts_of(1)
+    assert [p.question for p in prompts] == [p.question for p in prompts[::4] for _ in range(4)]
+    assert len({p.question for p in prompts}) == 4
+    rollout = trainer.rollout(1, prompts)
+    assert rollout.targets is None
+    mask = rollout.sequences.response_mask
+    kl = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0).sum(-1)
+    totals = (rollout.reward.total - 0.3 * kl).tolist()
+    for i, total in enumerate(totals):
+        own = totals[i - i % 4 :][:4]
+        others = own[: i % 4] + own[i % 4 + 1 :]
+        expected = total - fmean(others) if advantage == "rloo" else total - fmean(own)
+        if advantage == "grpo":
+            expected /= stdev(own) + 1e-4
+        found = rollout.advantages[i]
+        torch.testing.assert_close(found, torch.where(mask[i], expected, 0.0), rtol=1e-4, atol=1e-4)
+    assert rollout.rows == list(range(16))
 
 
 def test_rollout_slices_keep_rows_together(tmp_path: Path) -> None:
@@ -127,10 +165,13 @@ def test_rollout_slices_keep_rows_together(tmp_path: Path) -> None:
     part = rollout[rows]
     width = part.sequences.response.shape[1]
     assert width == max(rollout.sequences.response_mask.sum(-1)[rows].tolist())
-    for name in ("old_logprobs", "old_values", "advantages", "returns"):
-        whole = getattr(rollout, name)
-        assert getattr(part, name).equal(whole[rows][:, :width]), name
-        assert whole[rows][:, width:].eq(0).all(), f"{name} beyond the answers' ends"
+    for whole, own in (
+        (rollout.old_logprobs, part.old_logprobs),
+        (rollout.advantages, part.advantages),
+        *zip(targets_of(rollout), targets_of(part), strict=True),
+    ):
+        assert own.equal(whole[rows][:, :width])
+        assert whole[rows][:, width:].eq(0).all(), "beyond the answers' ends"
 
 
 def test_the_same_seed_gives_the_same_answers_whatever_is_collected_before(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stages.rlhf.config.ppo import PpoConfig
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.roles import POLICY, VALUE
@@ -38,8 +39,8 @@ def ids_of(trainer: PpoTrainer) -> list[list[int]]:
 
 def recorded(trainer: PpoTrainer) -> tuple[Recorder, Recorder]:
     model = trainer.model
-    model.policy_optimizer = policy = Recorder(model.policy_parameters, lr=1.0)
-    model.value_optimizer = value = Recorder(model.value_parameters, lr=1.0)
+    model.optimizers[POLICY] = policy = Recorder(model.parameters[POLICY], lr=1.0)
+    model.optimizers[VALUE] = value = Recorder(model.parameters[VALUE], lr=1.0)
     return policy, value
 
 
@@ -140,6 +141,53 @@ def test_value_warm_up_leaves_the_policy_alone(tmp_path: Path) -> None:
     assert not all(after[VALUE][k].equal(v) for k, v in before[VALUE].items())
 
 
+# ---- without a value model
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_without_a_value_model_the_policy_alone_trains(tmp_path: Path, advantage: str) -> None:
+    knobs = ppo_knobs(advantage=advantage, answers_per_prompt=4, value_warmup=3)
+    trainer = ppo_trainer(tmp_path, ppo=knobs)
+    assert list(trainer.model.optimizers) == [POLICY]
+    before = trainer.roles.state(POLICY)
+    progress = trainer.train(no_validation, keep(0, 2))
+    assert [row["update"] for row in progress.updates] == [1, 2]  # and no warm-up
+    assert all(row["learned"] == 1 for row in progress.updates)
+    assert "explained_variance" not in progress.updates[0]
+    assert progress.updates[0]["value_grad_norm"] == 0
+    assert not any(progress.kept_policy[k].equal(v) for k, v in before.items())
+
+
+def test_what_has_no_better_answer_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = ppo_trainer(tmp_path, ppo=ppo_knobs(advantage="rloo", answers_per_prompt=4))
+    next_to_no_scores(trainer.reward_model)
+    trainer.ppo = trainer.ppo.model_copy(update={"missing_eos_penalty": 0.0})
+    rollout, before = trainer.rollout(1, trainer.prompts_of(1)), trainer.roles.state(POLICY)
+    assert rollout.rows == []
+    assert trainer.learn(1, rollout) == StepStats()
+    assert all(trainer.roles.state(POLICY)[k].equal(v) for k, v in before.items())
+
+    rows = watch_steps(trainer, monkeypatch)
+    trainer.learn(1, replace(rollout, rows=[4, 5, 6, 7, 12, 13, 14, 15, 0]))
+    assert [len(step) for step in rows[:2]] == [4, 5], "of equal size, where 8 are too few for all"
+    assert rows[0] + rows[1] == [4, 5, 6, 7, 12, 13, 14, 15, 0]
+
+
+def test_estimators_that_compare_answers_need_two() -> None:
+    with pytest.raises(ValidationError, match=naming("rloo", "answers_per_prompt", 1)):
+        PpoConfig(**{**ppo_knobs().model_dump(), "advantage": "rloo"})
+    with pytest.raises(ValidationError, match=naming("advantage", "reinforce")):
+        PpoConfig(**{**ppo_knobs().model_dump(), "advantage": "reinforce"})
+
+
+def test_answers_per_prompt_divide_the_batch(tmp_path: Path) -> None:
+    file = write_params(tmp_path, **{"ppo.answers_per_prompt": 7})
+    with pytest.raises(ValueError, match=naming("batch_size", "answers_per_prompt", 7)):
+        load_params(file)
+
+
 # ---- micro-batches
 
 
@@ -208,9 +256,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, value: float) -> N
     for name, state in before.items():
         assert all(trainer.roles.state(name)[k].equal(v) for k, v in state.items()), name
     assert trainer.model.value_head.weight.equal(head)
-    assert all(
-        p.grad is None for p in [*trainer.model.policy_parameters, *trainer.model.value_parameters]
-    )
+    assert all(p.grad is None for own in trainer.model.parameters.values() for p in own)
 
     clean = trainer.step(rollout, list(range(8)), train_policy=True)
     assert clean.approx_kl == 0, "what the bad step left behind reached the next one"

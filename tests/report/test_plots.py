@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import vl_convert
 from PIL import Image
 
-from tests.conftest import ROOT, copy_repository
+from tests.conftest import BROWSER, ROOT, copy_repository
 from tests.report.plots_page import CHARTS, FIGURES, PAGE, VEGA_LITE, page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=15000"]

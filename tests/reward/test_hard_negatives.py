@@ -13,6 +13,7 @@ from stages.rlhf.reward.hard_negatives import (
     ENDLESS_KINDS,
     LAST,
     MAKERS,
+    agrees,
     alike,
     count,
     counts,
@@ -24,6 +25,7 @@ from stages.rlhf.reward.hard_negatives import (
     listed,
     loop,
     make,
+    slip,
     stuck,
 )
 from tests.tokenizer_fixtures import tiny_tokenizer
@@ -254,8 +256,36 @@ def test_a_group_of_any_size_gets_one(answers: int) -> None:
 
 def test_where_a_kind_cannot_be_made_the_next_one_is() -> None:
     made = for_training(many(40), 1.0, lambda text: text == "", "seed")
-    assert counts(made) == {**dict.fromkeys(MAKERS, 0), "empty": 40}
+    assert counts(made) == {**dict.fromkeys((*MAKERS, "slip"), 0), "empty": 40}
     assert for_training(many(4), 1.0, lambda text: False, "seed") == [None] * 4
+
+
+def test_a_slip_is_the_first_sample_that_is_not_the_best_answer() -> None:
+    codec = Codec(tiny_tokenizer())
+    own = row("a", "수도는?", "모릅니다.", "서울입니다.")
+    texts = "서울입니다.", " 서울입니다. ", "부산입니다.", "네."
+    said = [codec.response_ids(text) for text in texts]
+    found = slip(own, said, codec)
+    assert found is not None
+    assert (found.kind, found.original, found.text, found.ended) == ("slip", 1, "부산입니다.", True)
+    assert found.response_ids(codec) == said[2]
+    assert slip(own, said[:2], codec) is None
+    cut = slip(own, [said[3][:-1]], codec)
+    assert cut is not None
+    assert not cut.ended
+    assert cut.response_ids(codec) == said[3][:-1]
+    assert agrees(" 서울입니다.", own)
+    assert not agrees("모릅니다.", own)
+
+
+def test_a_slip_whose_text_is_not_all_of_it_keeps_its_ids() -> None:
+    """Half of a syllable is no character: as a text it would become another answer."""
+    codec = Codec(tiny_tokenizer())
+    own, whole = row("a", "수도는?", "모릅니다.", "서울입니다."), codec.response_ids("서울 갗")
+    broken = [*whole[:-2], codec.eos_id]
+    found = slip(own, [broken], codec)
+    assert found is not None
+    assert found.response_ids(codec) == broken
 
 
 def test_held_out_has_one_of_each_kind_per_row_where_it_can_be_made() -> None:

@@ -148,6 +148,17 @@ def test_six_updates_are_three_a_kill_and_three(
     assert [row["update"] for row in trainer.progress.updates] == list(range(7))
 
 
+def test_without_a_value_model_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "tests.ppo.resumed_ppo", str(folder), "5", "rloo"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    again = resumed_ppo.run(folder, killed_at=2, advantage="rloo")
+    whole = resumed_ppo.run(tmp_path / "whole", advantage="rloo")
+    assert differing(resumed_ppo.everything(whole), resumed_ppo.everything(again)) == []
+    assert [row["update"] for row in again.progress.updates] == list(range(1, 7))
+
+
 def test_a_run_that_ended_is_not_run_again(tmp_path: Path, whole: dict[str, Any]) -> None:
     resumed_ppo.run(tmp_path)
     again = resumed_ppo.everything(resumed_ppo.run(tmp_path, killed_at=1))

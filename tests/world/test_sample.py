@@ -51,6 +51,7 @@ SAMPLE = SampleConfig(
     groups=2400,
     judge_groups=600,
     prompts=3000,
+    held_back=0.15,
     documents=14000,
     demo_full_right=0.30,
     rank_noise=0.05,
@@ -167,19 +168,21 @@ def test_canonical_answers_are_short() -> None:
 
 def test_test_and_validation_have_their_sizes(world: World) -> None:
     kinds = Counter(row["kind"] for row in world.sft.validation)
-    assert kinds == {UNSEEN_WORDING: 400, NEVER_ASKED: 200, UNSEEN_ENDING: 150}
+    assert kinds == {UNSEEN_WORDING: 400, NEVER_ASKED: 1000, UNSEEN_ENDING: 500}
     kinds = Counter(row["kind"] for row in world.rm.validation)
     assert kinds == {UNSEEN_WORDING: 250, NEVER_ASKED: 120, UNSEEN_ENDING: 80}
     splits = Counter(row["split"] for row in world.rm.training)
     assert splits == {"train": 2400, "judge_train": 600, "judge_test": 120, "validation": 420}
     splits = Counter(row["split"] for row in world.sft.training)
-    assert splits == {"train": 3200, "validation": 300}
+    assert splits == {"train": 3200, "validation": 400}
     kinds = Counter(row["kind"] for row in world.sft.training if row["split"] == "validation")
-    assert kinds == {UNSEEN_WORDING: 200, NEVER_ASKED: 100}
-    assert len(world.ppo.validation) == 100
+    assert kinds == {UNSEEN_WORDING: 200, NEVER_ASKED: 200}
+    for rows in (world.ppo.validation, world.ppo.training):
+        kinds = Counter(row["kind"] for row in rows if row["split"] != "train")
+        assert kinds == {NEVER_ASKED: 67, UNSEEN_WORDING: 33}
 
 
-@pytest.mark.parametrize(("side", "pairs"), [("test", 50), ("validation", 25)])
+@pytest.mark.parametrize(("side", "pairs"), [("test", 70), ("validation", 70)])
 def test_a_never_asked_pair_is_asked_on_its_own_side_alone(
     world: World, side: str, pairs: int
 ) -> None:
@@ -199,6 +202,37 @@ def test_a_never_asked_pair_is_asked_on_its_own_side_alone(
     assert not asked_in(corpus, questions)
     others = [q for kind, questions in own.items() if kind != NEVER_ASKED for q in questions]
     assert not hidden & {question.fact for question in others}
+
+
+def test_what_is_held_back_from_labels_ppo_alone_asks_and_the_corpus_states(world: World) -> None:
+    hidden = {question.fact for question in world.splits.unlabelled}
+    assert len(hidden) / len(all_facts()) == pytest.approx(SAMPLE.held_back, abs=0.02)
+    questions = set().union(*(texts(fact) for fact in hidden))
+    prompts = [row for row in world.ppo.training if row["split"] == "train"]
+    assert len(prompts) == SAMPLE.prompts
+    asked = [row["question"] in questions for row in prompts]
+    assert sum(asked) == 2000
+    labelled = [*world.sft.training, *world.sft.validation, *world.rm.training]
+    labelled += [*world.rm.validation, *world.ppo.validation]
+    labelled += [row for row in world.ppo.training if row["split"] != "train"]
+    assert not questions & {row["question"] for row in labelled}
+    corpus = "\n".join(world.corpus)
+    assert not asked_in(corpus, questions)
+    stated = [f for f in hidden if core(f) in corpus or core(f, PLAIN) in corpus]
+    assert len(stated) / len(hidden) > 0.95
+    sides = [world.splits.test, world.splits.validation]
+    others = {q.fact for side in sides for each in side.values() for q in each}
+    others |= {q.fact for q in world.splits.training + world.splits.judge}
+    assert not hidden & others
+
+
+def test_nothing_held_back_leaves_all_prompts_to_labelled_facts() -> None:
+    world = build_world(SMALL.model_copy(update={"held_back": 0.0}))
+    assert world.splits.unlabelled == []
+    trained = {question.text for question in world.splits.training}
+    prompts = [row["question"] for row in world.ppo.training if row["split"] == "train"]
+    assert len(prompts) == SMALL.prompts
+    assert set(prompts) <= trained
 
 
 def test_an_unseen_ending_occurs_in_test_alone(world: World, files: dict[str, list[Any]]) -> None:
@@ -245,7 +279,8 @@ def test_no_near_duplicates_across_sides(world: World) -> None:
     held += [("validation", q) for each in splits.validation.values() for q in each]
     held += [("judge", q) for q in splits.judge]
     blocks: dict[Any, list[tuple[str, Question]]] = defaultdict(list)
-    for side, question in held + [("train", q) for q in splits.training]:
+    trained = splits.training + splits.unlabelled
+    for side, question in held + [("train", q) for q in trained]:
         blocks[question.fact.attribute, question.ask, question.ending].append((side, question))
     for block in blocks.values():
         for i, (side, question) in enumerate(block):

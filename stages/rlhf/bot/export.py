@@ -17,6 +17,7 @@ from stages.rlhf import tensors
 from stages.rlhf.bot.merge import ADAPTER, CONFIG, adapter_of, backbone_of, merge, merged
 from stages.rlhf.bot.models import Bot, folder_of
 from stages.rlhf.bot.parity import same_scores, same_tokens
+from stages.rlhf.bot.served import same_answers
 from stages.rlhf.chat import Codec
 from stages.rlhf.hub import POINTER
 from stages.rlhf.model.store import load_causal_lm
@@ -45,7 +46,7 @@ def in_draft(out: Path, write: Write, readme: str) -> str:
 
 
 def write_model(model: Any, codec: Codec, dtype: str, max_new_tokens: int, folder: Path) -> None:
-    """Weights cast to `dtype`, config, tokenizer with the chat template, generation settings."""
+    """Weights cast to `dtype`, config, tokenizer, generation settings."""
     model = model.to(WEIGHTS[dtype])
     model.generation_config = GenerationConfig(
         bos_token_id=codec.tokenizer.bos_token_id,
@@ -57,16 +58,30 @@ def write_model(model: Any, codec: Codec, dtype: str, max_new_tokens: int, folde
     model.config.bos_token_id = codec.tokenizer.bos_token_id
     model.config.eos_token_id, model.config.pad_token_id = codec.eos_id, codec.pad_id
     model.save_pretrained(folder)
+    write_tokenizer(codec, folder)
+
+
+def write_tokenizer(codec: Codec, folder: Path) -> None:
+    """The tokenizer with the chat template, and SentencePiece's own file if its model has one.
+
+    transformers 5 leaves that file out; llama.cpp's converter wants it for Gemma 2.
+    """
     codec.tokenizer.save_pretrained(folder)
+    pieces = Path(codec.tokenizer.name_or_path) / "tokenizer.model"
+    if pieces.is_file():
+        shutil.copyfile(pieces, folder / pieces.name)
 
 
-def export_merged(bot: Bot, name: str, data: Path, dtype: str, questions: Sequence[str]) -> Write:
-    """A writer for `in_draft`: the merged model, held against the original."""
+def export_merged(
+    bot: Bot, name: str, data: Path, dtype: str, questions: Sequence[str], served: bool = False
+) -> Write:
+    """A writer for `in_draft`: the merged model, held against the original, and as it is served."""
 
     def write(draft: Path) -> str:
         model = merged(name, data)
         write_model(model, bot.codec, dtype, bot.entry.max_answer_tokens, draft)
-        return same_tokens(bot, name, draft, questions)
+        found = same_tokens(bot, name, draft, questions)
+        return f"{found}; {same_answers(bot, name, draft, questions)}" if served else found
 
     return write
 
@@ -91,7 +106,7 @@ def export_adapter(bot: Bot, name: str, data: Path) -> Write:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (draft / CONFIG).write_text(text, encoding="utf-8")
         shutil.copyfile(adapter / ADAPTER, draft / ADAPTER)
-        bot.codec.tokenizer.save_pretrained(draft)
+        write_tokenizer(bot.codec, draft)
         return "the adapter as it is in data/"
 
     return write
@@ -129,7 +144,7 @@ def export_reward(bot: Bot, data: Path, dtype: str, questions: Sequence[str]) ->
         with torch.no_grad():
             model.score.weight.copy_(head.float() / scale["sd"])
         model.to(WEIGHTS[dtype]).save_pretrained(draft)
-        bot.codec.tokenizer.save_pretrained(draft)
+        write_tokenizer(bot.codec, draft)
         return same_scores(bot, draft, questions)
 
     return write

@@ -1,9 +1,12 @@
 """The models of data/ by name, ready to answer, and the two reward models that score answers."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from stages.rlhf.bot.stream import token_ids
 from stages.rlhf.chat import Codec
@@ -39,10 +42,10 @@ class Scores(NamedTuple):
 
 
 class Bot:
-    """Some of base, SFT and PPO on one or two backbones.
+    """Some of base, SFT and PPO on one or two backbones, each loaded when it is first needed.
 
-    `scored`: with the reward model and the judge. Raises ValueError where a model is missing, or
-    was trained on another one than is in data/.
+    `scored`: with the reward model and the judge. Raises ValueError at once where a model is
+    missing, or was trained on another one than is in data/.
     """
 
     def __init__(
@@ -52,29 +55,60 @@ class Bot:
         names: Sequence[str] = NAMES,
         scored: bool = True,
     ) -> None:
-        self.params, self.entry, self.data = params, params.base_model, data
-        at = {name: folder_of(name, data) for name in FOLDERS}
-        self.codec = Codec(load_tokenizer(at["base"]))
-        form = self.entry.dtype, self.entry.lora
-        bare = load_base(at["base"], *form) if scored or "base" in names else None
-        self._holders: dict[str, tuple[Roles, str | None]] = {}
-        if bare:
-            self._holders["base"] = bare, None
-        self.reward_model: RewardModel | None = None
-        self.judge: RewardModel | None = None
-        parents = {"base": at["base"], "sft": at["sft"]}
+        self.params, self.entry, self.data, self.scored = params, params.base_model, data, scored
+        self._at = {name: folder_of(name, data) for name in FOLDERS}
+        self._form = self.entry.dtype, self.entry.lora
+        base, sft, rm = (self._at[name] for name in ("base", "sft", "rm"))
+        self.codec = Codec(load_tokenizer(base))
+        self._full = False  # whether SFT is a model of its own, not an adapter
         if scored or {"sft", "ppo"} & set(names):
-            roles = load_sft(at["base"], at["sft"], *form, bare)
-            self._holders["sft"] = roles, roles.reference
-            if "ppo" in names:
-                check_card(at["ppo"], {**parents, "rm": at["rm"]})
-                roles.load(POLICY, at["ppo"])
-                self._holders["ppo"] = roles, POLICY
-            if scored and bare:
-                check_card(at["rm"], parents)
-                check_card(at["judge"], {"base": at["base"]})
-                self.reward_model = load_reward_model(roles, at["rm"])
-                self.judge = load_reward_model(bare, at["judge"])
+            self._full = check_card(sft, {"base": base})["method"] == "full"
+        if "ppo" in names:
+            check_card(self._at["ppo"], {"base": base, "sft": sft, "rm": rm})
+        if scored:
+            check_card(rm, {"base": base, "sft": sft})
+            check_card(self._at["judge"], {"base": base})
+
+    @cached_property
+    def _bare(self) -> Roles:
+        """The base model, and SFT's backbone where SFT is an adapter."""
+        return load_base(self._at["base"], *self._form)
+
+    @cached_property
+    def _trained(self) -> Roles:
+        """SFT, ready for further adapters."""
+        bare = None if self._full else self._bare
+        return load_sft(self._at["base"], self._at["sft"], *self._form, bare)
+
+    @cached_property
+    def _ppo(self) -> Roles:
+        """The same, with PPO's adapter."""
+        self._trained.load(POLICY, self._at["ppo"])
+        return self._trained
+
+    @cached_property
+    def reward_model(self) -> RewardModel | None:
+        """What PPO maximised, without its penalties; None unless `scored`."""
+        return load_reward_model(self._trained, self._at["rm"]) if self.scored else None
+
+    @cached_property
+    def judge(self) -> RewardModel | None:
+        """The second reward model; None unless `scored`."""
+        return load_reward_model(self._bare, self._at["judge"]) if self.scored else None
+
+    def load(self, names: Sequence[str]) -> None:
+        """Load these and the reward models now, so that nobody waits for it later."""
+        for name in names:
+            self._holder(name)
+        _ = self.reward_model, self.judge
+
+    def _holder(self, name: str) -> tuple[Roles, str | None]:
+        """The backbone and the role of a model."""
+        if name == "base":
+            return self._bare, None
+        if name == "sft":
+            return self._trained, self._trained.reference
+        return self._ppo, POLICY
 
     def made_at(self, name: str) -> str | None:
         """The commit at which a model was trained, as its stage noted it; None where it has not."""
@@ -101,29 +135,35 @@ class Bot:
             )
         return ids
 
-    def stream(self, name: str, prompt: list[int], seed: int | None = None) -> Iterator[int]:
-        """Ids of an answer one by one, EOS included; greedy, or sampled from a seed.
+    def stream(
+        self, name: str, prompts: list[list[int]], seeds: Sequence[int] | None = None
+    ) -> Generator[dict[int, int]]:
+        """Ids of an answer to each prompt, step by step: {index of the prompt: id}, EOS included.
 
-        No other model may be used before it has ended.
+        Greedy, or sampled from a seed per prompt, whatever else is in the batch. No other model
+        may be used before it has ended.
         """
-        holder, role = self._holders[name]
+        holder, role = self._holder(name)
         most = self.entry.max_answer_tokens
-        temperature = 0.0 if seed is None else self.params.ppo.temperature
-        uniforms = None if seed is None else draw_uniforms(1, most, seed, "ask")
+        temperature = 0.0 if seeds is None else self.params.ppo.temperature
+        uniforms = None
+        if seeds is not None:
+            uniforms = torch.cat([draw_uniforms(1, most, seed, "ask") for seed in seeds])
         with holder.use(role) as model:
-            yield from token_ids(model, prompt, self.codec, most, temperature, uniforms)
+            yield from token_ids(model, prompts, self.codec, most, temperature, uniforms)
 
     def greedy(self, name: str, prompts: list[list[int]]) -> list[list[int]]:
         """Ids of a greedy answer to each prompt."""
-        holder, role = self._holders[name]
+        holder, role = self._holder(name)
         limits = self.codec, self.entry.max_answer_tokens, self.entry.generate.batch_size
         with holder.use(role) as model:
             return generate_all(model, prompts, *limits)
 
-    def scores(self, prompt: list[int], answer: list[int]) -> Scores | None:
-        """None without the two reward models."""
+    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scores] | None:
+        """Of (prompt, answer) pairs; None without the two reward models."""
         if self.reward_model is None or self.judge is None:
             return None
-        pair = [(prompt, [answer])]
-        reward = self.reward_model.corrected_scores(pair, self.codec).item()
-        return Scores(reward, self.judge.score(pair, self.codec).mean.item())
+        prompts = [(prompt, [answer]) for prompt, answer in pairs]
+        rewards = self.reward_model.corrected_scores(prompts, self.codec).tolist()
+        judged = self.judge.score(prompts, self.codec).mean.tolist()
+        return [Scores(*both) for both in zip(rewards, judged, strict=True)]

@@ -50,9 +50,12 @@ def _parted(question: str, expected: list[int], found: list[int], codec: Codec) 
         (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
         min(len(expected), len(found)),
     )
-    texts = [codec.tokenizer.decode(ids[at : at + 1]) for ids in (expected, found)]
+    ends = [ids[at : at + 1] for ids in (expected, found)]
+    ours, its = (
+        f"{codec.tokenizer.decode(ids)!r} (id {ids[0]})" if ids else "no more" for ids in ends
+    )
     return (
-        f"{question!r}: at token {at + 1} the model says {texts[0]!r}, its export {texts[1]!r};"
+        f"{question!r}: at token {at + 1} the model says {ours}, its export {its};"
         " nothing was written (--dtype float32 rounds least)"
     )
 

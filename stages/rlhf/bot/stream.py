@@ -1,6 +1,6 @@
-"""Decoding one answer token by token, for a reader who waits: ids, and text as it becomes whole."""
+"""Decoding for readers who wait: ids step by step, and text as it becomes whole."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import pick
+from stages.rlhf.model.generation import COMPACT_SHARE, pick
 from stages.rlhf.model.sequences import decoder_of, next_logits
 
 _PARTIAL = "\ufffd"  # what the bytes of an unfinished character decode to
@@ -16,45 +16,80 @@ _PARTIAL = "\ufffd"  # what the bytes of an unfinished character decode to
 
 def token_ids(
     model: Any,
-    prompt: list[int],
+    prompts: list[list[int]],
     codec: Codec,
     max_new_tokens: int,
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
-) -> Iterator[int]:
-    """The ids that `generation.generate` gives for this prompt alone, as they are chosen.
+) -> Generator[dict[int, int]]:
+    """The ids that `generation.generate` gives, as they are chosen: {index of the prompt: id}.
 
-    `temperature` 0 is greedy; else `uniforms` (1, max_new_tokens) decide.
+    A response that has ended is in no later step. `temperature` 0 is greedy; else `uniforms`
+    (B, max_new_tokens) decide.
     """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[codec.pad_id] * (longest - len(p)) + p for p in prompts])
+    lengths = torch.tensor([len(p) for p in prompts])
+    mask = torch.arange(longest) >= longest - lengths[:, None]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask, positions = (one.to(model.device) for one in (ids, mask, positions))
     cache = DynamicCache(config=model.config)
-    ids = torch.tensor([prompt], device=model.device)
-    positions = torch.arange(len(prompt), device=model.device)[None]
+    alive = torch.arange(len(prompts))  # row of the cache -> response
+    done = torch.zeros(len(prompts), dtype=torch.bool)
     for step in range(max_new_tokens):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             states = decoder_of(model)(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
             logits = next_logits(model, states[:, -1], temperature or 1.0)
             if uniforms is None:
                 chosen = logits.argmax(-1)
             else:
-                chosen = pick(logits, uniforms[:, step].to(model.device))
-        yield int(chosen)
-        if int(chosen) == codec.eos_id:
+                chosen = pick(logits, uniforms[alive, step].to(model.device))
+        new = chosen.cpu()
+        yield {int(alive[i]): int(new[i]) for i in (~done).nonzero().squeeze(-1)}
+        done = done | (new == codec.eos_id)
+        finished = int(done.sum())
+        if finished == len(alive):
             return
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        if finished >= COMPACT_SHARE * len(alive):
+            keep = (~done).nonzero().squeeze(-1)
+            alive, done = alive[keep], done[keep]
+            keep = keep.to(model.device)
+            cache.batch_select_indices(keep)
+            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        positions = positions[:, -1:] + 1
 
 
-def text_pieces(ids: Iterable[int], codec: Codec) -> Iterator[str]:
-    """Pieces of text that together are `codec.text` of all ids; no character is given in half."""
-    seen: list[int] = []
-    shown = text = ""
-    for one in ids:
-        seen.append(one)
-        text = codec.text(seen)
-        whole = text.rstrip(_PARTIAL)
-        if whole.startswith(shown) and len(whole) > len(shown):
-            yield whole[len(shown) :]
-            shown = whole
-    if text != shown:
-        yield text[len(shown) :]
+class Text:
+    """The text of a growing list of ids, in pieces; no character is given in half."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec, self.ids, self._given = codec, list[int](), ""
+
+    def add(self, one: int) -> str:
+        """What one more id makes of the text; empty within a character."""
+        self.ids.append(one)
+        whole = self.codec.text(self.ids).rstrip(_PARTIAL)
+        if not whole.startswith(self._given):
+            return ""
+        piece = whole[len(self._given) :]
+        self._given += piece
+        return piece
+
+    def rest(self) -> str:
+        """What remains at the end: the bytes of a character that was cut off."""
+        text = self.codec.text(self.ids)
+        piece, self._given = text[len(self._given) :], text
+        return piece
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended it, by EOS."""
+        return self.ids[-1:] == [self.codec.eos_id]

@@ -1,6 +1,6 @@
 """Section `ppo`, and `ppo` of a base model."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from stages.rlhf.config.models import ModelEntry
 class PpoConfig(Section):
     """PPO, for every model."""
 
+    advantage: Literal["gae", "rloo", "grpo"]
+    answers_per_prompt: Positive
     kl_coef: Annotated[float, Field(ge=0)]
     kl_target: Annotated[float, Field(gt=0)] | None
     kl_horizon: Positive
@@ -35,6 +37,20 @@ class PpoConfig(Section):
     require_gate: bool
     processes: Positive
 
+    @model_validator(mode="after")
+    def _groups_compare(self) -> "PpoConfig":
+        if self.advantage != "gae" and self.answers_per_prompt < 2:
+            raise ValueError(
+                f"advantage {self.advantage} compares the answers to one prompt, and"
+                f" answers_per_prompt is {self.answers_per_prompt}; expected at least 2"
+            )
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Updates that train the value model alone; 0 where there is none."""
+        return self.value_warmup if self.advantage == "gae" else 0
+
 
 class PpoScale(Section):
     """PPO of one base model; batches are responses."""
@@ -45,6 +61,7 @@ class PpoScale(Section):
     micro_batch_tokens: Positive  # padding counted; a longer row is a micro-batch of its own
     learning_rate: Rate
     value_learning_rate: Rate
+    corpus_check: Annotated[float, Field(ge=0)]  # sd of the reward; more than 0 needs a corpus
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> "PpoScale":

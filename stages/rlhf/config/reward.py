@@ -40,6 +40,7 @@ class RmConfig(RewardLosses):
 
     members: Annotated[int, Field(ge=1, le=9)]
     hard_negatives: Share
+    slips: Share
     length_correction: Annotated[float, Field(ge=0)] | None
 
 

@@ -17,6 +17,7 @@ class SampleConfig(Section):
     groups: AtLeastThree
     judge_groups: Positive
     prompts: AtLeastThree
+    held_back: Annotated[float, Field(ge=0, le=0.5)]
     documents: Positive
     demo_full_right: Share
     rank_noise: Annotated[float, Field(ge=0, le=0.5)]

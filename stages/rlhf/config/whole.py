@@ -71,6 +71,16 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batches_hold_whole_prompts(self) -> "Params":
+        size, answers = self.base_model.ppo.batch_size, self.ppo.answers_per_prompt
+        if size % answers:
+            raise ValueError(
+                f"models.{self.model}.ppo.batch_size ({size}) must be divisible by"
+                f" ppo.answers_per_prompt ({answers})"
+            )
+        return self
+
     def reread(self) -> "Params":
         """All of it as params.yaml has it now."""
         return load_params()

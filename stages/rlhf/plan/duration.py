@@ -63,10 +63,13 @@ def durations(shape: Shape, params: Params, work: Work, speeds: Speeds) -> dict[
 
     sft, ppo, scale = model.sft, params.ppo, model.ppo
     full, recomputed = sft.method == "full", shape.decoder >= RECOMPUTED_FROM
-    epoch = costs.train(work.sft * both, work.sft * work.answer, full, recomputed)
-    found = {
-        "sft": sft.epochs * (epoch + costs.read(held * both, held * work.answer)) + answers(held)
-    }
+
+    def phase(rows: float, epochs: int) -> float:
+        epoch = costs.train(rows * both, rows * work.answer, full, recomputed)
+        return epochs * (epoch + costs.read(held * both, held * work.answer))
+
+    best = params.sft.rank1_epochs if params.sft.data == "rank1" else 0
+    found = {"sft": phase(work.sft, sft.epochs) + phase(work.groups, best) + answers(held)}
     rm = members * ranked(work.groups, model.rm.epochs, work.held_groups)
     found["rm"] = rm + answers(held) + scored(held, members)
     found["rm"] += members * costs.read(work.held_groups * 2 * group, work.held_groups * 2 * group)
@@ -74,10 +77,11 @@ def durations(shape: Shape, params: Params, work: Work, speeds: Speeds) -> dict[
     found["judge"] = ranked(work.judge_groups - held_judge, model.judge.epochs, held_judge)
     found["gate"] = answers(GATE_OF * prompts) + scored(GATE_OF * prompts, members + 1)
     size = scale.batch_size
-    update = answers(size, size) + scored(size, 3 + members)  # old, reference, values; members
-    update += ppo.epochs * 2 * costs.train(size * both, size * work.answer / 2)
+    trained = 2 if ppo.advantage == "gae" else 1  # policy, value model
+    update = answers(size, size) + scored(size, 1 + trained + members)  # and the reference
+    update += ppo.epochs * trained * costs.train(size * both, size * work.answer / trained)
     validations = 1 + scale.updates // ppo.evaluate_every
-    found["ppo"] = (scale.updates + ppo.value_warmup) * update
+    found["ppo"] = (scale.updates + ppo.warmup) * update
     found["ppo"] += validations * (answers(held) + scored(held, members + 1))
     test = min(work.test, params.evaluate.max_questions or work.test)
     base = costs.decode(test, batch, work.prompt, limit, limit)  # has not learned to end

@@ -185,11 +185,11 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
         "activations": 6.0 * SCORING_TOKENS * shape.hidden * size,
         "decoding": decoding(model.generate.batch_size),
     }
-    ppo = model.ppo
+    ppo, own = model.ppo, 2 if params.ppo.advantage == "gae" else 1  # policy, value model
     found["ppo"] = {
         "weights": weights * (2 if whole else 1),  # SFT, and the base model for the judge
-        "adapters": 4.0 * adapter * (3 + params.rm.members + sft_adapters),
-        "training": trained(2 * adapter),
+        "adapters": 4.0 * adapter * (1 + own + params.rm.members + sft_adapters),
+        "training": trained(own * adapter),
         "activations": max(ppo.micro_batch_tokens, row) * worked,
         "tile": tile,
         "decoding": decoding(min(ppo.batch_size, model.generate.batch_size)),

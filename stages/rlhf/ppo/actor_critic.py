@@ -3,6 +3,7 @@
 b responses, T tokens of prompt and response together, R response tokens, H hidden size.
 """
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -17,25 +18,25 @@ from stages.rlhf.reward.model import Member
 class ActorCritic:
     """The policy starts as the reference, SFT; the value model as a member of the reward model.
 
+    Without a critic there is no value model: the other answers to a prompt are the baseline.
     The reference is that adapter, or no adapter at all, so the KL is exactly 0 at first.
     """
 
     def __init__(
-        self, roles: Roles, critic: Member, settings: PpoScale, temperature: float
+        self, roles: Roles, critic: Member | None, settings: PpoScale, temperature: float
     ) -> None:
         self.roles, self.temperature = roles, temperature
-        roles.add(POLICY, like=roles.reference)
-        roles.add(VALUE, like=critic.name)
-        self.value_head = new_value_head(critic)
-        self.policy_parameters = roles.parameters(POLICY)
-        self.value_parameters = [*roles.parameters(VALUE), *self.value_head.parameters()]
         adamw = partial(torch.optim.AdamW, eps=1e-5, weight_decay=0.0)
-        self.policy_optimizer: torch.optim.Optimizer = adamw(
-            self.policy_parameters, lr=settings.learning_rate
-        )
-        self.value_optimizer: torch.optim.Optimizer = adamw(
-            self.value_parameters, lr=settings.value_learning_rate
-        )
+        roles.add(POLICY, like=roles.reference)
+        self.value_head = new_value_head(critic) if critic else None
+        self.parameters = {POLICY: roles.parameters(POLICY)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            POLICY: adamw(self.parameters[POLICY], lr=settings.learning_rate)
+        }
+        if critic and self.value_head:
+            roles.add(VALUE, like=critic.name)
+            self.parameters[VALUE] = [*roles.parameters(VALUE), *self.value_head.parameters()]
+            self.optimizers[VALUE] = adamw(self.parameters[VALUE], lr=settings.value_learning_rate)
 
     def logprobs(self, sequences: Sequences) -> Tensor:
         """(b, R) under the role in use: one code path for old, new and reference."""
@@ -43,17 +44,21 @@ class ActorCritic:
 
     def values(self, sequences: Sequences) -> Tensor:
         """(b, R), the value role being in use."""
+        assert self.value_head is not None
         return token_values(self.roles, self.value_head, sequences)
 
-    def gradients(self) -> list[Tensor]:
-        """Those there are; of the policy there are none while the value model warms up."""
-        parameters = [*self.policy_parameters, *self.value_parameters]
-        return [p.grad for p in parameters if p.grad is not None]
+    def gradients(self, roles: Collection[str]) -> list[Tensor]:
+        """Of the roles that are trained; 0 where this process had no row to learn from."""
+        found = []
+        for p in (p for role in roles for p in self.parameters[role]):
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            found.append(p.grad)
+        return found
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        self.policy_optimizer.zero_grad(set_to_none=True)
-        self.value_optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
 
 def policy_logprobs(roles: Roles, sequences: Sequences, temperature: float) -> Tensor:

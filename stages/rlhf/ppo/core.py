@@ -56,6 +56,38 @@ def gae(
     return advantages, torch.where(mask, advantages + values, 0)
 
 
+def leave_one_out(returns: Tensor, answers: int) -> Tensor:
+    """(B,) returns, `answers` of each prompt in a row -> (B,) advantages over the others' mean.
+
+    RLOO, Ahmadian et al. 2024, arXiv 2402.14740, section 3.2.
+    """
+    groups = returns.view(-1, answers)  # (prompts, K)
+    # A_i = G_i - mean of the K - 1 other G_j
+    others = (groups.sum(-1, keepdim=True) - groups) / (answers - 1)
+    return (groups - others).flatten()
+
+
+def group_normalised(returns: Tensor, answers: int) -> Tensor:
+    """(B,) returns, `answers` of each prompt in a row -> (B,): less their mean, over their sd.
+
+    GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2; the KL is in the returns here.
+    """
+    groups = returns.view(-1, answers)  # (prompts, K)
+    # A_i = (G_i - mean G) / (sd G + 1e-4)
+    centred = groups - groups.mean(-1, keepdim=True)
+    return (centred / (groups.std(-1, keepdim=True) + 1e-4)).flatten()
+
+
+def has_spread(returns: Tensor, answers: int) -> Tensor:
+    """(B,) returns, `answers` of each prompt in a row -> (B,) bool: there is a better one to learn.
+
+    Equal answers batched with others differ in the last digits: up to 1e-3 sd is no spread.
+    """
+    groups = returns.view(-1, answers)  # (prompts, K)
+    spread = groups.amax(-1) - groups.amin(-1) > 1e-3
+    return spread.repeat_interleave(answers)
+
+
 class PolicyLoss(NamedTuple):
     """Sums over tokens, for the caller to divide by its global token count."""
 

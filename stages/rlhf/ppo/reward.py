@@ -21,9 +21,10 @@ class Reward(NamedTuple):
     """Every term of it, (B,) each, in standard deviations over SFT's own responses."""
 
     score: Tensor  # mean over the reward model's members minus the length correction; clipped
+    evidence: Tensor  # added for sentences that the corpus has, subtracted for contradicted ones
     uncertainty: Tensor  # subtracted where the members disagree; clipped
     penalty: Tensor  # subtracted for each violation
-    total: Tensor  # score - uncertainty - penalty: the reward at the response's last token
+    total: Tensor  # score + evidence - uncertainty - penalty: at the response's last token
     violations: Violations
 
 
@@ -50,12 +51,13 @@ def final_reward(
     mean: Tensor,
     variance: Tensor,
     length_offsets: Tensor,
+    evidence: Tensor,
     violations: Violations,
     score_clip: float,
     uncertainty_coef: float,
     penalties: Penalties,
 ) -> Reward:
-    """(B,) x 3, violations -> the reward's terms. The KL penalty is in `core.token_rewards`.
+    """(B,) x 4, violations -> the reward's terms. The KL penalty is in `core.token_rewards`.
 
     mean - uncertainty_coef * variance over the members: Coste et al. 2024, arXiv 2310.02743.
     """
@@ -64,4 +66,5 @@ def final_reward(
     penalty = torch.zeros_like(mean)
     for violation, cost in zip(violations, penalties, strict=True):
         penalty = penalty + cost * violation
-    return Reward(score, uncertainty, penalty, score - uncertainty - penalty, violations)
+    total = score + evidence - uncertainty - penalty
+    return Reward(score, evidence, uncertainty, penalty, total, violations)

@@ -8,6 +8,7 @@ B responses, b of them in a micro-batch, R response tokens.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.evidence.corpus_check import CorpusCheck
 from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
@@ -32,15 +34,21 @@ class Prompt(NamedTuple):
     ids: list[int]
 
 
+class Targets(NamedTuple):
+    """What the value model learns from."""
+
+    old_values: Tensor  # (B, R)
+    returns: Tensor  # (B, R)
+
+
 @dataclass(frozen=True)
 class Minibatch:
     """What an optimiser step needs of some responses."""
 
     sequences: Sequences
     old_logprobs: Tensor  # (b, R)
-    old_values: Tensor  # (b, R)
     advantages: Tensor  # (b, R)
-    returns: Tensor  # (b, R)
+    targets: "Targets | None"
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ class Rollout:
     reward: Reward  # (B,) each
     old_logprobs: Tensor  # (B, R) under the policy that sampled
     ref_logprobs: Tensor  # (B, R) under the reference, SFT
-    old_values: Tensor  # (B, R)
-    advantages: Tensor  # (B, R), whitened over the whole batch
-    returns: Tensor  # (B, R)
+    advantages: Tensor  # (B, R)
+    targets: Targets | None  # None without a value model
+    rows: list[int]  # those there is something to learn from
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -61,9 +69,10 @@ class Rollout:
     def __getitem__(self, rows: list[int]) -> Minibatch:
         """Some of the rows; columns that hold only padding are cut off."""
         sequences = self.sequences[rows]
-        length, at = sequences.response.shape[1], index_on(rows, self.returns)
-        rest = (self.old_logprobs, self.old_values, self.advantages, self.returns)
-        return Minibatch(sequences, *(tensor[at, :length] for tensor in rest))
+        length, at = sequences.response.shape[1], index_on(rows, self.advantages)
+        targets = self.targets and Targets(*(tensor[at, :length] for tensor in self.targets))
+        old, advantages = (t[at, :length] for t in (self.old_logprobs, self.advantages))
+        return Minibatch(sequences, old, advantages, targets)
 
 
 # Step 1: responses
@@ -125,9 +134,11 @@ def micro_batches(sequences: Sequences, rows: list[int], tokens: int) -> list[li
 
 
 def minibatches(rows: Sequence[int], settings: PpoScale) -> list[list[int]]:
-    """The rows of each optimiser step, in the given order."""
+    """The rows of each optimiser step, in the given order: as many steps as their number fills."""
     size = settings.batch_size // settings.minibatches
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+    steps = -(-len(rows) // size)
+    ends = [len(rows) * step // steps for step in range(steps + 1)] if steps else []
+    return [list(rows[start:end]) for start, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -174,16 +185,20 @@ def score_responses(
     ppo: PpoConfig,
     penalties: Penalties,
     shard: BatchShard,
+    corpus_check: CorpusCheck | None = None,
+    weight: float = 0.0,
 ) -> Reward:
-    """B prompts, B responses -> (B,) each, on the model's device."""
+    """B prompts, B responses -> (B,) each, on the model's device; `weight` of the corpus check."""
     own = [(prompts[i].ids, [responses[i]]) for i in shard.rows]
     scores = reward_model.score(own, codec)  # mean and variance over the members, (own rows,)
     device = reward_model.roles.model.device
     violations = violations_of(prompts, responses, codec)
+    found = [corpus_check(codec.text(ids)) if corpus_check else 0.0 for ids in responses]
     return final_reward(
         shard.gather(scores.mean).to(device),
         shard.gather(scores.variance).to(device),
         reward_model.length_offsets(responses).to(device),
+        weight * torch.tensor(found, device=device),
         Violations(*(flags.to(device) for flags in violations)),
         ppo.score_clip,
         ppo.uncertainty_coef,

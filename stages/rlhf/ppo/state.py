@@ -4,10 +4,8 @@ import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.actor_critic import ActorCritic
 from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Minibatch
@@ -102,11 +100,11 @@ class Resume:
 
 def snapshot(model: ActorCritic, progress: Progress, clock: Clock) -> State:
     """Named tensors and plain values, as `checkpoints.save` takes them."""
-    tensors = dict(model.value_head.state_dict(prefix="head."))
-    states = {role: model.roles.state(role) for role in (POLICY, VALUE)}
+    tensors = dict(model.value_head.state_dict(prefix="head.")) if model.value_head else {}
+    states = {role: model.roles.state(role) for role in model.optimizers}
     for name, state in {**states, "kept": progress.kept_policy}.items():
         tensors |= add_prefix(f"{name}.", state)
-    for name, optimizer in _optimizers(model).items():
+    for name, optimizer in model.optimizers.items():
         tensors |= add_prefix(f"adam.{name}.", optimizer_tensors(optimizer))
     names = [f.name for f in fields(Progress) if f.name != "kept_policy"]
     plain = {name: getattr(progress, name) for name in names}
@@ -116,16 +114,13 @@ def snapshot(model: ActorCritic, progress: Progress, clock: Clock) -> State:
 def restore(found: Checkpoint, model: ActorCritic, progress: Progress, clock: Clock) -> None:
     """Take everything from a checkpoint."""
     tensors, plain = found.tensors, found.plain["progress"]
-    for role in (POLICY, VALUE):
+    for role in model.optimizers:
         model.roles.load_state(role, strip_prefix(f"{role}.", tensors))
-    model.value_head.load_state_dict(strip_prefix("head.", tensors))
-    for name, optimizer in _optimizers(model).items():
+    if model.value_head:
+        model.value_head.load_state_dict(strip_prefix("head.", tensors))
+    for name, optimizer in model.optimizers.items():
         load_optimizer(optimizer, strip_prefix(f"adam.{name}.", tensors))
     for name, value in {**plain, "kept": Kept(*plain["kept"])}.items():
         setattr(progress, name, value)
     progress.kept_policy = strip_prefix("kept.", tensors)
     clock.seconds.update(found.plain["seconds"])
-
-
-def _optimizers(model: ActorCritic) -> dict[str, torch.optim.Optimizer]:
-    return {"policy": model.policy_optimizer, "value": model.value_optimizer}

@@ -6,8 +6,9 @@ over tokens.
 
 update              its number; up to 0 the value model alone is trained (value warm-up)
 score               mean_B clip(mean over the members - length correction, +- score_clip), sd
+evidence            mean_B corpus_check * (share of sentences supported - share contradicted), sd
 uncertainty         mean_B min(uncertainty_coef * variance over the members, score_clip), sd
-reward              mean_B (score - uncertainty - penalty - kl_coef * KL of the response), sd
+reward              mean_B (score + evidence - uncertainty - penalty - kl_coef * KL), sd
 penalty             mean_B of the constants for no EOS, repetition, copy, sd
 eos_rate            share of responses that end with EOS
 repetition          share of responses with a unit again and again in a row
@@ -16,7 +17,9 @@ kl                  mean_B sum_t log(policy / reference), nats per response (k1:
 kl_coef             weight of the KL in this update's rewards, sd per nat
 length              mean_B tokens
 entropy             mean_N -log policy(sampled token), nats per token, at ppo.temperature
-explained_variance  1 - mean_N (G - V)^2 / variance of G; 1: a perfect value model, 0: a constant
+learned             share of responses learned from; all but those that rloo and grpo skip
+explained_variance  1 - mean_N (G - V)^2 / variance of G; 1: a perfect value model, 0: a constant;
+                    there is none without a value model
 policy_loss         mean_N -min(ratio * A, clip(ratio) * A)
 clipfrac            share of tokens on which the clip of the ratio is active
 approx_kl           mean_N (ratio - 1 - log ratio), nats per token: KL(old policy || new), k3
@@ -40,11 +43,21 @@ from torch import Tensor
 
 from stages.rlhf.ppo.core import masked_mean
 from stages.rlhf.ppo.process_group import ProcessGroup
-from stages.rlhf.ppo.rollout import Rollout
+from stages.rlhf.ppo.rollout import Rollout, Targets
 from stages.rlhf.ppo.state import Progress
 from stages.rlhf.records import write_csv
 
-LAST_UPDATE = ("kl", "kl_coef", "score", "uncertainty", "penalty", "reward", "eos_rate", "entropy")
+LAST_UPDATE = (
+    "kl",
+    "kl_coef",
+    "score",
+    "uncertainty",
+    "penalty",
+    "reward",
+    "eos_rate",
+    "entropy",
+    "learned",
+)
 DRAWN = ("update", "score", "kl", "length")  # columns of updates.csv even without an update
 VALIDATED = (
     *("chrf_valid", "chrf", "chrf_plus_plus", "exact"),
@@ -56,10 +69,9 @@ def rollout_stats(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     """The columns from `score` to `explained_variance`."""
     reward, mask = rollout.reward, rollout.sequences.response_mask
     kl = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0).sum(-1)  # (B,)
-    left = torch.where(mask, rollout.returns - rollout.old_values, 0)  # (B, R)
-    spread = masked_mean((rollout.returns - masked_mean(rollout.returns, mask)) ** 2, mask)
-    return {
+    found = {
         "score": reward.score.mean().item(),
+        "evidence": reward.evidence.mean().item(),
         "uncertainty": reward.uncertainty.mean().item(),
         "reward": (reward.total - kl_coef * kl).mean().item(),
         "penalty": reward.penalty.mean().item(),
@@ -70,8 +82,19 @@ def rollout_stats(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "kl_coef": kl_coef,
         "length": mask.sum(-1).float().mean().item(),
         "entropy": -masked_mean(rollout.old_logprobs, mask).item(),
-        "explained_variance": 1 - (masked_mean(left**2, mask) / spread.clamp(min=1e-8)).item(),
+        "learned": len(rollout.rows) / len(rollout),
     }
+    if rollout.targets:
+        found["explained_variance"] = explained_variance(rollout.targets, mask)
+    return found
+
+
+def explained_variance(targets: Targets, mask: Tensor) -> float:
+    """Of the returns, by the values."""
+    returns = targets.returns
+    left = torch.where(mask, returns - targets.old_values, 0)  # (B, R)
+    spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    return 1 - (masked_mean(left**2, mask) / spread.clamp(min=1e-8)).item()
 
 
 def update_row(
@@ -99,7 +122,9 @@ class StepStats(NamedTuple):
 
 
 def mean_stats(steps: list[StepStats]) -> StepStats:
-    """The mean of each column."""
+    """The mean of each column; 0 without a step."""
+    if not steps:
+        return StepStats()
     sums = [0.0] * len(StepStats._fields)
     for step in steps:
         sums = [total + value for total, value in zip(sums, step, strict=True)]
@@ -118,7 +143,11 @@ class LossSums:
             self._sums[name] += value.detach()
 
     def step_stats(
-        self, tokens: int, group: ProcessGroup, policy_grad_norm: float, value_grad_norm: float
+        self,
+        tokens: int,
+        group: ProcessGroup,
+        policy_grad_norm: float = 0.0,
+        value_grad_norm: float = 0.0,
     ) -> StepStats:
         """All processes' sums over the minibatch's token count, and the norms."""
         sums = torch.stack(list(self._sums.values()))

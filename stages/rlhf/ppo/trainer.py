@@ -16,21 +16,34 @@ from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.evidence.corpus_check import CorpusCheck
 from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate, context_window
 from stages.rlhf.ppo import rollout as experience
 from stages.rlhf.ppo import stats
 from stages.rlhf.ppo.actor_critic import ActorCritic
-from stages.rlhf.ppo.core import gae, next_kl_coef, policy_loss, token_rewards, value_loss, whiten
+from stages.rlhf.ppo.core import (
+    gae,
+    group_normalised,
+    has_spread,
+    leave_one_out,
+    next_kl_coef,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
 from stages.rlhf.ppo.reward import Penalties, missing_eos_cost
-from stages.rlhf.ppo.rollout import Prompt, Rollout, micro_batches, minibatches
+from stages.rlhf.ppo.rollout import Prompt, Rollout, Targets, micro_batches, minibatches
 from stages.rlhf.ppo.selection import Decide
 from stages.rlhf.ppo.state import Progress, Resume
 from stages.rlhf.ppo.validation import Validate
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runtime import Clock, derive_seed
+
+ESTIMATORS = {"rloo": leave_one_out, "grpo": group_normalised}  # next to gae, of whole responses
 
 
 class PpoTrainer:
@@ -49,6 +62,7 @@ class PpoTrainer:
         seed: int,
         work: Path,
         process_group: ProcessGroup = SINGLE_PROCESS,
+        corpus_check: CorpusCheck | None = None,
     ) -> None:
         process_group.check_rows(settings.batch_size // settings.minibatches)
         window = context_window(roles.model)
@@ -57,8 +71,10 @@ class PpoTrainer:
         self.ppo, self.settings, self.max_new_tokens = ppo, settings, max_new_tokens
         self.decoded_at_once = decoded_at_once
         self.seed, self.work, self.process_group = seed, work, process_group
-        self.model = ActorCritic(roles, reward_model.members[0], settings, ppo.temperature)
-        self.progress = Progress(update=-ppo.value_warmup, kl_coef=ppo.kl_coef)
+        self.corpus_check = corpus_check
+        critic = reward_model.members[0] if ppo.advantage == "gae" else None
+        self.model = ActorCritic(roles, critic, settings, ppo.temperature)
+        self.progress = Progress(update=-ppo.warmup, kl_coef=ppo.kl_coef)
         self.clock = Clock()
 
     def train(self, validate: Validate, decide: Decide, resume_in: Path | None = None) -> Progress:
@@ -95,7 +111,7 @@ class PpoTrainer:
             if last:
                 progress.stopped = progress.stopped or "all updates done"
             progress.update = update
-            resume.maybe_save(update + ppo.value_warmup, now=evaluates)
+            resume.maybe_save(update + ppo.warmup, now=evaluates)
             if progress.stopped:
                 break
         return progress
@@ -110,9 +126,11 @@ class PpoTrainer:
         self.clock.lap("validate")
 
     def prompts_of(self, update: int) -> list[Prompt]:
-        """The B prompts of an update."""
-        number = update - 1 + self.ppo.value_warmup
-        return experience.prompt_batch(self.prompts, number, self.settings.batch_size, self.seed)
+        """The B prompts of an update, each as often in a row as it is answered."""
+        number, answers = update - 1 + self.ppo.warmup, self.ppo.answers_per_prompt
+        size = self.settings.batch_size // answers
+        batch = experience.prompt_batch(self.prompts, number, size, self.seed)
+        return [prompt for prompt in batch for _ in range(answers)]
 
     def penalties(self) -> Penalties:
         """What violations cost; a missing EOS less if many of SFT's validation answers lack it."""
@@ -145,29 +163,40 @@ class PpoTrainer:
             old_logprobs = forward(model.logprobs)  # (B, R)
         with roles.use(roles.reference):
             ref_logprobs = forward(model.logprobs)  # (B, R)
-        with roles.use(VALUE, train=True):
-            values = forward(model.values)  # (B, R)
+        values = None
+        if ppo.advantage == "gae":
+            with roles.use(VALUE, train=True):
+                values = forward(model.values)  # (B, R)
 
         # 3. Score each response; reward = score - uncertainty - penalty, (B,) each.
         scoring = (codec, ppo, self.penalties(), shard)
-        reward = experience.score_responses(self.reward_model, prompts, responses, *scoring)
+        check = (self.corpus_check, self.settings.corpus_check)
+        reward = experience.score_responses(self.reward_model, prompts, responses, *scoring, *check)
 
         # 4. -kl_coef * log(policy / reference) at each token, the reward at the last one.
         kl_coef = self.progress.kl_coef
         rewards = token_rewards(reward.total, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)
 
-        # 5. Advantages and returns by GAE; advantages whitened over all tokens of the batch.
-        advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.lam)  # (B, R) each
-        advantages = whiten(advantages, mask)  # (B, R)
+        # 5. Advantages: by GAE, whitened over all tokens of the batch; or of a whole response, over
+        #    the other answers to its prompt, where they differ.
+        targets, learned = None, list(range(len(prompts)))
+        if values is not None:
+            advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.lam)  # (B, R) each
+            advantages, targets = whiten(advantages, mask), Targets(values, returns)
+        else:
+            totals, answers = rewards.sum(-1), ppo.answers_per_prompt  # (B,)
+            over_others = ESTIMATORS[ppo.advantage](totals, answers)  # (B,)
+            advantages = torch.where(mask, over_others[:, None], 0)  # (B, R)
+            learned = has_spread(totals, answers).nonzero().flatten().tolist()
         self.clock.lap("score")
-        return Rollout(sequences, reward, old_logprobs, ref_logprobs, values, advantages, returns)
+        return Rollout(sequences, reward, old_logprobs, ref_logprobs, advantages, targets, learned)
 
     def learn(self, update: int, rollout: Rollout) -> stats.StepStats:
         """6. Epochs of minibatches over one rollout: in the order it was sampled, then shuffled."""
         rng = random.Random(derive_seed(self.seed, "ppo", "minibatches", update))
         done: list[stats.StepStats] = []
         for epoch in range(self.ppo.epochs):
-            order = list(range(len(rollout)))
+            order = list(rollout.rows)
             if epoch > 0:
                 rng.shuffle(order)
             for rows in minibatches(order, self.settings):
@@ -180,7 +209,7 @@ class PpoTrainer:
         """One optimiser step: the losses of a minibatch, micro-batch by micro-batch."""
         ppo, roles, model, group = self.ppo, self.roles, self.model, self.process_group
         tokens = int(rollout.sequences.sizes[rows, 1].sum())  # what each loss is a mean over
-        sums = stats.LossSums(rollout.returns.device)
+        sums = stats.LossSums(rollout.advantages.device)
         limit = self.settings.micro_batch_tokens
         for part in micro_batches(rollout.sequences, group.shard(rows), limit):
             mb = rollout[part]
@@ -191,22 +220,26 @@ class PpoTrainer:
                     policy = policy_loss(logprobs, old, mb.advantages, mask, ppo.cliprange)
                     (policy.loss / tokens).backward()
                 sums.add(policy_loss=policy.loss, clipfrac=policy.clipped, approx_kl=policy.kl)
-            with roles.use(VALUE, train=True):
-                values = model.values(mb.sequences)  # (b, R)
-                value = value_loss(values, mb.old_values, mb.returns, mask, ppo.cliprange_value)
-                (value.loss / tokens).backward()
-            sums.add(value_loss=value.loss, value_clipfrac=value.clipped)
+            if mb.targets:
+                with roles.use(VALUE, train=True):
+                    values = model.values(mb.sequences)  # (b, R)
+                    value = value_loss(values, *mb.targets, mask, ppo.cliprange_value)
+                    (value.loss / tokens).backward()
+                sums.add(value_loss=value.loss, value_clipfrac=value.clipped)
 
-        group.sum(model.gradients())
-        policy_norm = float(clip_grad_norm_(model.policy_parameters, ppo.max_grad_norm))
-        value_norm = float(clip_grad_norm_(model.value_parameters, ppo.max_grad_norm))
-        found = sums.step_stats(tokens, group, policy_norm, value_norm)
+        trained = [role for role in model.optimizers if train_policy or role == VALUE]
+        group.sum(model.gradients(trained))
+        norms = {
+            f"{role}_grad_norm": float(clip_grad_norm_(model.parameters[role], ppo.max_grad_norm))
+            for role in trained
+        }
+        found = sums.step_stats(tokens, group, **norms)
         if not found.finite:
             model.zero_grad()
             self.progress.count_bad_step(rollout[rows], self.work if group.is_main else None)
             return stats.StepStats()
-        model.policy_optimizer.step()  # leaves alone what has no gradient
-        model.value_optimizer.step()
+        for role in trained:
+            model.optimizers[role].step()
         model.zero_grad()
         self.progress.bad_in_a_row = 0
         return found

@@ -1,10 +1,11 @@
 """Hard negatives: corrupted answers of the kinds that a reward-hacking policy produces.
 
-Each is made from a group's best answer, without further data:
+Each is made from a group's best answer, without further data, or sampled from SFT (`slip`):
     echo, other, empty    useless: ranked below every answer of the group
     stuck, count, list    useless, too: endless up to the token limit, and without the best answer
     loop, edited, cut,    worse than the answer they are made from; compared with no other answer,
-    missing_eos, filler   because nobody has ranked them against, say, a wrong one
+    missing_eos, filler,  because nobody has ranked them against, say, a wrong one
+    slip
 What the policy is cut off in has no EOS: `missing_eos`, and half of the endless ones, so that
 neither the loop nor the missing EOS alone explains the rank.
 """
@@ -40,9 +41,12 @@ class HardNegative:
     original: int  # index of the original in the row's answers
     text: str
     ended: bool = True  # False: cut off, no EOS follows
+    ids: tuple[int, ...] = ()  # of a sampled response: its text may lack half a character
 
     def response_ids(self, codec: Codec) -> list[int]:
         """Its ids, EOS included if it ended."""
+        if self.ids:
+            return list(self.ids)
         ids = codec.response_ids(self.text)
         return ids if self.ended else ids[:-1]
 
@@ -181,6 +185,7 @@ MAKERS: dict[str, Callable[[RmRow, str, str, Fits, random.Random], str | None]] 
     "empty": lambda row, best, other, fits, rng: "",
 }
 ENDLESS_KINDS = ("stuck", "count", "list")
+SLIP = "slip"  # what SFT itself samples
 # Ranked below all answers; others only below their original.
 LAST = ("echo", "other", "empty", *ENDLESS_KINDS)
 
@@ -249,4 +254,23 @@ def held_out(
 def counts(negatives: Sequence[HardNegative | None]) -> dict[str, int]:
     """Number of each kind."""
     found = Counter(one.kind for one in negatives if one is not None)
-    return {kind: found[kind] for kind in MAKERS}
+    return {kind: found[kind] for kind in (*MAKERS, SLIP)}
+
+
+def agrees(greedy: str, row: RmRow) -> bool:
+    """Whether SFT's most likely answer is the best-ranked one: people and model know it."""
+    return same_text(greedy, row.answers[row.best])
+
+
+def slip(row: RmRow, sampled: Sequence[list[int]], codec: Codec) -> HardNegative | None:
+    """The first of SFT's samples that is not the best answer: a near miss of its own making.
+
+    Only for rows that it `agrees` on, for elsewhere a sample may be better than the best-ranked
+    answer. None if all are the best answer.
+    """
+    best = row.answers[row.best]
+    for ids in sampled:
+        text = codec.text(ids)
+        if not same_text(text, best):
+            return HardNegative(SLIP, row.best, text, ids[-1] == codec.eos_id, tuple(ids))
+    return None

@@ -1,0 +1,1 @@
+"""What a text's sentences say compared with those of a corpus."""

@@ -1,0 +1,1 @@
+"""Passages of a corpus, and the ones that a question is about."""

@@ -1,0 +1,50 @@
+"""What words are to a lexical index: Korean words carry particles and endings, so blanks do not do.
+
+`pieces` are pairs of neighbouring characters within a word; `morphemes` are the stems and nouns
+that Kiwi finds (kiwipiepy). On KorQuAD each finds paragraphs that the other misses:
+metrics/tables/retrieval.csv.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal
+
+Name = Literal["pieces", "morphemes"]
+
+_WORD = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣ]+|[a-z]+|\d+|[一-龥]+|[ぁ-ヿ]+")
+# Kiwi's tags without particles (J), endings (E), suffixes (XS), copulas and marks (SF, SP, ...)
+_CONTENT = re.compile(r"N[NPR]|V[VA]|M[MA]|XPN|XR|SL|SH|SN")
+
+
+def pieces(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Pairs of neighbouring characters within a word; a word of one character is itself one."""
+    for text in texts:
+        words = _WORD.findall(text.lower())
+        yield [word[i : i + 2] for word in words for i in range(max(1, len(word) - 1))]
+
+
+def morphemes(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Form and part of speech (N, V, ...) of every morpheme with a meaning of its own."""
+    for found in _kiwi().tokenize(texts):
+        yield [f"{t.form.lower()}/{t.tag[0]}" for t in found if _CONTENT.match(t.tag)]
+
+
+TOKENISERS: dict[Name, Callable[[Sequence[str]], Iterator[list[str]]]] = {
+    "pieces": pieces,
+    "morphemes": morphemes,
+}
+
+
+def version_of(name: Name) -> str:
+    """The tokeniser and the version of what it is made with: others may split differently."""
+    return f"{name} kiwipiepy {version('kiwipiepy')}" if name == "morphemes" else name
+
+
+@cache
+def _kiwi() -> Any:
+    """One for the process: its model takes a second to load."""
+    from kiwipiepy import Kiwi  # not above: who wants pieces alone does not wait for it
+
+    return Kiwi(num_workers=1)
