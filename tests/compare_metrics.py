@@ -31,9 +31,14 @@ WATCHED = {  # figures of training that the README speaks of
     "gate": ["best_of_4.passed"],
     "ppo": ["eos_rate", "skipped"],
     "evaluate": [
-        f"{model}.{key}"
-        for model in ("base", "sft", "ppo")
-        for key in ("cosine", "chrf", "exact", "contains", "eos_rate", "repetition", "length")
+        # what base says to a question is an accident of rounding: bfloat16 matmuls, where a
+        # processor has them, change its mean length from 15 characters to 24
+        *(f"base.{key}" for key in ("chrf", "exact", "eos_rate")),
+        *(
+            f"{model}.{key}"
+            for model in ("sft", "ppo")
+            for key in ("cosine", "chrf", "exact", "contains", "eos_rate", "repetition", "length")
+        ),
     ],
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.compare_metrics import compare
 
+SFT = {"chrf": 97.0, "length": 37.0}
 METRICS: dict[str, Any] = {
     "details/ppo.json": {"eos_rate": 0.9, "skipped": False, "validation": {"sft": {"chrf": 80}}},
     "ppo.json": {"eos_rate": 0.9},
@@ -16,6 +17,11 @@ METRICS: dict[str, Any] = {
     "preprocess.json": {},
     "details/rm.json": {"level": 0.0, "level_ci_low": None, "level_ci_high": None},
     "rm.json": {},
+    "details/evaluate.json": {
+        "base": {"chrf": 6.0, "length": 15.5},
+        "sft": SFT,
+    },
+    "evaluate.json": {},
 }
 
 
@@ -38,6 +44,12 @@ def written(folder: Path, **changed: Any) -> Path:
         ("details/rm.json", {"level": None, "level_reason": "no answer"}, []),
         ("details/rm.json", {"level": 0.0}, ["level_ci_low is gone", "level_ci_high is gone"]),
         ("details/rm.json", {"level": None}, ["level_ci_low is gone", "level_ci_high is gone"]),
+        ("details/evaluate.json", {"base": {"chrf": 9.0, "length": 24.4}, "sft": SFT}, []),
+        (
+            "details/evaluate.json",
+            {"base": {"chrf": 15.0, "length": 15.5}, "sft": {**SFT, "length": 31.0}},
+            ["evaluate: base.chrf", "evaluate: sft.length"],
+        ),
         ("details/preprocess.json", {"tokens": {"p50": 9}}, ["preprocess: tokens.p50 was 8"]),
     ],
 )

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, naming, write_params
 from tests.model_fixtures import LORA, save_base, save_sft
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
-# PPO answers hardly any of these unlike SFT: too few questions for an interval
+# PPO answers few of these unlike SFT, on some processors none: there is no share, or no interval
 OF_DECIDED = [
     f"ppo_vs_sft.unseen_wording.{metric}"
     for metric in ("win_rate_decided", "chrf_win_rate_decided", "judge_agreement")
@@ -38,7 +38,7 @@ ASKED = [
 def test_every_column_is_a_metric_of_the_default_run(name: str) -> None:
     cells = experiments.TABLES[name].read({"default": {"rev": WORKSPACE}}, {})["default"]
     lost = {column for column, value in cells.items() if value is None}
-    lost -= {f"{metric}{end}" for metric in OF_DECIDED for end in rivals.ENDS[1:]}
+    lost -= {f"{metric}{end}" for metric in OF_DECIDED for end in rivals.ENDS}
     assert lost <= {"ppo.skipped_reason"}  # there is one where PPO is skipped
 
 
