@@ -146,7 +146,7 @@ def test_a_corpus_check_needs_a_corpus(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": SENTENCE}])
     check = ppo.corpus_check(1.5, tmp_path / "corpus.jsonl")
     assert check is not None
-    assert check(SENTENCE) == 1.0
+    assert check(SENTENCE, SENTENCE) == 1.0
 
 
 def test_no_validation_questions_are_refused(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ LONGEST_LOOP = 74  # characters at which a loop is cut, to fit the tiny model's 
 # Points of quality per property of the answer.
 RIGHT, VAGUE_POINTS, WRONG = 20.0, 9.0, 2.0
 WHOLE = {"off_topic": -1.0, "other_entity": 0.0, "vague": VAGUE_POINTS}
-DETAIL = {"right": 4.0, "extra": 3.5, "other": 2.0, "wrong": -3.0}
-FORM = {"full": 0.0, "no_detail": 0.0, "short": -0.7, "fragment": -2.0}
+DETAIL = {"right": 4.0, "extra": 3.5, "other": 2.0, "same": 1.0, "wrong": -3.0}
+FORM = {"full": 0.0, "no_detail": 0.0, "short": -0.7, "fragment": -2.0, "swapped": -1.0}
 STYLE = {
     "plain": 0.0,
     "filler": -0.9,
@@ -58,9 +58,10 @@ class Spec:
     """Form and defects of one answer.
 
     `form`: full (core and detail) | no_detail (core) | short ("서울입니다.") | fragment ("서울")
-    | vague | off_topic | other_entity. The other axes vary freely if applicable: `fact` right |
-    wrong; `detail` of a full answer right | extra (one more true detail) | other (true, not the
-    listed one) | wrong; `style` a key of STYLE.
+    | swapped (the listed detail as the core, then the fact) | vague | off_topic | other_entity. The
+    other axes vary freely if applicable: `fact` right | wrong; `detail` of a full answer right |
+    extra (one more true detail) | other (true, not the listed one) | same (the fact once more) |
+    wrong; `style` a key of STYLE.
     """
 
     form: str = "full"
@@ -143,9 +144,13 @@ def write(question: Question, spec: Spec, rng: Random) -> str:
         sentences = [value if register == POLITE else resolve(f"{value}[이다]", register)]
     elif spec.form == "short":
         sentences = [resolve(f"{value}[이다].", register)]
+    elif spec.form == "swapped":
+        sentences = [core(listed_detail(fact), register), detail(fact, register, value)]
     else:
         sentences = [core(fact, register, value)]
-        if spec.form == "full":
+        if spec.form == "full" and spec.detail == "same":
+            sentences.append(detail(fact, register, value))
+        elif spec.form == "full":
             sentences += _details(fact, spec.detail, register, rng)
     return _styled(question, spec, sentences, value, rng)
 

@@ -1,10 +1,11 @@
 """Groups of five ranked answers, with ranking noise.
 
-About three groups in four contain the full correct answer. Half contain a contrast pair: two
-answers with the same form, detail and style, one true and one false. The rest is sampled axis by
-axis. One bias of human rankings is built in (AI-Hub's second-best answers are the longest): next to
-the full correct answer, the second-best is often correct but wordy (filler or an extra detail), so
-that rank 2 is slightly the longest on average.
+About three groups in four contain the full correct answer, half of these a near miss of it, too.
+Half contain a contrast pair, of the near miss where there is one: two answers with the same form,
+detail and style, one true and one false. The rest is sampled axis by axis.
+One bias of human rankings is built in (AI-Hub's second-best answers are the longest): next to the
+full correct answer, the second-best is often correct but wordy (filler or an extra detail), so that
+rank 2 is slightly the longest on average.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from random import Random
 
 from tqdm import tqdm
 
-from stages.world.answers import CLEAN, STYLE, Spec, possible, write
+from stages.world.answers import CLEAN, STYLE, WHOLE, Spec, possible, write
 from stages.world.questions import Question
 
 ANSWERS = 5
 CLEAN_SHARE = 0.66  # groups given the full correct answer; others may sample it
 WORDY_SHARE = 0.45  # of these, groups with a correct but wordy second-best
+NEAR_SHARE = 0.5  # of these, groups with a near miss
+NEAR = (Spec(detail="other"), Spec(detail="same"), Spec(detail="wrong"), Spec(form="swapped"))
 CONTRAST_SHARE = 0.5  # groups with a same-form pair of a correct and a wrong fact
 TIE_SHARE = 0.04  # groups in which two answers may be equally good
 WORDY = (Spec(detail="extra"), Spec(style="filler"), Spec(detail="extra", style="filler"))
@@ -45,32 +48,37 @@ class Group:
 def sample_spec(rng: Random) -> Spec:
     """A spec sampled axis by axis."""
     form = rng.choices(
-        ("full", "no_detail", "short", "fragment", "vague", "off_topic", "other_entity"),
-        (0.50, 0.14, 0.08, 0.06, 0.08, 0.07, 0.07),
+        ("full", "no_detail", "short", "fragment", "swapped", "vague", "off_topic", "other_entity"),
+        (0.46, 0.13, 0.08, 0.06, 0.06, 0.08, 0.065, 0.065),
     )[0]
-    if form in ("vague", "off_topic", "other_entity"):
+    if form in WHOLE:
         return Spec(form=form)
     fact = rng.choice(("right", "wrong"))
     if form in ("short", "fragment"):
         style = rng.choices(("plain", "impolite", "filler"), (0.7, 0.15, 0.15))[0]
         return Spec(form=form, fact=fact, style=style)
     style = rng.choices(tuple(STYLE), (0.42, 0.11, 0.11, 0.15, 0.11, 0.10))[0]
-    states = ("right", "extra", "other", "wrong")
-    state = rng.choices(states, (0.48, 0.06, 0.16, 0.30))[0] if form == "full" else "right"
+    states = ("right", "extra", "other", "same", "wrong")
+    state = rng.choices(states, (0.46, 0.06, 0.14, 0.10, 0.24))[0] if form == "full" else "right"
     return Spec(form=form, fact=fact, detail=state, style=style)
 
 
 def _sample_specs(question: Question, rng: Random) -> list[Spec]:
     specs: list[Spec] = []
+    near = None
     if rng.random() < CLEAN_SHARE:
         specs.append(CLEAN)
         if rng.random() < WORDY_SHARE:
             specs.append(rng.choice([s for s in WORDY if possible(question.fact, s)]))
+        if rng.random() < NEAR_SHARE:
+            near = rng.choice([s for s in NEAR if possible(question.fact, s)])
     if rng.random() < CONTRAST_SHARE:
-        one = sample_spec(rng)
-        while one.form in ("vague", "off_topic", "other_entity"):
+        one = near or sample_spec(rng)
+        while one.form in WHOLE:
             one = sample_spec(rng)
         specs += [Spec(one.form, fact, one.detail, one.style) for fact in ("right", "wrong")]
+    elif near:
+        specs.append(near)
     tie = rng.random() < TIE_SHARE
     kept: list[Spec] = []
     while len(kept) < ANSWERS:

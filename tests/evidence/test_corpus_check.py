@@ -4,7 +4,14 @@ import pytest
 
 from stages.rlhf.config.base import load
 from stages.rlhf.config.sample import SampleParams
-from stages.rlhf.evidence.corpus_check import LONGEST, CorpusCheck, sentences, stem, words_of
+from stages.rlhf.evidence.corpus_check import (
+    LONGEST,
+    CorpusCheck,
+    names,
+    sentences,
+    stem,
+    words_of,
+)
 from stages.world.answers import Spec, canonical, write
 from stages.world.build import build_world
 from stages.world.facts import all_facts
@@ -36,15 +43,40 @@ CORPUS = [
     ],
 )
 def test_a_sentence_by_hand(sentence: str, expected: int) -> None:
-    assert CorpusCheck(CORPUS).of_sentence(sentence) == expected
+    assert CorpusCheck(CORPUS).of_sentence(sentence, "한국과 프랑스의 수도는?") == expected
 
 
-def test_a_text_is_the_mean_of_its_sentences() -> None:
+def test_an_answer_is_the_mean_of_its_sentences() -> None:
     check = CorpusCheck(CORPUS)
-    assert check("한국의 수도는 서울입니다. 한국은 아시아에 있습니다.") == 1
-    assert check("한국의 수도는 서울입니다. 한국은 유럽에 있습니다.") == 0
-    assert check("네, 그렇습니다. 한국의 수도는 서울입니다.") == 0.5
-    assert check("") == 0
+    question = "한국의 수도는 어디예요?"
+    assert check(question, "한국의 수도는 서울입니다. 한국은 아시아에 있습니다.") == 1
+    assert check(question, "한국의 수도는 서울입니다. 한국은 유럽에 있습니다.") == 0
+    assert check(question, "네, 그렇습니다. 한국의 수도는 서울입니다.") == 0.5
+    assert check(question, "") == 0
+
+
+def test_a_true_sentence_that_nobody_asked_for_is_unknown() -> None:
+    check = CorpusCheck(CORPUS)
+    answer = "프랑스의 수도는 파리입니다."
+    assert check("프랑스는 수도가 어디죠?", answer) == 1
+    assert check("'프랑스' 수도를 알려 주세요.", answer) == 1
+    assert check("한국의 수도는 어디예요?", answer) == 0
+    assert check("한국의 수도는 어디예요?", "프랑스는 리옹을 수도로 둡니다.") == -1
+
+
+@pytest.mark.parametrize(
+    ("question", "subject", "expected"),
+    [
+        ("눈의 주된 기능이 궁금합니다.", "눈이", True),
+        ("눈의 주된 기능이 궁금합니다.", "침샘이", False),
+        ("스승의 날은 언제인가요?", "스위스의", False),
+        ("리눅스를 발명한 사람은?", "리눅스는", True),
+        ("(서울) 인구는?", "서울에서", True),
+        ("", "눈이", False),
+    ],
+)
+def test_a_question_names_a_subject(question: str, subject: str, expected: bool) -> None:
+    assert names(question, subject) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,11 +117,13 @@ def test_on_the_sample_it_tells_true_from_false_without_the_answer_key() -> None
     )
     check = CorpusCheck(build_world(sample).corpus)
     rng = random.Random(0)
-    right = [check(canonical(fact)) for fact in all_facts()]
     asked = [Question(fact, 0, 0) for fact in all_facts()]
-    wrong = [check(write(q, Spec(form="no_detail", fact="wrong"), rng)) for q in asked]
-    vague = [check(write(q, Spec(form="vague"), rng)) for q in asked]
+    right = [check(q.text, canonical(q.fact)) for q in asked]
+    wrong = [check(q.text, write(q, Spec(form="no_detail", fact="wrong"), rng)) for q in asked]
+    other = [check(q.text, write(q, Spec(form="other_entity"), rng)) for q in asked]
+    vague = [check(q.text, write(q, Spec(form="vague"), rng)) for q in asked]
     assert sum(one == 1 for one in right) / len(right) > 0.95
     assert sum(one == -1 for one in wrong) / len(wrong) > 0.8
     assert sum(one > 0 for one in wrong) / len(wrong) < 0.02
+    assert sum(one > 0 for one in other) / len(other) < 0.1  # one subject may start as another does
     assert all(one <= 0 for one in vague)

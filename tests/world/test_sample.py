@@ -363,6 +363,9 @@ def test_every_defect_shows_in_the_text() -> None:
     assert "도쿄" not in text(fact="wrong")
     assert text(detail="wrong").startswith("일본의 수도는 도쿄입니다. 일본은 ")
     assert "아시아" not in text(detail="wrong")
+    assert text(detail="same") == "일본의 수도는 도쿄입니다. 일본은 도쿄를 수도로 둡니다."
+    assert text(detail="same", fact="wrong").count("도쿄") == 0
+    assert text(form="swapped") == "일본이 있는 대륙은 아시아입니다. 일본은 도쿄를 수도로 둡니다."
     assert text(detail="extra").startswith(canonical(fact) + " 일본")
     assert "일본의 수도" not in text(form="other_entity")
     assert "도쿄" not in text(form="off_topic")
@@ -384,7 +387,7 @@ def test_answers_of_a_group_are_distinct_and_ranked(world: World) -> None:
 
 def test_held_out_ranks_are_free_of_noise(world: World) -> None:
     quality = {}
-    for form in ("full", "no_detail", "short", "fragment", *answers.WHOLE):
+    for form in (*answers.FORM, *answers.WHOLE):
         for fact in ("right", "wrong"):
             for state in answers.DETAIL:
                 for style in answers.STYLE:

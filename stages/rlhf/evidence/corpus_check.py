@@ -2,7 +2,8 @@
 
 A sentence is supported where the corpus has it, formal or plain (입니다, 이다), and contradicted
 where the corpus has only one that differs in one word: of the same subject, which comes first,
-something else is stated. Of all other sentences nothing is known.
+something else is stated. Of all other sentences nothing is known, nor of a supported one whose
+subject the question does not name: it may be true, but nobody asked.
 The check reads the corpus alone, no question's answer; it knows no paraphrase, so that free text
 is mostly unknown to it.
 """
@@ -19,6 +20,7 @@ _FINALS = {"니다": 17, "다": 4}  # ㅂ and ㄴ, as numbers of a syllable's fi
 _MARKS = ".!?…,;:'\"()[]“”‘’"
 LONGEST = 12  # words of a sentence that is looked up; longer ones are unknown
 SHORTEST = 2
+PARTICLE = 2  # characters that a subject may end with: 에서
 
 Words = tuple[str, ...]
 
@@ -69,17 +71,23 @@ class CorpusCheck:
             )
         self._frames = {frame for words in self._known for frame in _frames(words)}
 
-    def of_sentence(self, sentence: str) -> int:
+    def of_sentence(self, sentence: str, question: str) -> int:
         """1 supported, -1 contradicted, 0 unknown."""
         words = words_of(sentence)
         if words in self._known:
-            return 1
+            return int(names(question, words[0]))
         return -1 if any(frame in self._frames for frame in _frames(words)) else 0
 
-    def __call__(self, text: str) -> float:
-        """The mean over the text's sentences, in [-1, 1]; 0 for a text without any."""
-        found = [self.of_sentence(sentence) for sentence in sentences(text)]
+    def __call__(self, question: str, answer: str) -> float:
+        """The mean over the answer's sentences, in [-1, 1]; 0 for an answer without any."""
+        found = [self.of_sentence(sentence, question) for sentence in sentences(answer)]
         return sum(found) / len(found) if found else 0.0
+
+
+def names(question: str, subject: str) -> bool:
+    """Whether a word of the question starts as the subject does, particles aside: 눈의, 눈이."""
+    start = subject[: max(1, len(subject) - PARTICLE)]
+    return any(word.strip(_MARKS).startswith(start) for word in question.split())
 
 
 def _frames(words: Words) -> Iterable[tuple[int, Words]]:

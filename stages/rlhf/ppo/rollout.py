@@ -193,7 +193,10 @@ def score_responses(
     scores = reward_model.score(own, codec)  # mean and variance over the members, (own rows,)
     device = reward_model.roles.model.device
     violations = violations_of(prompts, responses, codec)
-    found = [corpus_check(codec.text(ids)) if corpus_check else 0.0 for ids in responses]
+    found = [
+        corpus_check(prompt.question, codec.text(ids)) if corpus_check else 0.0
+        for prompt, ids in zip(prompts, responses, strict=True)
+    ]
     return final_reward(
         shard.gather(scores.mean).to(device),
         shard.gather(scores.variance).to(device),
