@@ -1,6 +1,7 @@
 """Evaluate: means, reasons, kinds and gain on made answers, and the files of its figures."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from stages.rlhf.records import Response, SftRow, write_metrics
-from stages.rlhf.report import comparison, comparison_figures
+from stages.rlhf.report import comparison, comparison_figures, figures
 from tests.conftest import naming
 from tests.model_fixtures import shipped
 
@@ -318,6 +320,32 @@ def test_figures(models: dict[str, comparison.Measured], tmp_path: Path) -> None
     assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
     lengths = pd.read_csv(tmp_path / "one" / "14_length_similarity.csv")
     assert lengths.groupby("model")["answers"].sum().to_dict() == dict.fromkeys(models, 4)
+
+
+def test_the_figure_of_samples_has_as_many_rows_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(map(chr, range(0xAC00, 0xAC00 + 40)))
+    samples = [{"question": text, "reference": text, "sft": {"answer": text}}] * 12
+    drawn: list[int] = []
+    figure = comparison_figures._sample_figure
+
+    def counted(header: list[str], rows: Sequence[list[str]]) -> Figure:
+        drawn.append(len(rows))
+        return figure(header, rows)
+
+    monkeypatch.setattr(comparison_figures, "_sample_figure", counted)
+    monkeypatch.setattr(figures, "MAX_BYTES", 30_000)
+    monkeypatch.setattr(figures, "MIN_DPI", figures.DPI)
+    comparison_figures.draw_samples(samples, ["sft"], 12, tmp_path / "16_samples")
+    assert drawn[:2] == [12, 9]
+    assert 1 <= drawn[-1] < 12
+    assert (tmp_path / "16_samples.png").stat().st_size <= 30_000
+    assert len(pd.read_csv(tmp_path / "16_samples.csv")) == 12
+    monkeypatch.setattr(figures, "MAX_BYTES", 1_000)
+    with pytest.raises(ValueError, match=naming("16_samples.png", 1_000)):
+        comparison_figures.draw_samples(samples, ["sft"], 12, tmp_path / "16_samples")
+    assert drawn[-1] == 1
 
 
 def test_metrics_can_be_written(models: dict[str, comparison.Measured], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from stages.rlhf.report import figures
 from stages.rlhf.report.comparison import Measured, spread
@@ -13,7 +14,7 @@ from stages.rlhf.report.structure import Part
 from stages.rlhf.report.tables import bin_table, even_edges
 
 NAMES = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO"}
-SHOWN_IN_FIGURE = 12  # rows of the sample table that fit in the figure
+SHOWN_IN_FIGURE = 12  # rows of the sample table in the figure, or fewer where they are too large
 BINS = 30  # approximate number
 CELL_CHARACTERS = 150  # per answer in the figure
 TABLE_CHARACTERS = 15_000  # per column of the CSV, to keep it small
@@ -134,20 +135,31 @@ def draw_samples(
     ]
     limit = max(40, min(500, TABLE_CHARACTERS // shown))
     rows = [[figures.shorten(" ".join(cell.split()), limit) for cell in row] for row in chosen]
-    shortened = [
-        [figures.shorten(cell, CELL_CHARACTERS) for cell in row]
-        for row in spread(rows, SHOWN_IN_FIGURE)
-    ]
-    wrap = 20
-    height = figures.table_height(header, shortened, wrap)
-    figure, (axes,) = figures.new_figure("질문과 답변의 예", width=12, height=height)
-    figures.table(axes, header, shortened, wrap)
-    figures.save_with_table(figure, pd.DataFrame(rows, columns=header), path)
+    table = pd.DataFrame(rows, columns=header)
+    count = SHOWN_IN_FIGURE
+    while True:
+        try:
+            figures.save_with_table(_sample_figure(header, spread(rows, count)), table, path)
+            break
+        except figures.TooLargeError:
+            if count == 1:
+                raise
+            count = count * 3 // 4
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join(
         "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
     )
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _sample_figure(header: list[str], rows: Sequence[list[str]]) -> Figure:
+    """The rows as a table, long answers shortened."""
+    shortened = [[figures.shorten(cell, CELL_CHARACTERS) for cell in row] for row in rows]
+    wrap = 20
+    height = figures.table_height(header, shortened, wrap)
+    figure, (axes,) = figures.new_figure("질문과 답변의 예", width=12, height=height)
+    figures.table(axes, header, shortened, wrap)
+    return figure
 
 
 def _bins(models: Mapping[str, Measured], metric: str) -> pd.DataFrame:

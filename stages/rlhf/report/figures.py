@@ -83,10 +83,14 @@ def new_figure(
     return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
 
 
+class TooLargeError(ValueError):
+    """A figure that exceeds MAX_BYTES even at MIN_DPI."""
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes depend only on the figure, at lower dpi if it exceeds MAX_BYTES.
 
-    Raises ValueError if it exceeds MAX_BYTES even at MIN_DPI.
+    Raises TooLargeError if it exceeds MAX_BYTES even at MIN_DPI.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     dpi, size = float(DPI), MAX_BYTES + 1
@@ -95,7 +99,7 @@ def save(figure: Figure, path: Path) -> None:
         size = path.stat().st_size
         dpi *= 0.85
     if size > MAX_BYTES:
-        raise ValueError(f"{path}: {size} bytes; expected at most {MAX_BYTES}")
+        raise TooLargeError(f"{path}: {size} bytes; expected at most {MAX_BYTES}")
 
 
 def save_with_table(figure: Figure, table: "pd.DataFrame", path: Path) -> None:
