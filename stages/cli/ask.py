@@ -1,5 +1,6 @@
 """`koqa ask`."""
 
+import gc
 import json
 import sys
 import warnings
@@ -55,11 +56,14 @@ def main(
         if not everything:
             raise ValueError('no question; expected one, as in: koqa ask "한라산의 높이는?"')
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        gc.disable()  # what is imported stays: a search for garbage in it only takes time
         from stages.rlhf import runtime
         from stages.rlhf.bot.models import Bot, BotParams
         from stages.rlhf.bot.stream import Text
         from stages.rlhf.config.base import load
 
+        gc.freeze()
+        gc.enable()
         params = load(BotParams)
         runtime.start(params.threads, params.seed, "ask")
         bot = Bot(params, names=names, scored=scores)

@@ -6,6 +6,7 @@ from stages.rlhf.config.base import load
 from stages.rlhf.config.sample import SampleParams
 from stages.rlhf.evidence.corpus_check import (
     LONGEST,
+    UNKNOWN,
     CorpusCheck,
     names,
     sentences,
@@ -51,8 +52,8 @@ def test_an_answer_is_the_mean_of_its_sentences() -> None:
     question = "한국의 수도는 어디예요?"
     assert check(question, "한국의 수도는 서울입니다. 한국은 아시아에 있습니다.") == 1
     assert check(question, "한국의 수도는 서울입니다. 한국은 유럽에 있습니다.") == 0
-    assert check(question, "네, 그렇습니다. 한국의 수도는 서울입니다.") == 0.5
-    assert check(question, "") == 0
+    assert check(question, "네, 그렇습니다. 한국의 수도는 서울입니다.") == 0.25
+    assert check(question, "") == UNKNOWN
 
 
 def test_a_true_sentence_that_nobody_asked_for_is_unknown() -> None:
@@ -60,7 +61,7 @@ def test_a_true_sentence_that_nobody_asked_for_is_unknown() -> None:
     answer = "프랑스의 수도는 파리입니다."
     assert check("프랑스는 수도가 어디죠?", answer) == 1
     assert check("'프랑스' 수도를 알려 주세요.", answer) == 1
-    assert check("한국의 수도는 어디예요?", answer) == 0
+    assert check("한국의 수도는 어디예요?", answer) == UNKNOWN
     assert check("한국의 수도는 어디예요?", "프랑스는 리옹을 수도로 둡니다.") == -1
 
 

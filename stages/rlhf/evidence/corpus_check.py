@@ -3,7 +3,7 @@
 A sentence is supported where the corpus has it, formal or plain (입니다, 이다), and contradicted
 where the corpus has only one that differs in one word: of the same subject, which comes first,
 something else is stated. Of all other sentences nothing is known, nor of a supported one whose
-subject the question does not name: it may be true, but nobody asked.
+subject the question does not name: it may be true, and does not answer.
 The check reads the corpus alone, no question's answer; it knows no paraphrase, so that free text
 is mostly unknown to it.
 """
@@ -20,6 +20,7 @@ _FINALS = {"니다": 17, "다": 4}  # ㅂ and ㄴ, as numbers of a syllable's fi
 _MARKS = ".!?…,;:'\"()[]“”‘’"
 LONGEST = 12  # words of a sentence that is looked up; longer ones are unknown
 SHORTEST = 2
+UNKNOWN = -0.5  # of an answer's sentence: were it 0, saying nothing would be safer than answering
 PARTICLE = 2  # characters that a subject may end with: 에서
 
 Words = tuple[str, ...]
@@ -79,9 +80,9 @@ class CorpusCheck:
         return -1 if any(frame in self._frames for frame in _frames(words)) else 0
 
     def __call__(self, question: str, answer: str) -> float:
-        """The mean over the answer's sentences, in [-1, 1]; 0 for an answer without any."""
-        found = [self.of_sentence(sentence, question) for sentence in sentences(answer)]
-        return sum(found) / len(found) if found else 0.0
+        """The mean over the answer's sentences, in [-1, 1]; UNKNOWN for an answer without any."""
+        found = [self.of_sentence(sentence, question) or UNKNOWN for sentence in sentences(answer)]
+        return sum(found) / len(found) if found else UNKNOWN
 
 
 def names(question: str, subject: str) -> bool:

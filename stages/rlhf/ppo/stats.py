@@ -6,7 +6,7 @@ over tokens.
 
 update              its number; up to 0 the value model alone is trained (value warm-up)
 score               mean_B clip(mean over the members - length correction, +- score_clip), sd
-evidence            mean_B corpus_check * (share of sentences supported - share contradicted), sd
+evidence            mean_B corpus_check * (mean over sentences: 1 supported, -1 not, -.5 unknown)
 uncertainty         mean_B min(uncertainty_coef * variance over the members, score_clip), sd
 reward              mean_B (score + evidence - uncertainty - penalty - kl_coef * KL), sd
 penalty             mean_B of the constants for no EOS, repetition, copy, sd
