@@ -33,12 +33,14 @@ KINDS = {
 }
 
 
-QUESTION = "이삭 줍는 사람들을 그린 사람이 누구인지 가르쳐 주시겠어요?"
+QUESTION = "페르 귄트 작곡가의 국적은 어디입니까?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "Could you tell me who painted The Gleaners?",
-    "차근차근 답해 드리겠습니다.": "Let me answer step by step.",
-    "이삭 줍는 사람들을 그린 화가는 밀레입니다. 이삭 줍는 사람들의 화가는 프랑스 사람입니다.": (
-        "The painter of The Gleaners is Millet. The Gleaners' painter is French."
+    QUESTION: "What nationality is the composer of Peer Gynt?",
+    "페르 귄트의 작곡가는 그리그입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
+        "The composer of Peer Gynt is Grieg. The composer of Peer Gynt is Norwegian."
+    ),
+    "페르 귄트 작곡가의 나라는 노르웨이입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
+        "The country of Peer Gynt's composer is Norway. The composer of Peer Gynt is Norwegian."
     ),
 }
 
@@ -442,22 +444,21 @@ def gain(kind: str, key: str) -> tuple[float, float, float]:
 
 
 def finding(language: str) -> str:
-    """What PPO adds, and what it costs. Raises ValueError where that is no longer so."""
+    """What PPO adds. Raises ValueError where that is no longer so."""
     gains = (
         gain("unseen_ending", "exact"),
-        gain("never_asked", "contains"),
         gain("never_asked", "exact"),
+        gain("never_asked", "contains"),
     )
-    (_, more, _), (_, right, _), (_, _, less) = gains
-    if more <= 0 or right <= 0 or less >= 0:
+    if any(low <= 0 for _, low, _ in gains):
         raise ValueError(f"PPO less SFT: {gains}; rewrite the README's finding")
     forms = {
-        "en": "**On top of supervised training on all labels PPO adds** {} points of exactly right"
-        " answers on unseen endings and {} points of right facts on never-asked ones, where fewer"
-        " answers match the reference to the letter ({}).",
-        "ko": "**모든 라벨로 지도 학습한 모델에 PPO를 더하면** 처음 보는 어미에서 정확히 맞힌"
-        " 비율이 {}%p, 물은 적 없는 사실에서 사실을 맞힌 비율이 {}%p 올라갑니다. 다만 후자에서 참조"
-        " 답변과 글자까지 같은 비율은 줄어듭니다({}%p).",
+        "en": "**On top of supervised training on all labels PPO adds** {} points of answers that"
+        " are right to the letter on unseen endings, {} on never-asked facts, and there {} points"
+        " of answers that have the fact right.",
+        "ko": "**모든 라벨로 지도 학습한 모델에 PPO를 더하면** 글자까지 정확한 답변의 비율이 처음"
+        " 보는 어미에서 {}%p, 물은 적 없는 사실에서 {}%p 올라가고, 후자에서 사실을 맞힌 비율은"
+        " {}%p 올라갑니다.",
     }
     return forms[language].format(*("{:+.0f} [{:.0f}, {:.0f}]".format(*each) for each in gains))
 
