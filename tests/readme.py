@@ -348,6 +348,23 @@ def rivals_table() -> str:
     return "\n".join([*lines, "", f"Means of {len(taught)} seeds. Made at commit {commit}."])
 
 
+def rl_rivals_table() -> str:
+    """metrics/tables/rl_rivals.csv: exact by kind of question, and PPO's gain over each side."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in table("rl_rivals"):
+        found.setdefault(row["side"], {})[row["kind"]] = row
+    titles = [*KINDS.values(), *(f"PPO's gain: {kind}" for kind in KINDS.values())]
+    lines = [f"| exact | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for side, by_kind in found.items():
+        cells = [f"{float(by_kind[kind]['exact']):.3f}" for kind in KINDS]
+        cells += [
+            "–" if side == "PPO" else spanned(by_kind[kind], "exact_ppo_gain", "{:+.3f}")
+            for kind in KINDS
+        ]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def control_table() -> str:
     """metrics/tables/control.csv: data in which form and truth are confounded, and no defences."""
     rows = table("control")
@@ -566,6 +583,7 @@ READMES: Mapping[str, Blocks] = {
         "verdict": verdict_table,
         "ranking": ranking_table,
         "gate": gate_line,
+        "rl_rivals": rl_rivals_table,
         "ablation": ablation_table,
         "seeds": seeds_table,
         "rivals": rivals_table,

@@ -48,8 +48,8 @@ from tests.conftest import ROOT
 
 DATA = ROOT / "data"
 BEST_OF, ROUNDS = 8, 2
-RAFT_RATES = (2e-3, 5e-4, 1e-4)
-DPO_RATES = (5e-4, 1e-4)
+RAFT_RATES = (2e-3, 5e-4, 1e-4, 2e-5)
+DPO_RATES = (5e-4, 1e-4, 2e-5)
 SHOWN = ("exact", "contains", "wrong_fact_rate", "chrf")
 
 
