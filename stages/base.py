@@ -1,7 +1,7 @@
 """Stage `base`: the base model, trained from scratch on the corpus, or a pointer to one.
 
 python -m stages.base --code data/check/base.json --model data/check/model.json
-    --rows data/preprocess --out data/base --metrics metrics/base.json
+    --rows data/rows --out data/base --metrics metrics/base.json
 """
 
 import random
@@ -46,7 +46,8 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
     assert base_model.base is not None
     tokenizer = made_tokenizer(rows / "tokenizer.json")
     codec = Codec(tokenizer)
-    longest = base_model.max_prompt_tokens + base_model.max_answer_tokens
+    room = params.rag.passage_tokens if params.rag.enabled else 0
+    longest = base_model.max_prompt_tokens + base_model.max_answer_tokens + room
     documents = [
         [tokenizer.bos_token_id, *codec.response_ids(str(row["text"]))][:longest]
         for row in read_jsonl(rows / "corpus.jsonl")

@@ -2,7 +2,7 @@
 
 python -m stages.evaluate --code data/check/evaluate.json --base data/base --sft data/sft
     --ppo data/ppo/best --rm data/rm --judge data/judge --gate metrics/gate.json
-    --embedder data/embedder --rows data/preprocess/sft/test.jsonl
+    --embedder data/embedder --rows data/rows/sft/test.jsonl --index data/index
     --metrics-dir metrics --plots-dir plots
     --out data/evaluate --metrics metrics/evaluate.json --plots plots/evaluate
 
@@ -37,9 +37,9 @@ from stages.rlhf.records import (
     write_jsonl,
     write_stage_metrics,
 )
-from stages.rlhf.report import comparison, comparison_figures, html, structure
+from stages.rlhf.report import comparison, comparison_figures, grounded, html, structure
 from stages.rlhf.reward.gate import read_gate
-from stages.rlhf.reward.generations import generate
+from stages.rlhf.reward.generations import Generations, generate, greedy
 from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
@@ -76,19 +76,19 @@ class Evaluated(NamedTuple):
 
 def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
     """The metrics, each model's measured responses, and the sample rows."""
-    rows = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
-    if not rows:
+    shown = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
+    if not shown:
         raise ValueError(f"{paths['rows']}: no rows; expected test questions")
-    found = generate(params, paths, [row.question for row in rows], clock.lap, work)
+    found = generate(params, paths, [row.message for row in shown], clock.lap, work)
+    rows = [grounded.plain(row) for row in shown]
+    spoken = {name: grounded.spoken(own, shown) for name, own in found.responses.items()}
     similarity_model = embedder.load(paths["embedder"])
     texts = [row.answer for row in rows]
-    for responses in found.responses.values():
+    for responses in spoken.values():
         texts += [response.text for response in responses]
-    references, *encoded = np.split(
-        embedder.encode(similarity_model, texts), 1 + len(found.responses)
-    )
+    references, *encoded = np.split(embedder.encode(similarity_model, texts), 1 + len(spoken))
     models = {}
-    for (name, responses), vectors in zip(found.responses.items(), encoded, strict=True):
+    for (name, responses), vectors in zip(spoken.items(), encoded, strict=True):
         scores, judge_scores = found.scores[name], found.judge_scores[name]
         models[name] = comparison.measure(
             responses, scores, judge_scores, rows, vectors, references
@@ -114,6 +114,9 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
         **blocks,
         "gates": gates,
     }
+    if any(row.passages for row in shown):
+        metrics["rag"] = with_and_without(params, paths, shown, found, bootstrap, work)
+        clock.lap("rag")
     return Evaluated(
         metrics,
         models,
@@ -121,6 +124,28 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
         structure.parts(found.roles.model),
         structure.summary(found.roles, POLICY),
     )
+
+
+def with_and_without(
+    params: EvaluateParams,
+    paths: Paths,
+    shown: list[SftRow],
+    found: Generations,
+    bootstrap: comparison.Bootstrap,
+    work: Path,
+) -> dict[str, Any]:
+    """The models without passages, with them, and as if the evidence were not in the index."""
+    gone = read_rows(paths["index"] / grounded.WITHOUT_EVIDENCE, SftRow)
+    rows = {
+        grounded.CLOSED: [grounded.closed(row) for row in shown],
+        grounded.RAG: shown,
+        grounded.WITHOUT: comparison.spread(gone, params.evaluate.max_questions),
+    }
+    answers = {grounded.RAG: {name: found.responses[name] for name in comparison_figures.NAMES}}
+    for condition in (grounded.CLOSED, grounded.WITHOUT):
+        messages = [row.message for row in rows[condition]]
+        answers[condition] = greedy(params, paths, messages, work / condition)
+    return grounded.matrix(answers, rows, bootstrap)
 
 
 def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
@@ -175,7 +200,7 @@ def inputs_of(paths: Paths) -> Paths:
 
 
 @click.command(help=__doc__)
-@path_options("code", "base", "sft", "ppo", "rm", "judge", "gate", "embedder", "rows")
+@path_options("code", "base", "sft", "ppo", "rm", "judge", "gate", "embedder", "rows", "index")
 @path_options("metrics-dir", "plots-dir", "out", "metrics", "plots")
 def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Compare the models on test."""

@@ -2,7 +2,7 @@
 
 python -m stages.gate --code data/check/gate.json --base data/base --sft data/sft --rm data/rm
     --judge data/judge --judge-metrics metrics/details/judge.json
-    --prompts data/preprocess/ppo/validation.jsonl --out data/gate --metrics metrics/gate.json
+    --prompts data/rows/ppo/validation.jsonl --out data/gate --metrics metrics/gate.json
 
 It trains nothing: best-of-4 under the reward model against the mean response, scored by the judge.
 A judge that is no better than length alone decides nothing: `passed` is null, with the reason.
@@ -52,11 +52,11 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
     reward_model = load_reward_model(roles, paths["rm"])
     subset_seed = derive_seed(params.seed, "validation")
     prompts = subset(read_rows(paths["prompts"], PromptRow), params.validation_rows, subset_seed)
-    questions = [row.question for row in prompts]
+    messages = [row.message for row in prompts]
     with roles.use(roles.reference) as sft:
         sampled = sample(
             sft,
-            [codec.prompt_ids(question) for question in questions],
+            [codec.prompt_ids(message) for message in messages],
             GATE_OF,
             codec,
             base_model.max_answer_tokens,
@@ -72,13 +72,13 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
     seed = derive_seed(params.seed, "judge", "gate resamples")
     rows = [
         {
-            "question": question,
+            "question": row.question,
             "answers": [codec.text(response) for response in responses],
             "judge_scores": [round(score, 4) for score in scores],
             "chosen": chosen,
         }
-        for question, (_, responses), scores, chosen in zip(
-            questions, sampled, judge_scores.tolist(), indices.tolist(), strict=True
+        for row, (_, responses), scores, chosen in zip(
+            prompts, sampled, judge_scores.tolist(), indices.tolist(), strict=True
         )
     ]
     found = gate(judge_scores, indices, params.gate.resamples, seed)

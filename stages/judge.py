@@ -2,7 +2,7 @@
 
 It trains nobody: it reports, and decides the gate before PPO.
 
-python -m stages.judge --code data/check/judge.json --base data/base --rows data/preprocess/judge
+python -m stages.judge --code data/check/judge.json --base data/base --rows data/rows/judge
     --out data/judge --metrics metrics/judge.json
 """
 

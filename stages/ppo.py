@@ -1,8 +1,9 @@
 """Stage `ppo`: optimize the policy against the reward model, close to SFT.
 
 python -m stages.ppo --code data/check/ppo.json --base data/base --sft data/sft --rm data/rm
-    --judge data/judge --gate metrics/gate.json --prompts data/preprocess/ppo/train.jsonl
-    --validation data/preprocess/sft/validation.jsonl --corpus data/preprocess/corpus.jsonl
+    --judge data/judge --gate metrics/gate.json --prompts data/rows/ppo/train.jsonl
+    --validation data/rows/sft/validation.jsonl --corpus data/preprocess/corpus.jsonl
+    --index data/index
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
@@ -20,6 +21,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.ppo import PpoParams
 from stages.rlhf.evidence.corpus_check import CorpusCheck
+from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.measure.text import length
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
@@ -38,6 +40,7 @@ from stages.rlhf.records import (
     subset,
     write_stage_metrics,
 )
+from stages.rlhf.retrieval.library import load_support
 from stages.rlhf.reward.gate import gate_failure, read_gate
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
@@ -71,12 +74,14 @@ def trained(
     if not rows:
         raise ValueError(f"{paths['validation']} is empty: no questions to choose an update by")
     reward_model = load_reward_model(roles, paths["rm"])
-    questions = [row.question for row in read_rows(paths["prompts"], PromptRow)]
+    prompts = read_rows(paths["prompts"], PromptRow)
     limit = base_model.max_answer_tokens
     batch_size = base_model.generate.batch_size
     scale = (ppo, base_model.ppo, limit, batch_size, params.seed, work, process_group)
     check = corpus_check(base_model.ppo.corpus_check, paths["corpus"])
-    trainer = PpoTrainer(roles, reward_model, codec, questions, *scale, corpus_check=check)
+    support = load_support(paths["index"]) if any(row.passages for row in prompts) else None
+    evidence = Evidence(check, support)
+    trainer = PpoTrainer(roles, reward_model, codec, prompts, *scale, evidence=evidence)
     judge = load_reward_model(bare, paths["judge"])
     validator = Validator(roles, reward_model, judge, codec, rows, limit, batch_size)
     rule = partial(
@@ -116,7 +121,7 @@ def save(trainer: PpoTrainer, out: Path, paths: Paths) -> None:
 
 @click.command(help=__doc__)
 @path_options("code", "base", "sft", "rm", "judge", "gate", "prompts", "validation", "corpus")
-@path_options("out", "metrics", "plots")
+@path_options("index", "out", "metrics", "plots")
 def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> None:
     """Train the policy with PPO."""
     clock = runtime.Clock()

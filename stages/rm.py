@@ -1,7 +1,7 @@
 """Stage `rm`: the reward model, trained on groups of ranked answers.
 
 python -m stages.rm --code data/check/rm.json --base data/base --sft data/sft
-    --rows data/preprocess/rm --prompts data/preprocess/sft/validation.jsonl --out data/rm
+    --rows data/rows/rm --prompts data/rows/sft/validation.jsonl --out data/rm
     --metrics metrics/rm.json --plots plots/rm
 """
 
@@ -108,7 +108,7 @@ def own_slips(
     with roles.use(roles.reference) as sft:
         for part, name in ((chosen[:PROBED], "probe"), (chosen[PROBED:], "rest")):
             own = [rows[i] for i in part]
-            prompts = [codec.prompt_ids(row.question) for row in own]
+            prompts = [codec.prompt_ids(row.message) for row in own]
             held = Checkpointer(work / f"{name}-greedy")
             greedy = generate_all(sft, prompts, *limits, checkpointer=held)
             agreed = [i for i, ids in enumerate(greedy) if agrees(codec.text(ids), own[i])]
@@ -134,8 +134,8 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
     subset_seed = derive_seed(params.seed, "validation")
     prompts = subset(read_rows(paths["prompts"], SftRow), params.validation_rows, subset_seed)
-    questions = [row.question for row in prompts]
-    scales = measure_scale(model, questions, codec, params)
+    messages = [row.message for row in prompts]
+    scales = measure_scale(model, messages, codec, params)
     for member, (mean, sd) in zip(model.members, scales, strict=True):
         member.mean, member.sd = mean, sd
         training[member.name] |= {"mean": mean, "sd": sd}

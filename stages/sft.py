@@ -1,7 +1,7 @@
 """Stage `sft`: supervised fine-tuning with TRL's SFTTrainer, loss on the answer alone.
 
-python -m stages.sft --code data/check/sft.json --base data/base --rows data/preprocess/sft
-    --groups data/preprocess/rm/train.jsonl --out data/sft --metrics metrics/sft.json
+python -m stages.sft --code data/check/sft.json --base data/base --rows data/rows/sft
+    --groups data/rows/rm/train.jsonl --out data/sft --metrics metrics/sft.json
 """
 
 import shutil
@@ -54,7 +54,7 @@ def best_answers(groups: list[RmRow]) -> list[SftRow]:
     """Each group's question with its best-ranked answer, the first where several tie."""
     best = [group.answers[group.best] for group in groups]
     return [
-        SftRow(id=group.id, question=group.question, answer=answer)
+        SftRow(id=group.id, question=group.question, answer=answer, passages=group.passages)
         for group, answer in zip(groups, best, strict=True)
     ]
 
@@ -110,11 +110,13 @@ def train(
     ]
     save(roles, codec, base_model.sft.method, base, out)
     roles.model.eval()
-    questions = [row.question for row in validation]
+    messages = [row.message for row in validation]
     answers = greedy_responses(
-        roles.model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
+        roles.model, codec, messages, base_model.max_answer_tokens, base_model.generate.batch_size
     )
-    right = [a.text == r.answer for a, r in zip(answers, validation, strict=True)]
+    right = [
+        r.spoken(a.text) == r.spoken(r.answer) for a, r in zip(answers, validation, strict=True)
+    ]
     return losses(found) | {
         "eos_rate": sum(answer.ended for answer in answers) / len(answers),
         "exact": sum(right) / len(answers),

@@ -35,6 +35,7 @@ from stages.rlhf.ppo.selection import Decide, Kept
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validation
 from stages.rlhf.precision import WEIGHTS
+from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from tests.conftest import ROOT
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
@@ -297,7 +298,7 @@ def ppo_trainer(
         reward_model.roles,
         reward_model,
         codec,
-        QUESTIONS,
+        [PromptRow(id=str(i), question=question) for i, question in enumerate(QUESTIONS)],
         ppo or ppo_knobs(),
         settings or ppo_settings(),
         max_new_tokens,

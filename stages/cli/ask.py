@@ -33,6 +33,7 @@ MODELS = ("base", "sft", "ppo")
 )
 @click.option("--sample", type=int, metavar="SEED", help="Sample at ppo.temperature.  [greedy]")
 @click.option("--scores/--no-scores", default=True, help="Reward model and judge.  [default: yes]")
+@click.option("--rag/--no-rag", default=None, help="With passages.  [where data/index has them]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per answer.")
 def main(
     questions: tuple[str, ...],
@@ -40,11 +41,13 @@ def main(
     file: Path | None,
     sample: int | None,
     scores: bool,
+    rag: bool | None,
     as_json: bool,
 ) -> None:
     """Ask the models of data/ a question.
 
     Answers appear as they are decoded, then their scores in standard deviations of SFT's answers.
+    With passages, they are below the question, and the one that an answer cites is named.
 
     \b
         koqa ask "한라산의 높이는?"
@@ -60,6 +63,7 @@ def main(
         from stages.rlhf import runtime
         from stages.rlhf.bot.models import Bot, BotParams
         from stages.rlhf.bot.stream import Text
+        from stages.rlhf.chat import cited
         from stages.rlhf.config.base import load
 
         gc.freeze()
@@ -68,10 +72,16 @@ def main(
         runtime.start(params.threads, params.seed, "ask")
         bot = Bot(params, names=names, scored=scores)
         prompts = [bot.prompt(question) for question in everything]
+        passages = bot.passages(rag)
+        shown = [passages(question) if passages else () for question in everything]
+        if passages:
+            prompts = [bot.prompt(*both) for both in zip(everything, shown, strict=True)]
         seeds = None if sample is None else [sample]
         for number, (question, prompt) in enumerate(zip(everything, prompts, strict=True)):
             if not as_json:
                 click.echo(f"{chr(10) if number else ''}{click.style(question, bold=True)}")
+                for index, passage in enumerate(shown[number], 1):
+                    click.echo(click.style(f" [{index}]  {passage}", dim=True))
             for name in names:
                 text = Text(bot.codec)
                 if not as_json:
@@ -83,6 +93,8 @@ def main(
                 row = {"question": question, "model": name, "answer": bot.codec.text(text.ids)}
                 row |= {"tokens": len(text.ids), "ended": text.ended}
                 row |= {"made_at": bot.made_at(name)}
+                if passages:
+                    row |= {"passages": shown[number], "cited": cited(row["answer"])}
                 row |= {"reward": found and found.reward, "judge": found and found.judge}
                 click.echo(json.dumps(row, ensure_ascii=False) if as_json else _verdict(row))
 

@@ -33,6 +33,7 @@ EXAMPLES = 3  # test questions that the page offers
     help="Where votes are appended, as ranked groups.",
 )
 @click.option("--scores/--no-scores", default=True, help="Reward model and judge.  [default: yes]")
+@click.option("--rag/--no-rag", default=None, help="With passages.  [where data/index has them]")
 def main(
     host: str,
     port: int,
@@ -40,6 +41,7 @@ def main(
     chosen: tuple[str, ...],
     votes: Path,
     scores: bool,
+    rag: bool | None,
 ) -> None:
     """A page to ask the models of data/ side by side, and to vote.
 
@@ -66,6 +68,7 @@ def main(
         runtime.start(params.threads, params.seed, "ask")
         file = VoteFile(votes)
         bot = Bot(params, names=names, scored=scores)
+        passages = bot.passages(rag)
         bot.load(names)
         test = bot.data / "preprocess" / "sft" / "test.jsonl"
         rows = spread(read_rows(test, SftRow), EXAMPLES) if test.is_file() else []
@@ -75,7 +78,7 @@ def main(
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
     click.echo(f"http://{shown}:{bound[1]}/  {', '.join(names)} of {params.model}; votes: {votes}")
     config = uvicorn.Config(
-        build(batcher, file, token, examples),
+        build(batcher, file, token, examples, passages),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -4,11 +4,15 @@ Different here: prompt and response are encoded separately, so that no token spa
 the response's first token is the same in training, scoring and generation; EOS is always part of
 the response, and never the padding token; what looks like a special token in a question or an
 answer (<s>, [MASK], <|eot_id|>) is text and is encoded as text.
+
+Passages that are shown with a question are part of the prompt, numbered from 1. An answer cites one
+by its number in brackets, at the end: "일본의 수도는 도쿄입니다. [2]".
 """
 
 import copy
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +30,48 @@ _HTML = re.compile(
     r"|strong|em|b|i|u|s|sub|sup|form|input|button|script|style)>"
 )
 _PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>")
+EVIDENCE = "근거:"  # the line of a message after which passages follow
+REFUSAL = "근거에서 답을 찾을 수 없습니다."
+_CITATION = re.compile(r"\s?\[(\d{1,3})\]")
 # Stands where BOS does while a prompt is encoded; no character of any text (Unicode: never one).
 _START = "\ufdd0"
+
+
+def message(question: str, passages: Sequence[str]) -> str:
+    """What the user's turn says: the question; with passages, those below it, a line each."""
+    lines = [f"[{number}] {' '.join(text.split())}" for number, text in enumerate(passages, 1)]
+    return "\n".join([question, EVIDENCE, *lines]) if lines else question
+
+
+def fitting(passages: Sequence[str], tokens: Callable[[str], int], room: int) -> int:
+    """How many of the first passages fit into `room` tokens of a message."""
+    left = room - tokens(f"\n{EVIDENCE}")
+    for number, text in enumerate(passages, 1):
+        left -= tokens(f"\n[{number}] {text}")
+        if left < 0:
+            return number - 1
+    return len(passages)
+
+
+def cite(answer: str, number: int) -> str:
+    """The answer with a citation at its end."""
+    return f"{answer} [{number}]"
+
+
+def cited(answer: str) -> int | None:
+    """The number of the last passage that the answer cites; None without a citation."""
+    found = _CITATION.findall(answer)
+    return int(found[-1]) if found else None
+
+
+def without_citations(answer: str) -> str:
+    """What the answer says."""
+    return _CITATION.sub("", answer).strip()
+
+
+def declines(answer: str) -> bool:
+    """Whether the answer says that the passages do not answer."""
+    return REFUSAL in answer
 
 
 def template() -> str:
@@ -166,11 +210,11 @@ class Codec:
     def _ids(self, text: str) -> list[int]:
         return list(self._text.encode(text, add_special_tokens=False).ids)
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The question in the chat template, up to where the response starts; one BOS."""
+    def prompt_ids(self, message: str) -> list[int]:
+        """The user's message in the chat template, up to where the response starts; one BOS."""
         bos = self.tokenizer.bos_token or ""
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question.replace(_START, "")}],
+            [{"role": "user", "content": message.replace(_START, "")}],
             tokenize=False,
             add_generation_prompt=True,
         ).removeprefix(bos)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stages.rlhf import chat
+
 if TYPE_CHECKING:  # stages that write no table do not import pandas
     import pandas as pd
 
@@ -35,7 +37,10 @@ class Response:
 
 
 class PromptRow(BaseModel):
-    """A question. `kind`: its hold-out set, if the source names one."""
+    """A question. `kind`: its hold-out set, if the source names one.
+
+    `passages`: what is shown with it, numbered from 1; None without retrieval.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +49,16 @@ class PromptRow(BaseModel):
     category: str | None = None
     question_type: str | None = None
     kind: str | None = None
+    passages: tuple[str, ...] | None = None
+
+    @property
+    def message(self) -> str:
+        """What the user's turn says: the question, and the passages if there are any."""
+        return chat.message(self.question, self.passages or ())
+
+    def spoken(self, response: str) -> str:
+        """A response without citations, which only a row with passages has."""
+        return response if self.passages is None else chat.without_citations(response)
 
 
 class SftRow(PromptRow):

@@ -219,7 +219,7 @@ class Ours:
             reward_model.roles,
             reward_model,
             made.codec,
-            made.questions,
+            [PromptRow(id=str(i), question=text) for i, text in enumerate(made.questions)],
             ppo,
             settings,
             response,

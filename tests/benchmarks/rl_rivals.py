@@ -30,6 +30,7 @@ from stages import ppo as stage
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.measure.text import text_values
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import generate_all, to_response
@@ -37,7 +38,7 @@ from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_causal_lm, load_sft, load_tokenizer
 from stages.rlhf.ppo.process_group import SINGLE_PROCESS, BatchShard
 from stages.rlhf.ppo.reward import Penalties
-from stages.rlhf.ppo.rollout import Prompt, prompt_batch, score_responses
+from stages.rlhf.ppo.rollout import Prompt, prompt_batch, prompt_of, score_responses
 from stages.rlhf.ppo.validation import reference_metrics
 from stages.rlhf.records import PromptRow, Response, RmRow, SftRow, read_rows, subset
 from stages.rlhf.reward.best_of_n import sample
@@ -67,15 +68,18 @@ class World:
         roles = load_sft(DATA / "base", DATA / "sft", base_model.dtype, base_model.lora)
         self.roles, self.reward_model = roles, load_reward_model(roles, DATA / "rm")
         self.codec = Codec(load_tokenizer(DATA / "base"))
-        rows = DATA / "preprocess"
+        rows = DATA / "rows"
         seed = derive_seed(params.seed, "validation")
         held = read_rows(rows / "sft" / "validation.jsonl", SftRow)
         self.validation = subset(held, params.validation_rows, seed)
         self.test = read_rows(rows / "sft" / "test.jsonl", SftRow)
         self.groups = read_rows(rows / "rm" / "train.jsonl", RmRow)
-        questions = [row.question for row in read_rows(rows / "ppo" / "train.jsonl", PromptRow)]
-        self.prompts = [Prompt(text, self.codec.prompt_ids(text)) for text in questions]
-        self.check = stage.corpus_check(base_model.ppo.corpus_check, rows / "corpus.jsonl")
+        prompts = read_rows(rows / "ppo" / "train.jsonl", PromptRow)
+        self.prompts = [prompt_of(row, self.codec) for row in prompts]
+        check = stage.corpus_check(
+            base_model.ppo.corpus_check, DATA / "preprocess" / "corpus.jsonl"
+        )
+        self.evidence = Evidence(check)
 
     @property
     def limits(self) -> tuple[Codec, int, int]:
@@ -99,7 +103,7 @@ class World:
             ppo,
             Penalties(ppo.missing_eos_penalty, ppo.repetition_penalty, ppo.copy_penalty),
             BatchShard.of(SINGLE_PROCESS, rows),
-            self.check,
+            self.evidence,
             self.model.ppo.corpus_check,
         )
         return found.total
@@ -226,7 +230,7 @@ def answers(world: World) -> dict[str, list[Response]]:
     found = {}
     with world.roles.use(world.roles.reference) as sft:
         found["SFT"] = world.greedy(sft, world.test)
-        asked = [Prompt(row.question, world.codec.prompt_ids(row.question)) for row in world.test]
+        asked = [prompt_of(row, world.codec) for row in world.test]
         sampled = world.sampled(sft, asked, BEST_OF, "rivals", "best")
     best = world.best(asked, sampled)
     found[f"best of {BEST_OF}"] = [to_response(ids, world.codec) for ids in best]

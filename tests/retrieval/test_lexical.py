@@ -11,7 +11,7 @@ import pytest
 from stages.rlhf.retrieval.lexical import K1, WEIGHTS, B, Lexical
 from stages.rlhf.retrieval.passages import Passage
 from stages.rlhf.retrieval.search import best
-from stages.rlhf.retrieval.tokens import TOKENISERS, Name, morphemes, pieces
+from stages.rlhf.retrieval.tokens import TOKENISERS, Name, morphemes, pieces, topic
 
 PASSAGES = [
     Passage("a", ("한라산은 제주도에 있다.", "높이는 1947미터이다.")),
@@ -38,7 +38,7 @@ def bm25(texts: list[list[str]], question: list[str]) -> list[float]:
 
 def expected(name: Name, question: str) -> list[float]:
     """A passage's own score, and that of its best sentence."""
-    (words,) = TOKENISERS[name]([question])
+    (words,) = TOKENISERS[name]([topic(question)])
     sentences = [[*TOKENISERS[name](p.sentences)] for p in PASSAGES]
     whole = bm25([[*chain(*own)] for own in sentences], words)
     alone = iter(bm25([*chain(*sentences)], words))

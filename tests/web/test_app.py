@@ -65,6 +65,7 @@ def test_the_page_learns_who_answers(client: TestClient, micro_run: Path, tmp_pa
         "base_model": "micro",
         "models": [{"name": name, "made_at": None} for name in NAMES],
         "scored": True,
+        "rag": False,
         "votes": str(tmp_path / "rm.jsonl"),
         "examples": ["김치는?"],
         "most_characters": app_module.MOST_CHARACTERS,
@@ -73,7 +74,9 @@ def test_the_page_learns_who_answers(client: TestClient, micro_run: Path, tmp_pa
 
 def test_a_question_is_answered_by_all_models(client: TestClient, bot: Bot) -> None:
     first, *others, last = events(client, QUESTIONS[5])
-    assert first.keys() == {"ask", "waiting"}
+    assert first.keys() == {"ask", "waiting", "passages"}
+    assert first["passages"] == []
+    assert not any("cited" in event for event in others)
     assert last == {"done": True}
     answers = {event["model"]: event["answer"] for event in others if "answer" in event}
     prompt = bot.prompt(QUESTIONS[5])

@@ -4,19 +4,23 @@ import json
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from stages.rlhf.bot.stream import token_ids
-from stages.rlhf.chat import Codec
+from stages.rlhf.chat import Codec, fitting, message
 from stages.rlhf.config.base import StageParams
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
+from stages.rlhf.config.preprocess import RagConfig
 from stages.rlhf.korean import clean_line
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.reward.model import RewardModel, load_reward_model
+
+if TYPE_CHECKING:
+    from stages.rlhf.retrieval.library import Library
 
 NAMES = ("base", "sft", "ppo")
 FOLDERS = {"base": "base", "sft": "sft", "ppo": "ppo/best", "rm": "rm", "judge": "judge"}
@@ -32,6 +36,23 @@ class BotParams(StageParams):
 
     base_model: ModelEntry
     ppo: SamplingTemperature
+    rag: RagConfig
+
+
+class Passages:
+    """Finds the passages that a question is shown with, as stage `index` gave them to rows."""
+
+    def __init__(self, library: "Library", rag: RagConfig, codec: Codec) -> None:
+        self.library, self.rag, self.codec = library, rag, codec
+
+    def __call__(self, question: str) -> tuple[str, ...]:
+        """Their texts, best first."""
+        found = self.library.find(clean_line(question), self.rag.passages)
+        texts = [self.library.texts[i] for i in found]
+        return tuple(texts[: fitting(texts, self._tokens, self.rag.passage_tokens)])
+
+    def _tokens(self, text: str) -> int:
+        return len(self.codec.response_ids(text)) - 1  # but EOS
 
 
 class Scores(NamedTuple):
@@ -96,6 +117,18 @@ class Bot:
         """The second reward model; None unless `scored`."""
         return load_reward_model(self._bare, self._at["judge"]) if self.scored else None
 
+    def passages(self, wanted: bool | None) -> Passages | None:
+        """What finds passages for questions; None where `wanted` is False.
+
+        `wanted` None: where stage `index` has indexed any. Raises ValueError where True finds none.
+        """
+        from stages.rlhf.retrieval.library import Library, has_library  # else nobody waits for it
+
+        folder = self.data / "index"
+        if wanted is False or (wanted is None and not has_library(folder)):
+            return None
+        return Passages(Library.load(folder, self.data / "embedder"), self.params.rag, self.codec)
+
     def load(self, names: Sequence[str]) -> None:
         """Load these and the reward models now, so that nobody waits for it later."""
         for name in names:
@@ -118,9 +151,10 @@ class Bot:
         commit = json.loads(file.read_text(encoding="utf-8")).get("commit")
         return commit and str(commit)[:7]
 
-    def prompt(self, question: str) -> list[int]:
+    def prompt(self, question: str, passages: Sequence[str] = ()) -> list[int]:
         """Ids of a question as training saw it: one line, NFC, no invisible characters.
 
+        With passages, they are shown after it, numbered from 1.
         Raises ValueError for an empty question, and for one longer than any it was trained on.
         """
         text = clean_line(question)
@@ -133,7 +167,7 @@ class Bot:
                 f"the question {text[:40]!r}... has {len(ids)} tokens in the chat template;"
                 f" {self.params.model} reads at most {most} (max_prompt_tokens)"
             )
-        return ids
+        return self.codec.prompt_ids(message(text, passages)) if passages else ids
 
     def stream(
         self, name: str, prompts: list[list[int]], seeds: Sequence[int] | None = None

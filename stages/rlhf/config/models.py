@@ -88,9 +88,17 @@ class SamplingTemperature(View):
     temperature: Annotated[float, Field(gt=0)]
 
 
+class Passages(View):
+    """How long a prompt may be with passages."""
+
+    enabled: bool
+    passage_tokens: Positive
+
+
 class BaseParams(StageParams):
     """What stage `base` reads."""
 
+    rag: Passages
     base_model: ModelEntry
 
 

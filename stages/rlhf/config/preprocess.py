@@ -1,11 +1,11 @@
-"""Sections `data` and `preprocess`."""
+"""Sections `data`, `preprocess` and `rag`: the rows that the models read."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.rlhf.config.base import Positive, Section, StageParams
+from stages.rlhf.config.base import Positive, Section, Share, StageParams
 from stages.rlhf.config.models import ModelEntry
 
 Column = Literal[
@@ -60,3 +60,34 @@ class PreprocessParams(StageParams):
     data: DataConfig
     preprocess: PreprocessConfig
     base_model: ModelEntry
+
+
+class RagConfig(Section):
+    """Questions with passages of a library, and answers that cite them."""
+
+    enabled: bool
+    path: Path
+    tokens: Annotated[list[Literal["pieces", "morphemes"]], Field(min_length=1)]
+    dense: bool
+    characters: Annotated[int, Field(ge=20)]
+    passages: Annotated[int, Field(ge=2)]
+    passage_tokens: Positive
+    right: Share
+    absent: Share
+
+    @model_validator(mode="after")
+    def _shares_of_one(self) -> "RagConfig":
+        if self.right + self.absent > 1:
+            raise ValueError(
+                f"right ({self.right}) and absent ({self.absent}) are shares of the training rows;"
+                " expected no more than 1 together"
+            )
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ValueError(f"tokens ({', '.join(self.tokens)}) names one twice")
+        return self
+
+
+class IndexParams(StageParams):
+    """What stage `index` reads."""
+
+    rag: RagConfig

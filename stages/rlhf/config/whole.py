@@ -8,7 +8,7 @@ from stages.rlhf.config.base import FILE, NotNegative, Positive, Section, load
 from stages.rlhf.config.limits import GateConfig, Limits
 from stages.rlhf.config.measure import EdaConfig, EmbedderConfig, EvaluateConfig
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
-from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig
+from stages.rlhf.config.preprocess import DataConfig, PreprocessConfig, RagConfig
 from stages.rlhf.config.reward import JudgeConfig, RewardScale, RmConfig
 from stages.rlhf.config.sample import SampleConfig
 from stages.rlhf.config.sft import SftConfig, SftModel
@@ -36,6 +36,7 @@ class Params(Section):
     preprocess: PreprocessConfig
     eda: EdaConfig
     embedder: EmbedderConfig
+    rag: RagConfig
     sft: SftConfig
     rm: RmConfig
     judge: JudgeConfig

@@ -151,9 +151,9 @@ def to_response(ids: list[int], codec: Codec) -> Response:
 
 
 def greedy_responses(
-    model: Any, codec: Codec, questions: list[str], max_new_tokens: int, batch_size: int
+    model: Any, codec: Codec, messages: list[str], max_new_tokens: int, batch_size: int
 ) -> list[Response]:
-    """Greedy responses to questions, in order."""
-    prompts = [codec.prompt_ids(question) for question in questions]
+    """Greedy responses to messages, in order."""
+    prompts = [codec.prompt_ids(message) for message in messages]
     generated = generate_all(model, prompts, codec, max_new_tokens, batch_size)
     return [to_response(ids, codec) for ids in generated]

@@ -149,7 +149,8 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
     """Peak bytes of each stage that loads a model, by purpose."""
     model, size = params.base_model, weight_size(params.base_model)
     adapter = shape.lora(model.lora.r)
-    row = model.max_prompt_tokens + model.max_answer_tokens
+    room = params.rag.passage_tokens if params.rag.enabled else 0
+    row = model.max_prompt_tokens + room + model.max_answer_tokens
     worked, weights = shape.worked(size), size * shape.parameters
     rows, columns = LOGITS_TILE.get(device, LOGITS_TILE["cuda"])
     tile = 3.0 * 4 * rows * columns

@@ -16,22 +16,24 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
-from stages.rlhf.evidence.corpus_check import CorpusCheck
+from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
 from stages.rlhf.model.sequences import Sequences, index_on
 from stages.rlhf.ppo.process_group import BatchShard
 from stages.rlhf.ppo.reward import Penalties, Reward, Violations, final_reward
+from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runtime import derive_seed
 
 
 class Prompt(NamedTuple):
-    """A question, and the ids of the prompt that asks it."""
+    """A question, the ids of the prompt that asks it, and the passages in that prompt."""
 
     question: str
     ids: list[int]
+    passages: tuple[str, ...] = ()
 
 
 class Targets(NamedTuple):
@@ -78,13 +80,18 @@ class Rollout:
 # Step 1: responses
 
 
+def prompt_of(row: PromptRow, codec: Codec) -> Prompt:
+    """A row as PPO reads it."""
+    return Prompt(row.question, codec.prompt_ids(row.message), row.passages or ())
+
+
 def encode_prompts(
-    questions: list[str], codec: Codec, max_new_tokens: int, window: int
+    rows: Sequence[PromptRow], codec: Codec, max_new_tokens: int, window: int
 ) -> list[Prompt]:
     """Raises ValueError where there are none, or one leaves no room for a response."""
-    if not questions:
+    if not rows:
         raise ValueError("no prompts to train PPO on: ppo/train.jsonl is empty")
-    prompts = [Prompt(question, codec.prompt_ids(question)) for question in questions]
+    prompts = [prompt_of(row, codec) for row in rows]
     for prompt in prompts:
         if len(prompt.ids) + max_new_tokens > window:
             raise ValueError(
@@ -185,16 +192,16 @@ def score_responses(
     ppo: PpoConfig,
     penalties: Penalties,
     shard: BatchShard,
-    corpus_check: CorpusCheck | None = None,
+    evidence: Evidence | None = None,
     weight: float = 0.0,
 ) -> Reward:
-    """B prompts, B responses -> (B,) each, on the model's device; `weight` of the corpus check."""
+    """B prompts, B responses -> (B,) each, on the model's device; `weight` of the evidence."""
     own = [(prompts[i].ids, [responses[i]]) for i in shard.rows]
     scores = reward_model.score(own, codec)  # mean and variance over the members, (own rows,)
     device = reward_model.roles.model.device
     violations = violations_of(prompts, responses, codec)
     found = [
-        corpus_check(prompt.question, codec.text(ids)) if corpus_check else 0.0
+        evidence(prompt.question, prompt.passages, codec.text(ids)) if evidence else 0.0
         for prompt, ids in zip(prompts, responses, strict=True)
     ]
     return final_reward(

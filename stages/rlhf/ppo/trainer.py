@@ -8,6 +8,7 @@ B responses, b of them in a micro-batch, P prompt tokens, R response tokens.
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
-from stages.rlhf.evidence.corpus_check import CorpusCheck
+from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate, context_window
@@ -40,6 +41,7 @@ from stages.rlhf.ppo.rollout import Prompt, Rollout, Targets, micro_batches, min
 from stages.rlhf.ppo.selection import Decide
 from stages.rlhf.ppo.state import Progress, Resume
 from stages.rlhf.ppo.validation import Validate
+from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runtime import Clock, derive_seed
 
@@ -54,7 +56,7 @@ class PpoTrainer:
         roles: Roles,
         reward_model: RewardModel,
         codec: Codec,
-        questions: list[str],
+        rows: Sequence[PromptRow],
         ppo: PpoConfig,
         settings: PpoScale,
         max_new_tokens: int,
@@ -62,16 +64,16 @@ class PpoTrainer:
         seed: int,
         work: Path,
         process_group: ProcessGroup = SINGLE_PROCESS,
-        corpus_check: CorpusCheck | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         process_group.check_rows(settings.batch_size // settings.minibatches)
         window = context_window(roles.model)
-        self.prompts = experience.encode_prompts(questions, codec, max_new_tokens, window)
+        self.prompts = experience.encode_prompts(rows, codec, max_new_tokens, window)
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
         self.ppo, self.settings, self.max_new_tokens = ppo, settings, max_new_tokens
         self.decoded_at_once = decoded_at_once
         self.seed, self.work, self.process_group = seed, work, process_group
-        self.corpus_check = corpus_check
+        self.evidence = evidence
         critic = reward_model.members[0] if ppo.advantage == "gae" else None
         self.model = ActorCritic(roles, critic, settings, ppo.temperature)
         self.progress = Progress(update=-ppo.warmup, kl_coef=ppo.kl_coef)
@@ -170,8 +172,10 @@ class PpoTrainer:
 
         # 3. Score each response; reward = score - uncertainty - penalty, (B,) each.
         scoring = (codec, ppo, self.penalties(), shard)
-        check = (self.corpus_check, self.settings.corpus_check)
-        reward = experience.score_responses(self.reward_model, prompts, responses, *scoring, *check)
+        evidence = (self.evidence, self.settings.corpus_check)
+        reward = experience.score_responses(
+            self.reward_model, prompts, responses, *scoring, *evidence
+        )
 
         # 4. -kl_coef * log(policy / reference) at each token, the reward at the last one.
         kl_coef = self.progress.kl_coef

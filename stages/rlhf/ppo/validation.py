@@ -44,7 +44,7 @@ class Validator:
         self.roles, self.reward_model, self.judge, self.codec = roles, reward_model, judge, codec
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.rows = rows
-        self.prompts = [codec.prompt_ids(row.question) for row in rows]
+        self.prompts = [codec.prompt_ids(row.message) for row in rows]
         count = min(SHOWN, len(rows))
         self._shown = [i * len(rows) // count for i in range(count)]  # evenly spaced
 
@@ -73,15 +73,17 @@ class Validator:
 
 
 def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, float]:
-    """Means over N answers of their texts compared with the N references.
+    """Means over N answers of their texts, citations aside, compared with the N references.
 
     In `chrf_valid` an answer that was cut off, loops or gives the question back counts 0: what goes
     on to the token limit overlaps with much of any reference.
     """
-    pairs = list(zip((answer.text for answer in answers), rows, strict=True))
-    overlaps = [chrf(text, row.answer) for text, row in pairs]
-    looped = [loops(text) for text, _ in pairs]
-    copied = [copies(text, row.question, row.answer) for text, row in pairs]
+    texts = [row.spoken(answer.text) for answer, row in zip(answers, rows, strict=True)]
+    references = [row.spoken(row.answer) for row in rows]
+    pairs = list(zip(texts, references, strict=True))
+    overlaps = [chrf(*pair) for pair in pairs]
+    looped = [loops(text) for text in texts]
+    copied = [copies(one, row.question, two) for (one, two), row in zip(pairs, rows, strict=True)]
     valid = [
         answer.ended and not loop and not copy
         for answer, loop, copy in zip(answers, looped, copied, strict=True)
@@ -89,10 +91,10 @@ def reference_metrics(answers: list[Response], rows: list[SftRow]) -> dict[str, 
     return {
         "chrf_valid": fmean(one * ok for one, ok in zip(overlaps, valid, strict=True)),
         "chrf": fmean(overlaps),
-        "chrf_plus_plus": fmean(chrf_plus_plus(text, row.answer) for text, row in pairs),
-        "exact": fmean(exact(text, row.answer) for text, row in pairs),
+        "chrf_plus_plus": fmean(chrf_plus_plus(*pair) for pair in pairs),
+        "exact": fmean(exact(*pair) for pair in pairs),
         "eos_rate": fmean(answer.ended for answer in answers),
         "repetition": fmean(looped),
         "copy_rate": fmean(copied),
-        "length": fmean(length(text) for text, _ in pairs),
+        "length": fmean(length(text) for text in texts),
     }

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stages.rlhf.retrieval.parts import in_parts
 from stages.rlhf.retrieval.passages import Passage
 from stages.rlhf.retrieval.search import Scores, best
-from stages.rlhf.retrieval.tokens import TOKENISERS, Name, version_of
+from stages.rlhf.retrieval.tokens import TOKENISERS, Name, topic, version_of
 
 # Chosen by hand on all of KorQuAD's development set, which therefore flatters them.
 K1, B = 0.6, 0.5  # bm25s's own are 1.5 and .75
@@ -72,8 +72,9 @@ class Lexical:
     def scores(self, question: str) -> Scores:
         """(P): how well each passage fits; 0 where they share nothing."""
         found: Scores = np.zeros(len(self.starts), dtype=np.float32)
+        about = topic(question)
         for name, passages, sentences in self.fields:
-            (words,) = TOKENISERS[name]([question])
+            (words,) = TOKENISERS[name]([about])
             ids = passages.get_tokens_ids(words)
             if not ids:
                 continue

@@ -2,7 +2,7 @@
 
 `pieces` are pairs of neighbouring characters within a word; `morphemes` are the stems and nouns
 that Kiwi finds (kiwipiepy). On KorQuAD each finds paragraphs that the other misses:
-metrics/tables/retrieval.csv.
+metrics/tables/retrieval.csv. A question is searched by its `topic`, without the words that ask.
 """
 
 import re
@@ -16,6 +16,12 @@ Name = Literal["pieces", "morphemes"]
 _WORD = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣ]+|[a-z]+|\d+|[一-龥]+|[ぁ-ヿ]+")
 # Kiwi's tags without particles (J), endings (E), suffixes (XS), copulas and marks (SF, SP, ...)
 _CONTENT = re.compile(r"N[NPR]|V[VA]|M[MA]|XPN|XR|SL|SH|SN")
+_FUNCTION = re.compile(r"J|E|XS|VC|VX|S[FPSEO]")  # particles, endings, suffixes, copulas, marks
+_ASKING = re.compile(  # content words that a question ends with: 누구인지 알려 줄 수 있나요
+    r"(무엇|뭐|누구|어디|언제|몇)/(NP|MM|MA.|NR)|(알|알리|말하|설명하|가르치|주|있|궁금하)/V.*"
+    r"|궁금/XR|(수|줄)/NNB"
+)
+_ACTS = {"말", "설명"}  # nouns that ask where 하다 follows
 
 
 def pieces(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -29,6 +35,24 @@ def morphemes(texts: Sequence[str]) -> Iterator[list[str]]:
     """Form and part of speech (N, V, ...) of every morpheme with a meaning of its own."""
     for found in _kiwi().tokenize(texts):
         yield [f"{t.form.lower()}/{t.tag[0]}" for t in found if _CONTENT.match(t.tag)]
+
+
+def topic(question: str) -> str:
+    """The question up to where it begins to ask: 일본의 수도 of "일본의 수도가 어디인지 아시나요?".
+
+    Otherwise texts that ask in the same words about something else are found first.
+    All of the question where nothing would be left.
+    """
+    end, after = len(question), ""
+    for token in reversed(_kiwi().tokenize(question)):
+        act = token.form in _ACTS and after == "XSV"
+        if not (
+            act or _FUNCTION.match(token.tag) or _ASKING.fullmatch(f"{token.form}/{token.tag}")
+        ):
+            end = max(end, token.end)  # 썼: the verb and its tense in one syllable
+            break
+        end, after = token.start, token.tag
+    return question[:end].strip() or question
 
 
 TOKENISERS: dict[Name, Callable[[Sequence[str]], Iterator[list[str]]]] = {

@@ -28,7 +28,7 @@ class Generations(NamedTuple):
 def generate(
     params: EvaluateParams,
     paths: Mapping[str, Path],
-    questions: Sequence[str],
+    messages: Sequence[str],
     lap: Callable[[str], None],
     work: Path,
 ) -> Generations:
@@ -42,18 +42,10 @@ def generate(
     check_card(paths["ppo"], {**parents, "rm": paths["rm"]})
     check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
-    prompts = [codec.prompt_ids(question) for question in questions]
+    prompts = [codec.prompt_ids(message) for message in messages]
     limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
-    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
-    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
-    roles.load(POLICY, paths["ppo"])
-
-    responses = {}
-    holders = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
-    for name, (holder, role) in holders.items():
-        checkpointer = Checkpointer(work / name)
-        with holder.use(role) as model:
-            responses[name] = generate_all(model, prompts, *limits, checkpointer=checkpointer)
+    bare, roles = _loaded(params, paths)
+    responses = _greedy(bare, roles, prompts, limits, work)
     with roles.use(roles.reference) as model:
         sampled = sample(
             model,
@@ -85,3 +77,37 @@ def generate(
         judge.calibration.temperature,
         roles,
     )
+
+
+def greedy(
+    params: EvaluateParams, paths: Mapping[str, Path], messages: Sequence[str], work: Path
+) -> dict[str, list[Response]]:
+    """Greedy responses of base, SFT and PPO alone."""
+    base_model = params.base_model
+    codec = Codec(load_tokenizer(paths["base"]))
+    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    prompts = [codec.prompt_ids(message) for message in messages]
+    found = _greedy(*_loaded(params, paths), prompts, limits, work)
+    return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
+
+
+def _loaded(params: EvaluateParams, paths: Mapping[str, Path]) -> tuple[Roles, Roles]:
+    """The base model; SFT and PPO on their backbone."""
+    base_model = params.base_model
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
+    roles.load(POLICY, paths["ppo"])
+    return bare, roles
+
+
+def _greedy(
+    bare: Roles, roles: Roles, prompts: list[list[int]], limits: tuple[Codec, int, int], work: Path
+) -> dict[str, list[list[int]]]:
+    """Ids of greedy responses by model; resumes from checkpoints in `work`."""
+    responses = {}
+    holders = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
+    for name, (holder, role) in holders.items():
+        with holder.use(role) as model:
+            checkpointer = Checkpointer(work / name)
+            responses[name] = generate_all(model, prompts, *limits, checkpointer=checkpointer)
+    return responses

@@ -51,7 +51,7 @@ def _encode(row: RmRow, codec: Codec, window: int, extra: HardNegative | None) -
             f"row {row.id}: {count} answers with {len(row.ranks)} ranks;"
             " expected 2 or more answers with a rank each"
         )
-    prompt, ranks = codec.prompt_ids(row.question), list(row.ranks)
+    prompt, ranks = codec.prompt_ids(row.message), list(row.ranks)
     answers = [codec.response_ids(text) for text in row.answers]
     if extra is not None:
         answers.append(extra.response_ids(codec))

@@ -12,13 +12,13 @@ from stages.rlhf.reward.model import RewardModel, mean_and_sd
 
 
 def measure_scale(
-    model: RewardModel, questions: list[str], codec: Codec, params: RmParams
+    model: RewardModel, messages: list[str], codec: Codec, params: RmParams
 ) -> list[tuple[float, float]]:
-    """Each member's mean and sd of its raw score over answers SFT samples for these questions."""
-    if len(questions) < 2:
-        raise ValueError(f"{len(questions)} validation prompts: the reward's sd needs 2 or more")
+    """Each member's mean and sd of its raw score over answers SFT samples for these messages."""
+    if len(messages) < 2:
+        raise ValueError(f"{len(messages)} validation prompts: the reward's sd needs 2 or more")
     base_model, roles = params.base_model, model.roles
-    prompts = [codec.prompt_ids(question) for question in questions]
+    prompts = [codec.prompt_ids(message) for message in messages]
     draws = draw_uniforms(len(prompts), base_model.max_answer_tokens, params.seed, "rm", "scale")
     with roles.use(roles.reference) as policy:
         answers = generate_all(
@@ -40,7 +40,7 @@ def hard_negative_accuracy(
     """Per kind: share of best answers that score above what was made of them; null where none."""
 
     def scores(pairs: list[tuple[RmRow, list[int]]]) -> list[float]:
-        read = [(codec.prompt_ids(row.question), [ids]) for row, ids in pairs]
+        read = [(codec.prompt_ids(row.message), [ids]) for row, ids in pairs]
         return list(model.score(read, codec).mean.tolist())
 
     best = scores([(row, codec.response_ids(row.answers[row.best])) for row in rows])

@@ -41,7 +41,7 @@ class Phase(NamedTuple):
 
 def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
     """Rows as a tokenized dataset: input_ids, and labels with the prompt masked."""
-    prompts = [codec.prompt_ids(row.question) for row in rows]
+    prompts = [codec.prompt_ids(row.message) for row in rows]
     responses = [codec.response_ids(row.answer) for row in rows]
     return Dataset.from_dict(
         {

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.util import find_spec
@@ -28,15 +28,25 @@ MOST_CHARACTERS = 4000  # of a question in the page's field; the model's own lim
 MOST_KEPT = 2000  # answered questions that can be voted on
 MOST_SEED = 2**31
 
+Finder = Callable[[str], tuple[str, ...]]  # passages of a question, best first
+
 
 class Chat:
     """The endpoints, and what has been answered since the start."""
 
-    def __init__(self, batcher: Batcher, votes: VoteFile | None, examples: Sequence[str]) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        votes: VoteFile | None,
+        examples: Sequence[str],
+        passages: Finder | None = None,
+    ) -> None:
         self.batcher, self.votes, self.bot, self.examples = batcher, votes, batcher.bot, examples
+        self.passages = passages
         self._answered: OrderedDict[str, Question] = OrderedDict()
         self._voted: set[tuple[str, frozenset[str]]] = set()
         self._voting = asyncio.Lock()
+        self._finding = asyncio.Lock()  # Kiwi is not thread-safe
 
     async def about(self, request: Request) -> Response:
         """GET /api/about: what the page shows before the first question."""
@@ -46,6 +56,7 @@ class Chat:
                 "base_model": self.bot.params.model,
                 "models": models,
                 "scored": self.bot.scored,
+                "rag": self.passages is not None,
                 "votes": self.votes and str(self.votes.path),
                 "examples": [*self.examples],
                 "most_characters": MOST_CHARACTERS,
@@ -55,7 +66,8 @@ class Chat:
     async def ask(self, request: Request) -> Response:
         """POST /api/ask {question, seed}: JSON lines, the events of batcher.Question.
 
-        The first line is {ask, waiting}: an id to vote with, and how many are before it.
+        The first line is {ask, waiting, passages}: an id to vote with, how many are before it, and
+        the passages that the prompt shows.
         """
         body = await read_json(request)
         text, seed = body.get("question"), body.get("seed")
@@ -63,10 +75,9 @@ class Chat:
             raise Refused(422, "question", f"question is {text!r:.40}; expected a text")
         if seed is not None and (type(seed) is not int or not 0 <= seed < MOST_SEED):
             raise Refused(422, "seed", f"seed is {seed!r:.40}; expected null or 0 to {MOST_SEED}")
-        try:
-            prompt = self.bot.prompt(text)
-        except ValueError as fault:
-            raise Refused(422, "question", str(fault)) from fault
+        self._prompt(text)  # refuses a question before its passages are searched for
+        passages = await self._find(text)
+        prompt = self._prompt(text, passages or ())
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def send(event: Event) -> None:
@@ -75,7 +86,7 @@ class Chat:
             except RuntimeError:  # the server has stopped
                 question.gone = True
 
-        question = Question(text, prompt, seed, send)
+        question = Question(text, prompt, seed, send, passages)
         try:
             waiting = self.batcher.put(question)
         except Full:
@@ -85,8 +96,23 @@ class Chat:
         self._answered[name] = question
         if len(self._answered) > MOST_KEPT:
             self._answered.popitem(last=False)
-        lines = as_lines({"ask": name, "waiting": waiting}, question, events)
+        first = {"ask": name, "waiting": waiting, "passages": [*(passages or ())]}
+        lines = as_lines(first, question, events)
         return StreamingResponse(lines, media_type="application/x-ndjson")
+
+    def _prompt(self, text: str, passages: Sequence[str] = ()) -> list[int]:
+        """Ids of the prompt. Raises Refused."""
+        try:
+            return self.bot.prompt(text, passages)
+        except ValueError as fault:
+            raise Refused(422, "question", str(fault)) from fault
+
+    async def _find(self, text: str) -> tuple[str, ...] | None:
+        """The passages of a question; None without retrieval."""
+        if self.passages is None:
+            return None
+        async with self._finding:
+            return await asyncio.to_thread(self.passages, text)
 
     async def vote(self, request: Request) -> Response:
         """POST /api/vote {ask, a, b, vote, blind}: {row}, once it is on the disk."""
@@ -99,7 +125,8 @@ class Chat:
             message = "that question is older than the server's start, or too old"
             raise Refused(404, "unknown", message)
         try:
-            row = group(ask, question.text, question.answers, a, b, str(body.get("vote")))
+            vote, answers = str(body.get("vote")), question.answers
+            row = group(ask, question.text, answers, a, b, vote, question.passages)
         except ValueError as fault:
             raise Refused(422, "vote", str(fault)) from fault
         row |= {"blind": body.get("blind") is True, "seed": question.seed}
@@ -159,13 +186,18 @@ async def korean_font(request: Request) -> Response:
 
 
 def build(
-    batcher: Batcher, votes: VoteFile | None, token: str | None, examples: Sequence[str] = ()
+    batcher: Batcher,
+    votes: VoteFile | None,
+    token: str | None,
+    examples: Sequence[str] = (),
+    passages: Finder | None = None,
 ) -> Starlette:
     """The application.
 
     `token` None: for loopback alone. `votes` None: nobody votes. `examples`: questions on offer.
+    `passages` None: questions alone.
     """
-    chat = Chat(batcher, votes, examples)
+    chat = Chat(batcher, votes, examples, passages)
     names = ("chat.css", "chat.js", "icon.svg")
     files = {"/": PAGE / "index.html", **{f"/{name}": PAGE / name for name in names}}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.rlhf.bot.models import Bot
 from stages.rlhf.bot.stream import Text
+from stages.rlhf.chat import cited, declines
 
 MOST_WAITING = 64  # questions; more are turned away
 MOST_TOGETHER = 16  # questions decoded in one batch
@@ -21,14 +22,21 @@ logger = logging.getLogger(__name__)
 class Question:
     """One question on its way: `send` gets its events, in the batcher's thread.
 
-    Events: {model, piece}; {model, answer, tokens, ended, reward, judge} of a whole answer;
-    {done}; {error}, after which nothing follows.
+    `passages`: those of its prompt; None without retrieval.
+    Events: {model, piece}; {model, answer, tokens, ended, reward, judge} of a whole answer, with
+    retrieval also {cited, declines}; {done}; {error}, after which nothing follows.
     """
 
     def __init__(
-        self, text: str, prompt: list[int], seed: int | None, send: Callable[[Event], None]
+        self,
+        text: str,
+        prompt: list[int],
+        seed: int | None,
+        send: Callable[[Event], None],
+        passages: Sequence[str] | None = None,
     ) -> None:
         self.text, self.prompt, self.seed, self.send = text, prompt, seed, send
+        self.passages = passages
         self.answers: dict[str, Event] = {}
         self.gone = False  # nobody reads the answer any more
 
@@ -125,14 +133,17 @@ class Batcher:
         scores = self.bot.scores(pairs)
         for row, (one, text) in enumerate(zip(batch, texts, strict=True)):
             found = scores[row] if scores else None
+            answer = self.bot.codec.text(text.ids)
             one.answers[name] = {
                 "model": name,
-                "answer": self.bot.codec.text(text.ids),
+                "answer": answer,
                 "tokens": len(text.ids),
                 "ended": text.ended,
                 "reward": found and found.reward,
                 "judge": found and found.judge,
             }
+            if one.passages is not None:
+                one.answers[name] |= {"cited": cited(answer), "declines": declines(answer)}
             one.send(one.answers[name])
 
 

@@ -3,20 +3,29 @@
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from stages.rlhf.chat import without_citations
 
 RANKS = {"a": [1, 2], "b": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
 
 
 def group(
-    ask: str, question: str, answers: Mapping[str, Mapping[str, Any]], a: str, b: str, vote: str
+    ask: str,
+    question: str,
+    answers: Mapping[str, Mapping[str, Any]],
+    a: str,
+    b: str,
+    vote: str,
+    passages: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """A vote between the answers of models `a` and `b` as a row of the ranked groups.
 
-    1 is the better rank; a tie and "both bad" have equal ranks. Raises ValueError for an unknown
-    vote or model, and where the two answers are the same.
+    1 is the better rank; a tie and "both bad" have equal ranks. With retrieval (`passages` not
+    None) the answers are without citations, which mean nothing elsewhere; the row keeps them apart.
+    Raises ValueError for an unknown vote or model, and where the two answers are the same.
     """
     if vote not in RANKS:
         raise ValueError(f"vote is {vote!r}; expected one of {', '.join(RANKS)}")
@@ -24,9 +33,11 @@ def group(
         if name not in answers:
             raise ValueError(f"no answer by {name!r}; expected one of {', '.join(answers)}")
     texts = [answers[name]["answer"] for name in (a, b)]
+    if passages is not None:
+        texts = [without_citations(text) for text in texts]
     if texts[0] == texts[1]:
         raise ValueError("the two answers are the same; there is nothing to choose")
-    return {
+    row = {
         "id": f"vote-{ask}-{a}-{b}",
         "question": question,
         "answers": texts,
@@ -35,6 +46,9 @@ def group(
         "models": [a, b],
         "ended": [answers[name]["ended"] for name in (a, b)],
     }
+    if passages is not None:
+        row |= {"passages": [*passages], "cited": [answers[name]["cited"] for name in (a, b)]}
+    return row
 
 
 class VoteFile:

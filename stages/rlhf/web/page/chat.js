@@ -16,6 +16,9 @@ const words = {
     full: "질문이 밀려 있습니다. 잠시 뒤에 다시 물어 주세요.", unknown: "너무 오래된 질문이라 투표할 수 없습니다.",
     voted: "이미 투표했습니다.", too_large: "질문이 너무 깁니다.", vote_file: "투표 파일에 쓸 수 없습니다:",
     unreachable: "서버에 닿지 않습니다.",
+    evidence: (n) => `근거 ${n}개`, none: "질문에 맞는 근거를 찾지 못해 질문만 보고 답합니다.",
+    passage: (n) => `근거 ${n}`, declines: "근거에 답이 없다고 보고 답하지 않았습니다.",
+    uncited: "근거를 밝히지 않은 답입니다.", missing: (n) => `${n}번 근거는 없습니다.`,
   },
   en: {
     welcome: "What would you like to know?",
@@ -33,11 +36,16 @@ const words = {
     full: "Too many questions are waiting; ask again in a moment.", unknown: "That question is too old to vote on.",
     voted: "You have voted already.", too_large: "The question is too long.", vote_file: "The vote file cannot be written:",
     unreachable: "The server does not respond.",
+    evidence: (n) => (n === 1 ? "1 passage" : `${n} passages`), none: "No passage was found; the answers are from the question alone.",
+    passage: (n) => `passage ${n}`, declines: "Declined: no answer found in the passages.",
+    uncited: "Cites no passage.", missing: (n) => `There is no passage ${n}.`,
   },
 };
 const language = navigator.language.startsWith("ko") ? "ko" : "en";
 const t = words[language];
 const $ = (id) => document.getElementById(id);
+const CITATION = /\s?\[(\d{1,3})\]/g; // as stages/rlhf/chat.py reads one
+const NARROW = "(max-width: 760px)"; // as chat.css
 let about = { models: [], votes: null };
 let token = takeToken();
 
@@ -116,6 +124,7 @@ class Turn {
     if (this.blind && Math.random() < 0.5) this.pair.reverse();
     this.answers = {};
     this.cards = {};
+    this.passages = [];
     this.grid = make("div", { className: "answers" });
     this.below = make("div");
     this.node = make("section", { className: "turn" }, make("h2", { textContent: question }), this.grid, this.below);
@@ -136,16 +145,87 @@ class Turn {
     const title = make("b", { textContent: this.label(name) });
     const note = make("span", { textContent: this.seed === null ? "" : t.sampled(this.seed) });
     const text = make("p", { className: "text", lang: "ko" });
+    const grounds = make("p", { className: "grounds" });
     const facts = make("p", { className: "facts" });
-    const node = make("article", { className: "answer busy" }, make("h3", {}, title, note), text, facts);
+    const node = make("article", { className: "answer busy" }, make("h3", {}, title, note), text, grounds, facts);
     node.dataset.model = this.blind ? this.label(name) : name;
-    this.cards[name] = { node, title, note, text, facts };
+    const cited = (one) => Number(one.dataset.passage) || this.answers[name]?.cited;
+    for (const kind of ["mouseover", "focusin"]) node.addEventListener(kind, ({ target }) => this.mark(cited(target) ?? this.focused));
+    for (const kind of ["mouseleave", "focusout"]) node.addEventListener(kind, () => this.mark(this.focused));
+    this.cards[name] = { node, title, note, text, grounds, facts };
     this.grid.append(node);
+  }
+
+  showPassages(texts) {
+    if (!texts.length) {
+      if (about.rag) this.grid.before(make("p", { className: "evidence none", textContent: t.none }));
+      return;
+    }
+    this.passages = texts.map((text, index) => {
+      const by = make("span", { className: "by" });
+      const number = make("b", { textContent: `[${index + 1}]` });
+      const node = make("li", { id: `${this.id}-${index + 1}` }, number, make("span", { textContent: text, lang: "ko" }), by);
+      return { node, by };
+    });
+    const list = make("ol", {}, ...this.passages.map((one) => one.node));
+    this.evidence = make("details", { className: "evidence", ariaLive: "off", open: !matchMedia(NARROW).matches });
+    this.evidence.append(make("summary", { textContent: t.evidence(texts.length) }), list);
+    this.grid.before(this.evidence);
+  }
+
+  mark(number) {
+    this.passages.forEach(({ node }, index) => node.classList.toggle("marked", index + 1 === number));
+  }
+
+  get focused() {
+    return Number(this.grid.querySelector(":focus")?.dataset.passage);
+  }
+
+  showCitations(event) {
+    const { text, grounds } = this.cards[event.model];
+    text.replaceChildren(...this.withMarkers(event.answer));
+    grounds.textContent = this.remark(event);
+    grounds.classList.toggle("cut", !event.declines);
+    this.passages.forEach(({ node, by }, index) => {
+      const names = Object.keys(this.cards).filter((name) => this.answers[name]?.cited === index + 1);
+      by.textContent = names.map((name) => this.label(name)).join(" · ");
+      node.classList.toggle("cited", names.length > 0);
+    });
+  }
+
+  remark({ cited, declines }) {
+    if (declines) return t.declines;
+    if (cited === null) return this.passages.length ? t.uncited : "";
+    return this.passages[cited - 1] ? "" : t.missing(cited);
+  }
+
+  withMarkers(answer) {
+    const parts = [];
+    let end = 0;
+    for (const found of answer.matchAll(CITATION)) {
+      if (!this.passages[found[1] - 1]) continue;
+      parts.push(answer.slice(end, found.index), this.marker(Number(found[1])));
+      end = found.index + found[0].length;
+    }
+    return [...parts, answer.slice(end)];
+  }
+
+  marker(number) {
+    const { node } = this.passages[number - 1];
+    const button = make("button", { type: "button", className: "cite", textContent: `[${number}]`, ariaLabel: t.passage(number) });
+    button.dataset.passage = number;
+    button.setAttribute("aria-describedby", node.id);
+    button.onclick = () => {
+      this.evidence.open = true;
+      node.scrollIntoView({ block: "nearest" });
+    };
+    return button;
   }
 
   take(event) {
     if ("waiting" in event) {
       this.id = event.ask;
+      this.showPassages(event.passages);
       if (event.waiting) for (const one of Object.values(this.cards)) one.facts.textContent = t.waiting(event.waiting);
       return;
     }
@@ -164,6 +244,7 @@ class Turn {
     const card = this.cards[event.model];
     card.node.classList.remove("busy");
     card.text.textContent = event.answer;
+    if ("cited" in event) this.showCitations(event);
     if (!this.blind) this.showFacts(event);
   }
 
@@ -195,7 +276,7 @@ class Turn {
   offerVote() {
     const [a, b] = this.pair;
     const bar = make("div", { className: "vote" });
-    if (this.answers[a].answer === this.answers[b].answer) {
+    if (spoken(this.answers[a]) === spoken(this.answers[b])) {
       bar.append(make("span", { textContent: t.same }));
       this.reveal();
     } else {
@@ -245,6 +326,7 @@ class Turn {
   }
 }
 
+const spoken = (event) => ("cited" in event ? event.answer.replace(CITATION, "").trim() : event.answer);
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
 
 async function ask(question, seed, after = null) {
