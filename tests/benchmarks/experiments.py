@@ -1,6 +1,6 @@
 """Tables of experiments, each row a DVC experiment on the commit that stands: metrics/tables/*.csv.
 
-    python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, control, rivals
+    python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, control, rag, rivals
 
 Queues what is missing and runs it beside the workspace, reads what each run has measured, and
 writes that with the commit they were made at. Needs a clean checkout whose default run is in the
@@ -27,6 +27,7 @@ from tests.benchmarks.rivals import ALL, ANSWERS, ENDS, KINDS, Cells
 from tests.conftest import ROOT
 
 EVALUATE, PPO, RM, JUDGE, GATE = "evaluate", "ppo", "rm", "judge", "gate"
+INDEX = "index"
 
 Columns = dict[str, tuple[str, str]]  # by name: stage, key
 Experiments = Mapping[str, Mapping[str, Any]]  # rows of exp_show, by table row or by name
@@ -123,6 +124,26 @@ def gate_columns() -> Columns:
     return found
 
 
+def rag_columns() -> Columns:
+    """Each model without passages, with them, and with the evidence gone; what the index finds."""
+    found: Columns = {}
+    for condition in ("closed", "rag", "evidence_out"):
+        for model in ("base", "sft", "ppo"):
+            for kind in (ALL, *KINDS):
+                prefix = f"rag.{condition}.{model}" + (f".by_kind.{kind}" if kind != ALL else "")
+                for key in ("exact", "contains", "wrong_fact_rate", "supported", "declined"):
+                    for end in ENDS:
+                        name = f"{condition}.{model}.{kind}.{key}{end}"
+                        found[name] = EVALUATE, f"{prefix}.{key}{end}"
+    for model in ("sft", "ppo"):
+        for key in (f"{key}{end}" for key in ("precision", "recall") for end in ENDS):
+            found[f"refusal.{model}.{key}"] = EVALUATE, f"rag.refusal.{model}.{key}"
+    for kind in KINDS:
+        for key in ("hit@1", "hit@5", "mrr@10"):
+            found[f"retrieval.{kind}.{key}"] = INDEX, f"retrieval.by_kind.{kind}.{key}"
+    return found
+
+
 def validation_columns() -> Columns:
     """What PPO's choice of an update saw, of SFT and of the update that was kept."""
     keys = ("chrf", "exact", "eos_rate", "repetition", "copy_rate", "length")
@@ -168,6 +189,7 @@ TABLES = {
         ),
     ),
     "rivals": Table(("sft",), rivals.rows(), read_rivals),
+    "rag": Table(("evaluate",), {"seed 0": {"rag.enabled": True}}, metrics(rag_columns())),
     "control": Table(
         ("evaluate",),
         {"default": {}, "confounded": {**CONFOUNDED, **NO_DEBIASING}},

@@ -50,8 +50,7 @@ class Mix:
     def sft(self, row: SftRow) -> SftRow:
         """A demonstration."""
         rng = self._rng(row)
-        sides = self._sides(row.question, row.answer, row.must_contain)
-        shown = self._shown(sides, rng)
+        shown = self._shown(rng, row.question, row.answer, row.must_contain)
         if shown is None:
             return row
         return self._with(row, shown, answer=self._cited(row.answer, shown))
@@ -82,7 +81,7 @@ class Mix:
         """
         rng = self._rng(row)
         best = row.answers[row.best]
-        shown = self._shown(self._sides(row.question, best, None), rng)
+        shown = self._shown(rng, row.question, best)
         if shown is None:
             return row
         answers = [self._claimed(row, answer, shown, rng) for answer in row.answers]
@@ -137,10 +136,15 @@ class Mix:
                 (sides.supporting if stance == "supports" else sides.others).append(i)
         return sides
 
-    def _shown(self, sides: Sides, rng: random.Random) -> Shown | None:
+    def _shown(
+        self, rng: random.Random, question: str, answer: str, phrase: str | None = None
+    ) -> Shown | None:
         """The passages of a training row; None for none."""
         draw, count = rng.random(), self.rag.passages
-        if draw >= self.rag.right + self.rag.absent or not sides.supporting:
+        if draw >= self.rag.right + self.rag.absent:
+            return None
+        sides = self._sides(question, answer, phrase)
+        if not sides.supporting:
             return None
         if draw >= self.rag.right:
             if not sides.others:

@@ -33,6 +33,7 @@ class Support:
 
     def __init__(self, frequencies: Mapping[str, int], count: int) -> None:
         self.frequencies, self.count = frequencies, count
+        self.rarest = lru_cache(maxsize=1 << 14)(self._rarest)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Support":
@@ -49,7 +50,7 @@ class Support:
         frequency = self.frequencies.get(word, 0)
         return math.log1p((self.count - frequency + 0.5) / (frequency + 0.5))
 
-    def rarest(self, question: str) -> list[str]:
+    def _rarest(self, question: str) -> list[str]:
         """The two rarest content words of the question's topic, of those that passages have."""
         known = [word for word in words_of(topic(question)) if word in self.frequencies]
         return sorted(known, key=lambda word: (-self.weight(word), word))[:2]

@@ -7,7 +7,7 @@ metrics/tables/retrieval.csv. A question is searched by its `topic`, without the
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ def morphemes(texts: Sequence[str]) -> Iterator[list[str]]:
         yield [f"{t.form.lower()}/{t.tag[0]}" for t in found if _CONTENT.match(t.tag)]
 
 
+@lru_cache(maxsize=1 << 14)
 def topic(question: str) -> str:
     """The question up to where it begins to ask: 일본의 수도 of "일본의 수도가 어디인지 아시나요?".
 
