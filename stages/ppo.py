@@ -40,7 +40,7 @@ from stages.rlhf.records import (
     subset,
     write_stage_metrics,
 )
-from stages.rlhf.retrieval.library import load_support
+from stages.rlhf.retrieval.support import Support
 from stages.rlhf.reward.gate import gate_failure, read_gate
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.cache import run_cached
@@ -79,7 +79,7 @@ def trained(
     batch_size = base_model.generate.batch_size
     scale = (ppo, base_model.ppo, limit, batch_size, params.seed, work, process_group)
     check = corpus_check(base_model.ppo.corpus_check, paths["corpus"])
-    support = load_support(paths["index"]) if any(row.passages for row in prompts) else None
+    support = Support.load(paths["index"]) if any(row.passages for row in prompts) else None
     evidence = Evidence(check, support)
     trainer = PpoTrainer(roles, reward_model, codec, prompts, *scale, evidence=evidence)
     judge = load_reward_model(bare, paths["judge"])

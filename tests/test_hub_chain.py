@@ -60,12 +60,13 @@ STAGES = {
                    " --prompts rows/ppo/train.jsonl --out data/gate"),
     "ppo": (ppo, "--base data/base --sft data/sft --rm data/rm --judge data/judge"
                  " --gate metrics/gate.json --prompts rows/ppo/train.jsonl"
-                 " --validation rows/sft/validation.jsonl --corpus rows/corpus.jsonl"
+                 " --validation rows/sft/validation.jsonl --corpus rows/corpus.jsonl --index rows"
                  " --out data/ppo --plots plots/ppo"),
     "embedder": (embedder, "--out data/embedder --runtime metrics/runtime/embedder.json"),
     "evaluate": (evaluate, "--base data/base --sft data/sft --ppo data/ppo/best --rm data/rm"
                            " --judge data/judge --gate metrics/gate.json --embedder data/embedder"
-                           " --rows rows/sft/test.jsonl --metrics-dir metrics --plots-dir plots"
+                           " --rows rows/sft/test.jsonl --index rows"
+                           " --metrics-dir metrics --plots-dir plots"
                            " --out data/evaluate --plots plots/evaluate"),
 }  # fmt: skip
 

@@ -74,7 +74,8 @@ def test_metrics_have_the_names_that_tools_rely_on(
         p.stem: json.loads(p.read_text())
         for p in (micro_chain[0] / "metrics" / "details").glob("*.json")
     }
-    assert set(metrics) == {"preprocess", "eda", "base", "sft", "rm", "judge", "ppo", "evaluate"}
+    stages = {"preprocess", "eda", "index", "base", "sft", "rm", "judge", "ppo", "evaluate"}
+    assert set(metrics) == stages
     gate = json.loads((micro_chain[0] / "metrics" / "gate.json").read_text())["best_of_4"]
     assert {"loss", "eval_loss", "eos_rate"} <= set(metrics["sft"])
     ranking = {"accuracy", "accuracy_by_gap", "accuracy_by_kind", "margin_mean", "margin_std"}
@@ -145,7 +146,7 @@ def test_headlines_are_few_and_details_hold_them(
         if file.name != "gate.json":
             details = leaves(json.loads((folder / "details" / file.name).read_text()))
             assert {key: details[key] for key in shown} == shown
-        if file.stem not in {"preprocess", "eda"}:  # what another seed does not move
+        if file.stem not in {"preprocess", "eda", "index"}:  # what another seed does not move
             total += sum(not key.endswith("_reason") for key in shown)
     assert total <= 44, f"dvc metrics diff of two seeds would have {total} rows"
 
@@ -175,7 +176,7 @@ def test_another_seed_moves_the_model_but_not_the_embedder(
 ) -> None:
     write_params(tmp_path, **SMALL, seed=1)
     monkeypatch.chdir(tmp_path)
-    for name in ("check", "sample", "preprocess", "base", "embedder"):
+    for name in ("check", "sample", "preprocess", "embedder", "index", "base"):
         run_stage(name, monkeypatch)
     for file in ("data/embedder/pointer.json", "data/preprocess/sft/train.jsonl"):
         assert (tmp_path / file).read_bytes() == (micro_chain[0] / file).read_bytes()

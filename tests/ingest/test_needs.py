@@ -22,7 +22,7 @@ from tests.conftest import naming, write_fingerprint, write_params
 from tests.source_fixtures import noun
 
 Rows = dict[str, list[dict[str, Any]]]
-FOLDER = "data/preprocess"
+FOLDER = "data/rows"  # where stage index puts them
 PARAMS = {
     "model": "micro",
     "models.micro.architecture.vocab_size": 320,  # a few rows give no more
@@ -72,7 +72,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows, **params: Any
 
 
 def files_read() -> set[str]:
-    """The files of data/preprocess that a stage names, itself or by their folder.
+    """The files of data/rows that a stage names, itself or by their folder.
 
     eda names them all: it draws what there is.
     """

@@ -8,8 +8,9 @@ import pytest
 from stages.rlhf.model import embedder
 from stages.rlhf.model.embedder import Embedder
 from stages.rlhf.records import read_jsonl
-from stages.rlhf.retrieval.library import Library, has_library, load_support
+from stages.rlhf.retrieval.library import Library, has_library
 from stages.rlhf.retrieval.passages import LONGEST_SENTENCE, Passage, split
+from stages.rlhf.retrieval.support import Support
 from stages.rlhf.retrieval.tokens import Name
 from tests.conftest import naming
 from tests.embedder_fixtures import static_embedder
@@ -37,7 +38,7 @@ def test_what_is_loaded_finds_what_was_built(tmp_path: Path) -> None:
         found = built.find(row.question, 5)
         assert loaded.find(row.question, 5) == found
         assert row.answer.removesuffix("입니다.").split()[-1] in TEXTS[found[0]]
-    for support in (loaded.support, load_support(tmp_path)):
+    for support in (loaded.support, Support.load(tmp_path)):
         assert support.count == built.support.count == len(TEXTS)
         assert support.frequencies == built.support.frequencies
 

@@ -6,19 +6,20 @@ lexical/         BM25
 dense/           embeddings, if they are wanted
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.rlhf.model import embedder
 from stages.rlhf.records import read_jsonl, write_jsonl
+from stages.rlhf.retrieval.dense import Dense
 from stages.rlhf.retrieval.lexical import Lexical
 from stages.rlhf.retrieval.passages import Passage
 from stages.rlhf.retrieval.search import Index, search
 from stages.rlhf.retrieval.support import Support
 from stages.rlhf.retrieval.tokens import Name
 
-PASSAGES, WORDS, LEXICAL, DENSE = "passages.jsonl", "words.json", "lexical", "dense"
+PASSAGES, LEXICAL, DENSE = "passages.jsonl", "lexical", "dense"
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class Library:
         lexical.save(folder / LEXICAL)
         texts = [passage.text for passage in distinct]
         support = Support.of(texts)
-        counts = {"passages": support.count, "words": dict(sorted(support.frequencies.items()))}
-        (folder / WORDS).write_text(json.dumps(counts, ensure_ascii=False) + "\n", encoding="utf-8")
+        support.save(folder)
         indexes: list[Index] = [lexical]
         if embedder_folder:
-            indexes.append(_dense_built(texts, folder / DENSE, embedder_folder, kept))
+            model = embedder.load(embedder_folder)
+            identity = embedder.embedder_hash(embedder_folder)
+            indexes.append(Dense.build(model, texts, identity, folder / DENSE, kept))
         write_jsonl(folder / PASSAGES, (passage._asdict() for passage in distinct))  # all is there
         return cls(texts, indexes, support)
 
@@ -69,8 +71,10 @@ class Library:
         if (folder / DENSE).is_dir():
             if embedder_folder is None:
                 raise ValueError(f"{folder / DENSE}: its embedder is needed to search it")
-            indexes.append(_dense(folder / DENSE, embedder_folder))
-        return cls(texts, indexes, load_support(folder))
+            model = embedder.load(embedder_folder)
+            identity = embedder.embedder_hash(embedder_folder)
+            indexes.append(Dense.load(folder / DENSE, model, identity))
+        return cls(texts, indexes, Support.load(folder))
 
     def find(self, question: str, count: int) -> list[int]:
         """At most `count` passages, the best first."""
@@ -80,27 +84,3 @@ class Library:
 def has_library(folder: Path) -> bool:
     """Whether `build` has written there."""
     return (folder / PASSAGES).is_file()
-
-
-def _dense_built(
-    texts: Sequence[str], folder: Path, embedder_folder: Path, kept: Path | None
-) -> Index:
-    from stages.rlhf.model import embedder  # not above: without embeddings nobody waits for it
-    from stages.rlhf.retrieval.dense import Dense
-
-    model, identity = embedder.load(embedder_folder), embedder.embedder_hash(embedder_folder)
-    return Dense.build(model, texts, identity, folder, kept)
-
-
-def _dense(folder: Path, embedder_folder: Path) -> Index:
-    from stages.rlhf.model import embedder
-    from stages.rlhf.retrieval.dense import Dense
-
-    model, identity = embedder.load(embedder_folder), embedder.embedder_hash(embedder_folder)
-    return Dense.load(folder, model, identity)
-
-
-def load_support(folder: Path) -> Support:
-    """The words of the passages alone, without what finds them."""
-    found = json.loads((folder / WORDS).read_text(encoding="utf-8"))
-    return Support(found["words"], found["passages"])

@@ -6,17 +6,20 @@ the rarest word of the question's topic, its subject. Of a phrase that every cor
 nothing is estimated: it is in the passage, or not.
 """
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from stages.rlhf.measure.text import contains
 from stages.rlhf.retrieval.passages import sentences_of
 from stages.rlhf.retrieval.tokens import morphemes, topic
 
+FILE = "words.json"  # of an index
 SUPPORTS, UNRELATED = 0.6, 0.25  # weight of the claim from which, up to which, a passage is so
 
 # Content words of "안녕하세요", "네, 좋은 질문입니다", "물론이죠", "답해 드리겠습니다"
@@ -44,6 +47,20 @@ class Support:
             found.update(set(words))
             count += 1
         return cls(found, count)
+
+    def save(self, folder: Path) -> None:
+        """One file, JSON."""
+        words = dict(sorted(self.frequencies.items()))
+        text = json.dumps({"passages": self.count, "words": words}, ensure_ascii=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Support":
+        """What `save` wrote. Raises ValueError if it is missing."""
+        if not (folder / FILE).is_file():
+            raise ValueError(f"{folder}: no {FILE}; expected an index: rag.enabled makes one")
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return cls(found["words"], found["passages"])
 
     def weight(self, word: str) -> float:
         """Inverse document frequency, as BM25 has it: never negative."""
