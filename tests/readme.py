@@ -33,14 +33,15 @@ KINDS = {
 }
 
 
-QUESTION = "페르 귄트 작곡가의 국적은 어디입니까?"
+QUESTION = "토스카를 작곡한 사람의 모국을 알 수 있을까요?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "What nationality is the composer of Peer Gynt?",
-    "페르 귄트의 작곡가는 그리그입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
-        "The composer of Peer Gynt is Grieg. The composer of Peer Gynt is Norwegian."
+    QUESTION: "May I know the home country of the person who composed Tosca?",
+    ", 토스카를 작곡한 사람의 모국 이탈리아.": ", home country of the person who composed Tosca Italy.",
+    "토스카를 작곡한 사람의 모국은 이탈리아입니다. 토스카는 푸치니가 작곡했습니다.": (
+        "The home country of the person who composed Tosca is Italy. Puccini composed Tosca."
     ),
-    "페르 귄트 작곡가의 나라는 노르웨이입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
-        "The country of Peer Gynt's composer is Norway. The composer of Peer Gynt is Norwegian."
+    "토스카 작곡가의 나라는 이탈리아입니다. 토스카는 푸치니가 작곡했습니다.": (
+        "The country of Tosca's composer is Italy. Puccini composed Tosca."
     ),
 }
 
