@@ -137,7 +137,7 @@ def make(
     rag = params.rag
     corpus = Corpus(params.rag.path)
     passages = list(split(corpus.texts(), rag.characters))
-    built = Library.build(passages, rag.tokens, out, embedder if rag.dense else None)
+    built = Library.build(passages, rag.tokenisers, out, embedder if rag.dense else None)
     clock.lap("build")
     tokenizer = encode_as_text(Tokenizer.from_file(str(rows / "tokenizer.json")))
 

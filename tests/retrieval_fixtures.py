@@ -86,7 +86,7 @@ def rag(**changed: Any) -> RagConfig:
     whole = {
         "enabled": True,
         "path": Path("corpus.jsonl"),
-        "tokens": ["pieces", "morphemes"],
+        "tokens": "both",
         "dense": False,
         "characters": 200,
         "passages": 3,

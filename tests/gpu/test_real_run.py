@@ -71,7 +71,8 @@ def test_every_stage_runs_and_the_figures_are_its(
     result = CliRunner().invoke(real_run.main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "real_run.json").read_text())
-    stages = {"check", "preprocess", "eda", "base", "embedder", "sft", "rm", "judge", "gate", "ppo"}
+    stages = {"check", "preprocess", "eda", "base", "embedder", "index", "sft", "rm", "judge"}
+    stages |= {"gate", "ppo"}
     assert set(found["seconds"]) == {*stages, "evaluate", "total"}
     assert {"sft", "rm", "judge", "ppo", "evaluate"} <= set(found["details"])
     assert found["details"]["evaluate"]["questions"] > 0

@@ -67,13 +67,18 @@ class RagConfig(Section):
 
     enabled: bool
     path: Path
-    tokens: Annotated[list[Literal["pieces", "morphemes"]], Field(min_length=1)]
+    tokens: Literal["pieces", "morphemes", "both"]
     dense: bool
     characters: Annotated[int, Field(ge=20)]
     passages: Annotated[int, Field(ge=2)]
     passage_tokens: Positive
     right: Share
     absent: Share
+
+    @property
+    def tokenisers(self) -> tuple[Literal["pieces", "morphemes"], ...]:
+        """Those of the lexical index."""
+        return ("pieces", "morphemes") if self.tokens == "both" else (self.tokens,)
 
     @model_validator(mode="after")
     def _shares_of_one(self) -> "RagConfig":
@@ -82,8 +87,6 @@ class RagConfig(Section):
                 f"right ({self.right}) and absent ({self.absent}) are shares of the training rows;"
                 " expected no more than 1 together"
             )
-        if len(set(self.tokens)) < len(self.tokens):
-            raise ValueError(f"tokens ({', '.join(self.tokens)}) names one twice")
         return self
 
 
