@@ -366,31 +366,6 @@ def rl_rivals_table() -> str:
     return "\n".join(lines)
 
 
-def rag_table() -> str:
-    """metrics/tables/rag.csv: answers without passages, with them, and with the evidence gone."""
-    (row,) = table("rag")
-    keys = ("exact", "contains", "wrong_fact_rate")
-    titles = [f"{kind}: {key}" for kind in KINDS.values() for key in keys]
-    lines = [f"| | {' | '.join([*titles, 'declined'])} |", f"|---|{'---:|' * (len(titles) + 1)}"]
-    names = {"closed": "no passages", "rag": "passages", "evidence_out": "evidence gone"}
-    for model in ("sft", "ppo"):
-        for condition, name in names.items():
-            place = f"{condition}.{model}"
-            cells = [spanned(row, f"{place}.{kind}.{key}") for kind in KINDS for key in keys]
-            declined = spanned(row, f"{place}.all.declined")
-            lines.append(f"| {model}, {name} | {' | '.join([*cells, declined])} |")
-    refusals = ", ".join(
-        f"{model}'s precision {spanned(row, f'refusal.{model}.precision')},"
-        f" recall {spanned(row, f'refusal.{model}.recall')}"
-        for model in ("sft", "ppo")
-    )
-    hits = ", ".join(
-        f"{title} {float(row[f'retrieval.{kind}.hit@1']):.3f}" for kind, title in KINDS.items()
-    )
-    lines += ["", f"Refusals: {refusals}. The first passage found answers: {hits}."]
-    return "\n".join([*lines, f"One seed. Made at commit {row['commit']}."])
-
-
 def control_table() -> str:
     """metrics/tables/control.csv: data in which form and truth are confounded, and no defences."""
     rows = table("control")
@@ -613,7 +588,6 @@ READMES: Mapping[str, Blocks] = {
         "ablation": ablation_table,
         "seeds": seeds_table,
         "rivals": rivals_table,
-        "rag": rag_table,
         "control": control_table,
         "sweep": partial(whole_table, "sft_sweep", {}, words=2),
         "cut_off": partial(whole_table, "cut_off", {"cost": "missing EOS costs"}),
