@@ -88,7 +88,7 @@ def test_as_many_fit_as_a_loop_finds(
     fit = 0
     while fit < len(passages):
         lines = [f"\n[{i + 1}] {text}" for i, text in enumerate(passages[: fit + 1])]
-        if tokens(EVIDENCE) + sum(map(tokens, lines)) > room:
+        if tokens(f"\n{EVIDENCE}") + sum(map(tokens, lines)) > room:
             break
         fit += 1
     assert fitting(passages, tokens, room) == fit
