@@ -36,7 +36,7 @@ KINDS = {
 QUESTION = "토스카를 작곡한 사람의 모국을 알 수 있을까요?"
 GLOSS = {  # for those who do not read Korean
     QUESTION: "May I know the home country of the person who composed Tosca?",
-    ", 토스카를 작곡한 사람의 모국 이탈리아.": ", home country of the person who composed Tosca Italy.",
+    ", 토스카를 작곡한 사람의 모국 이탈리아.": ", home country of Tosca's composer Italy.",
     "토스카를 작곡한 사람의 모국은 이탈리아입니다. 토스카는 푸치니가 작곡했습니다.": (
         "The home country of the person who composed Tosca is Italy. Puccini composed Tosca."
     ),
