@@ -144,7 +144,7 @@ def with_and_without(
     answers = {grounded.RAG: {name: found.responses[name] for name in comparison_figures.NAMES}}
     for condition in (grounded.CLOSED, grounded.WITHOUT):
         messages = [row.message for row in rows[condition]]
-        answers[condition] = greedy(params, paths, messages, work / condition)
+        answers[condition] = greedy(params, paths["base"], found, messages, work / condition)
     return grounded.matrix(answers, rows, bootstrap)
 
 

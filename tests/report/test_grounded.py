@@ -150,7 +150,7 @@ def test_without_passages_the_reference_cites_nothing(
     params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
     generated: Any = SimpleNamespace(responses=own)
     found = evaluate.with_and_without(
-        params, {"index": tmp_path}, FOUND[:1], generated, BOOTSTRAP, tmp_path
+        params, {"index": tmp_path, "base": tmp_path}, FOUND[:1], generated, BOOTSTRAP, tmp_path
     )
     assert found[RAG]["sft"]["exact"] == 1
     assert found[CLOSED]["sft"]["exact"] == 1

@@ -23,6 +23,7 @@ class Generations(NamedTuple):
     judge_scores: dict[str, list[float]]
     temperature: float  # of the judge's calibration
     roles: Roles  # SFT and PPO on their backbone
+    bare: Roles  # the base model
 
 
 def generate(
@@ -44,7 +45,9 @@ def generate(
     codec = Codec(load_tokenizer(paths["base"]))
     prompts = [codec.prompt_ids(message) for message in messages]
     limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
-    bare, roles = _loaded(params, paths)
+    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
+    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
+    roles.load(POLICY, paths["ppo"])
     responses = _greedy(bare, roles, prompts, limits, work)
     with roles.use(roles.reference) as model:
         sampled = sample(
@@ -76,28 +79,20 @@ def generate(
         judge_scores,
         judge.calibration.temperature,
         roles,
+        bare,
     )
 
 
 def greedy(
-    params: EvaluateParams, paths: Mapping[str, Path], messages: Sequence[str], work: Path
+    params: EvaluateParams, base: Path, loaded: Generations, messages: Sequence[str], work: Path
 ) -> dict[str, list[Response]]:
-    """Greedy responses of base, SFT and PPO alone."""
+    """Greedy responses to other messages, of base, SFT and PPO as `generate` has loaded them."""
     base_model = params.base_model
-    codec = Codec(load_tokenizer(paths["base"]))
+    codec = Codec(load_tokenizer(base))
     limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
     prompts = [codec.prompt_ids(message) for message in messages]
-    found = _greedy(*_loaded(params, paths), prompts, limits, work)
+    found = _greedy(loaded.bare, loaded.roles, prompts, limits, work)
     return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
-
-
-def _loaded(params: EvaluateParams, paths: Mapping[str, Path]) -> tuple[Roles, Roles]:
-    """The base model; SFT and PPO on their backbone."""
-    base_model = params.base_model
-    bare = load_base(paths["base"], base_model.dtype, base_model.lora)
-    roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
-    roles.load(POLICY, paths["ppo"])
-    return bare, roles
 
 
 def _greedy(
