@@ -21,9 +21,10 @@ from stages.rlhf.model.families import check_config
 from stages.rlhf.model.store import weights_folder
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
 from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
-from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.closure import read_fingerprint
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.train.pretraining import new_llama, pretrain
 
@@ -39,8 +40,14 @@ def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     return prepared
 
 
-def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, float]:
-    """Train the tiny base model and save it with its tokenizer."""
+def make(
+    params: BaseParams,
+    rows: Path,
+    out: Path,
+    work: Path,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> dict[str, float]:
+    """Train the tiny base model; the main process saves it with its tokenizer."""
     base_model = params.base_model
     assert base_model.architecture is not None
     assert base_model.base is not None
@@ -63,10 +70,12 @@ def make(params: BaseParams, rows: Path, out: Path, work: Path) -> dict[str, flo
     if device() == "cpu" and mixed:
         model.set_attn_implementation(SDPA_FLOAT32)
     model.to(device())
-    checkpointer = Checkpointer(work / "pretraining")
+    checkpointer = Checkpointer(work / "pretraining", group)
     losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    if group.is_main:
+        shutil.rmtree(out, ignore_errors=True)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 20) :]
     return {
         "loss": sum(tail) / len(tail),
@@ -90,22 +99,25 @@ def main(code: Path, model: Path, rows: Path, out: Path, metrics: Path) -> None:
             inputs = {"model": model} if path else {}
         runtime.start(params.threads, params.seed, "base")
 
-        def run(work: Path) -> None:
-            shutil.rmtree(out, ignore_errors=True)
+        def run(work: Path, group: ProcessGroup) -> None:
             figures = {}
+            if not (hub or path):
+                figures = make(params, rows, out, work, group)
+            if not group.is_main:
+                return
+            if hub or path:
+                shutil.rmtree(out, ignore_errors=True)
             if hub:
                 write_pointer(out, hub, params.base_model.revision)
             elif path:
                 write_local_pointer(out, read_fingerprint(model))
-            else:
-                figures = make(params, rows, out, work)
             if hub or path:
                 check_config(weights_folder(out))  # here, not minutes later in sft
             write_stage_metrics(metrics, figures, HEADLINE)
             clock.write(seconds)
 
         outs = [out, metrics, details_file(metrics), seconds]
-        run_cached(Stage("base", params, code, inputs), outs, run)
+        run_parallel(Stage("base", params, code, inputs), outs, run)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.records import (
+    Response,
     SftRow,
     details_file,
     read_rows,
@@ -40,7 +41,8 @@ from stages.rlhf.records import (
 from stages.rlhf.report import comparison, comparison_figures, grounded, html, structure
 from stages.rlhf.reward.gate import read_gate
 from stages.rlhf.reward.generations import Generations, generate, greedy
-from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
@@ -74,12 +76,28 @@ class Evaluated(NamedTuple):
     numbers: dict[str, Any]  # of the structure
 
 
-def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) -> Evaluated:
-    """The metrics, each model's measured responses, and the sample rows."""
+def run(
+    params: EvaluateParams,
+    paths: Paths,
+    clock: runtime.Clock,
+    work: Path,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> Evaluated | None:
+    """The metrics, each model's measured responses, and the sample rows: of the main process.
+
+    The others help to answer, and come to None.
+    """
     shown = comparison.spread(read_rows(paths["rows"], SftRow), params.evaluate.max_questions)
     if not shown:
         raise ValueError(f"{paths['rows']}: no rows; expected test questions")
-    found = generate(params, paths, [row.message for row in shown], clock.lap, work)
+    messages = [row.message for row in shown]
+    found = generate(params, paths, messages, clock.lap, work, process_group)
+    conditions = None
+    if any(row.passages for row in shown):
+        conditions = with_and_without(params, paths, shown, found, work, process_group)
+        clock.lap("rag")
+    if not process_group.is_main:
+        return None
     rows = [grounded.plain(row) for row in shown]
     spoken = {name: grounded.spoken(own, shown) for name, own in found.responses.items()}
     similarity_model = embedder.load(paths["embedder"])
@@ -114,9 +132,8 @@ def run(params: EvaluateParams, paths: Paths, clock: runtime.Clock, work: Path) 
         **blocks,
         "gates": gates,
     }
-    if any(row.passages for row in shown):
-        metrics["rag"] = with_and_without(params, paths, shown, found, bootstrap, work)
-        clock.lap("rag")
+    if conditions:
+        metrics["rag"] = grounded.matrix(*conditions, bootstrap)
     return Evaluated(
         metrics,
         models,
@@ -131,10 +148,10 @@ def with_and_without(
     paths: Paths,
     shown: list[SftRow],
     found: Generations,
-    bootstrap: comparison.Bootstrap,
     work: Path,
-) -> dict[str, Any]:
-    """The models without passages, with them, and as if the evidence were not in the index."""
+    process_group: ProcessGroup,
+) -> tuple[dict[str, dict[str, list[Response]]], dict[str, list[SftRow]]]:
+    """Answers and rows by condition: without passages, with them, with the evidence gone."""
     gone = read_rows(paths["index"] / grounded.WITHOUT_EVIDENCE, SftRow)
     rows = {
         grounded.CLOSED: [grounded.closed(row) for row in shown],
@@ -144,8 +161,9 @@ def with_and_without(
     answers = {grounded.RAG: {name: found.responses[name] for name in comparison_figures.NAMES}}
     for condition in (grounded.CLOSED, grounded.WITHOUT):
         messages = [row.message for row in rows[condition]]
-        answers[condition] = greedy(params, paths["base"], found, messages, work / condition)
-    return grounded.matrix(answers, rows, bootstrap)
+        own = work / condition
+        answers[condition] = greedy(params, paths["base"], found, messages, own, process_group)
+    return answers, rows
 
 
 def draw(found: Evaluated, shown: int, paths: Paths, plots: Path) -> None:
@@ -210,8 +228,11 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
         params = load(EvaluateParams)
         runtime.start(params.threads, params.seed, "evaluate")
 
-        def make(work: Path) -> None:
-            found, shown = run(params, paths, clock, work), params.evaluate.samples_shown
+        def make(work: Path, process_group: ProcessGroup) -> None:
+            found = run(params, paths, clock, work, process_group)
+            shown = params.evaluate.samples_shown
+            if found is None:
+                return
             for folder in (out, plots):
                 shutil.rmtree(folder, ignore_errors=True)
             write_jsonl(out / "samples.jsonl", found.samples)
@@ -223,7 +244,7 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
             clock.write(seconds)
 
         outs = [out, plots, metrics, details_file(metrics), seconds]
-        run_cached(Stage("evaluate", params, code, inputs_of(paths)), outs, make)
+        run_parallel(Stage("evaluate", params, code, inputs_of(paths)), outs, make)
     gates = json.loads(details_file(metrics).read_text(encoding="utf-8"))["gates"]
     click.echo(f"evaluate: {comparison.gates_line(gates)}")
 

@@ -31,8 +31,9 @@ from stages.rlhf.records import (
 from stages.rlhf.reward.best_of_n import best_of_n_indices, gate, sample
 from stages.rlhf.reward.gate import GATE, read_gate, vouched
 from stages.rlhf.reward.model import load_reward_model
-from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.sizes import GATE_OF
@@ -40,16 +41,18 @@ from stages.rlhf.sizes import GATE_OF
 Paths = dict[str, Path]
 
 
-def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], list[Any]]:
+def run(
+    params: GateParams, paths: Paths, work: Path, process_group: ProcessGroup
+) -> tuple[dict[str, Any], list[Any]]:
     """The gate's figures on the validation prompts, and the responses with the judge's scores."""
     base_model = params.base_model
     check_card(paths["rm"], {"base": paths["base"], "sft": paths["sft"]})
     check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
     bare = load_base(paths["base"], base_model.dtype, base_model.lora)
-    judge = load_reward_model(bare, paths["judge"])
+    judge = load_reward_model(bare, paths["judge"], process_group)
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
-    reward_model = load_reward_model(roles, paths["rm"])
+    reward_model = load_reward_model(roles, paths["rm"], process_group)
     subset_seed = derive_seed(params.seed, "validation")
     prompts = subset(read_rows(paths["prompts"], PromptRow), params.validation_rows, subset_seed)
     messages = [row.message for row in prompts]
@@ -65,7 +68,7 @@ def run(params: GateParams, paths: Paths, work: Path) -> tuple[dict[str, Any], l
             params.seed,
             "judge",
             "gate",
-            checkpointer=Checkpointer(work / "gate"),
+            checkpointer=Checkpointer(work / "gate", process_group),
         )
     judge_scores = judge.score(sampled, codec).mean.view(-1, GATE_OF)
     indices = best_of_n_indices(reward_model, sampled, codec)
@@ -95,14 +98,16 @@ def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
         params = load(GateParams)
         runtime.start(params.threads, params.seed, "gate")
 
-        def make(work: Path) -> None:
-            figures, rows = run(params, paths, work)
+        def make(work: Path, process_group: ProcessGroup) -> None:
+            figures, rows = run(params, paths, work, process_group)
+            if not process_group.is_main:
+                return
             shutil.rmtree(out, ignore_errors=True)
             write_jsonl(out / "samples.jsonl", rows)
             write_metrics(metrics, figures)
             clock.write(seconds)
 
-        run_cached(Stage("gate", params, code, paths), [out, metrics, seconds], make)
+        run_parallel(Stage("gate", params, code, paths), [out, metrics, seconds], make)
     verdict = read_gate(metrics)
     state = {True: "open", False: "shut", None: "unknown"}[verdict.passed]
     click.echo(f"gate: {state}" + (f": {verdict.reason}" if verdict.reason else ""))

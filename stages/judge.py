@@ -27,7 +27,8 @@ from stages.rlhf.reward.calibrate import calibrate
 from stages.rlhf.reward.groups import EncodedGroup, encode_groups, prompts_with_responses
 from stages.rlhf.reward.model import RewardModel, mean_and_sd, new_reward_model
 from stages.rlhf.reward.training import scored, train
-from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
@@ -58,7 +59,7 @@ def split(
 
 
 def trained(
-    params: JudgeParams, paths: Paths, codec: Codec, work: Path
+    params: JudgeParams, paths: Paths, codec: Codec, work: Path, process_group: ProcessGroup
 ) -> tuple[RewardModel, list[EncodedGroup], dict[str, Any]]:
     """The judge on the base model, its held-out groups, and the figures of its training."""
     base_model, seed = params.base_model, (params.seed, "judge")
@@ -67,7 +68,7 @@ def trained(
     rows = read_rows(paths["rows"] / "train.jsonl", RmRow)
     share, split_seed = params.judge.validation_share, derive_seed(*seed, "validation")
     train_rows, held = split(rows, share, split_seed, params.validation_rows)
-    model = new_reward_model(roles, params.judge.head, 1, *seed, kind="judge")
+    model = new_reward_model(roles, params.judge.head, 1, *seed, kind="judge", group=process_group)
     validation = encode_groups(held, codec, window)
     groups = encode_groups(train_rows, codec, window)
     figures = train(
@@ -90,10 +91,12 @@ def trained(
     return model, test, figures
 
 
-def run(params: JudgeParams, paths: Paths, work: Path) -> tuple[RewardModel, dict[str, Any]]:
+def run(
+    params: JudgeParams, paths: Paths, work: Path, process_group: ProcessGroup
+) -> tuple[RewardModel, dict[str, Any]]:
     """Train, and measure on the judge's own test questions."""
     codec = Codec(load_tokenizer(paths["base"]))
-    judge, test, training = trained(params, paths, codec, work)
+    judge, test, training = trained(params, paths, codec, work, process_group)
     assert judge.calibration is not None
     temperature = judge.calibration.temperature
     seed = derive_seed(params.seed, "judge", "resamples")
@@ -111,8 +114,10 @@ def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
         params = load(JudgeParams)
         runtime.start(params.threads, params.seed, "judge")
 
-        def make(work: Path) -> None:
-            judge, figures = run(params, paths, work)
+        def make(work: Path, process_group: ProcessGroup) -> None:
+            judge, figures = run(params, paths, work, process_group)
+            if not process_group.is_main:
+                return
             shutil.rmtree(out, ignore_errors=True)
             judge.save(out)
             save_card(out, "judge", {"base": paths["base"]})
@@ -120,7 +125,7 @@ def main(code: Path, out: Path, metrics: Path, **paths: Path) -> None:
             clock.write(seconds)
 
         outs = [out, metrics, details_file(metrics), seconds]
-        run_cached(Stage("judge", params, code, paths), outs, make)
+        run_parallel(Stage("judge", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

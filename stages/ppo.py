@@ -7,8 +7,8 @@ python -m stages.ppo --code data/check/ppo.json --base data/base --sft data/sft 
     --out data/ppo --metrics metrics/ppo.json --plots plots/ppo
 """
 
-import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,6 @@ from stages.rlhf.measure.text import length
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer, save_card
 from stages.rlhf.ppo import stats
-from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup, launch
 from stages.rlhf.ppo.selection import decide
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validator
@@ -43,7 +42,8 @@ from stages.rlhf.records import (
 from stages.rlhf.retrieval.support import Support
 from stages.rlhf.reward.gate import gate_failure, read_gate
 from stages.rlhf.reward.model import load_reward_model
-from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 
 Paths = dict[str, Path]
@@ -82,8 +82,9 @@ def trained(
     support = Support.load(paths["index"]) if any(row.passages for row in prompts) else None
     evidence = Evidence(check, support)
     trainer = PpoTrainer(roles, reward_model, codec, prompts, *scale, evidence=evidence)
-    judge = load_reward_model(bare, paths["judge"])
-    validator = Validator(roles, reward_model, judge, codec, rows, limit, batch_size)
+    judge = load_reward_model(bare, paths["judge"], process_group)
+    grader = replace(reward_model, group=process_group)
+    validator = Validator(roles, grader, judge, codec, rows, limit, batch_size)
     rule = partial(
         decide,
         reference_length=fmean(length(row.answer) for row in rows),
@@ -129,14 +130,10 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
     with one_sentence_errors():
         params = load(PpoParams)
 
-        def make(work: Path) -> None:
-            if params.ppo.processes > 1 and "RANK" not in os.environ:
-                launch("stages.ppo", params.ppo.processes)
-                return
-            runtime.start(params.threads, params.seed, "ppo")
-            process_group = ProcessGroup.init()
+        runtime.start(params.threads, params.seed, "ppo")
+
+        def make(work: Path, process_group: ProcessGroup) -> None:
             trainer, validator = trained(params, paths, work, process_group)
-            process_group.destroy()
             if not process_group.is_main:
                 return
             progress = trainer.progress
@@ -151,7 +148,7 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
                 click.echo(f"ppo: SFT's weights are the result: {progress.kept.reason}")
 
         outs = [out, plots, metrics, details_file(metrics), seconds]
-        run_cached(Stage("ppo", params, code, paths), outs, make)
+        run_parallel(Stage("ppo", params, code, paths), outs, make)
         if read_gate(paths["gate"]).passed is None:
             click.echo("ppo: nobody vouches for the reward model: the gate is unknown")
 

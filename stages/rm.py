@@ -39,8 +39,9 @@ from stages.rlhf.reward.hard_negatives import Fits, HardNegative, agrees, counts
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from stages.rlhf.reward.training import scored, train
-from stages.rlhf.runs.cache import run_cached
 from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 
@@ -68,17 +69,24 @@ class Trained(NamedTuple):
 
 
 def trained(
-    params: RmParams, roles: Roles, codec: Codec, rows: Path, fits: Fits, work: Path
+    params: RmParams,
+    roles: Roles,
+    codec: Codec,
+    rows: Path,
+    fits: Fits,
+    work: Path,
+    process_group: ProcessGroup,
 ) -> Trained:
     """The members, trained on the training rows, their epochs chosen on validation."""
     base_model, seed = params.base_model, (params.seed, "rm")
     window = context_window(roles.model)
     train_rows = read_rows(rows / "train.jsonl", RmRow)
     extras = for_training(train_rows, params.rm.hard_negatives, fits, *seed, "hard_negatives")
-    slips = own_slips(params, roles, codec, train_rows, work)
+    slips = own_slips(params, roles, codec, train_rows, work, process_group)
     extras = [made or slip for made, slip in zip(extras, slips, strict=True)]
     validation = encode_groups(read_rows(rows / "validation.jsonl", RmRow), codec, window)
-    model = new_reward_model(roles, params.rm.head, params.rm.members, *seed)
+    members = params.rm.head, params.rm.members
+    model = new_reward_model(roles, *members, *seed, group=process_group)
     figures = train(
         model,
         encode_groups(train_rows, codec, window, extras),
@@ -93,7 +101,12 @@ def trained(
 
 
 def own_slips(
-    params: RmParams, roles: Roles, codec: Codec, rows: list[RmRow], work: Path
+    params: RmParams,
+    roles: Roles,
+    codec: Codec,
+    rows: list[RmRow],
+    work: Path,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[HardNegative | None]:
     """For about `rm.slips` of the rows, what SFT samples and should not have; None for the others.
 
@@ -109,20 +122,22 @@ def own_slips(
         for part, name in ((chosen[:PROBED], "probe"), (chosen[PROBED:], "rest")):
             own = [rows[i] for i in part]
             prompts = [codec.prompt_ids(row.message) for row in own]
-            held = Checkpointer(work / f"{name}-greedy")
+            held = Checkpointer(work / f"{name}-greedy", process_group)
             greedy = generate_all(sft, prompts, *limits, checkpointer=held)
             agreed = [i for i, ids in enumerate(greedy) if agrees(codec.text(ids), own[i])]
             if not agreed:
                 break
             known = [prompts[i] for i in agreed]
-            held = Checkpointer(work / f"{name}-sampled")
+            held = Checkpointer(work / f"{name}-sampled", process_group)
             sampled = sample(sft, known, SLIPS_OF, *limits, 1.0, *seed, name, checkpointer=held)
             for i, (_, answers) in zip(agreed, sampled, strict=True):
                 found[part[i]] = slip(own[i], answers, codec)
     return found
 
 
-def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[RewardModel, Any]:
+def run(
+    params: RmParams, paths: Paths, plots: Path, work: Path, process_group: ProcessGroup
+) -> tuple[RewardModel, Any]:
     """Train, scale, calibrate and measure; the model and its metrics."""
     base_model, seed = params.base_model, (params.seed, "rm")
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora)
@@ -131,7 +146,8 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     def fits(answer: str) -> bool:
         return len(codec.response_ids(answer)) <= base_model.max_answer_tokens
 
-    model, validation, training = trained(params, roles, codec, paths["rows"], fits, work)
+    given = params, roles, codec, paths["rows"], fits, work, process_group
+    model, validation, training = trained(*given)
     subset_seed = derive_seed(params.seed, "validation")
     prompts = subset(read_rows(paths["prompts"], SftRow), params.validation_rows, subset_seed)
     messages = [row.message for row in prompts]
@@ -146,7 +162,9 @@ def run(params: RmParams, paths: Paths, plots: Path, work: Path) -> tuple[Reward
     test = read_rows(paths["rows"] / "test.jsonl", RmRow)
     window = context_window(roles.model)
     groups = scored(model, encode_groups(test, codec, window), codec)
-    draw_all(groups, found.curve, found.temperature, plots)
+    if process_group.is_main:
+        shutil.rmtree(plots, ignore_errors=True)
+        draw_all(groups, found.curve, found.temperature, plots)
     report = full_report(
         groups,
         found.curve,
@@ -177,9 +195,10 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
         params = load(RmParams)
         runtime.start(params.threads, params.seed, "rm")
 
-        def make(work: Path) -> None:
-            shutil.rmtree(plots, ignore_errors=True)
-            model, figures = run(params, paths, plots, work)
+        def make(work: Path, process_group: ProcessGroup) -> None:
+            model, figures = run(params, paths, plots, work, process_group)
+            if not process_group.is_main:
+                return
             shutil.rmtree(out, ignore_errors=True)
             model.save(out)
             save_card(out, "reward", {"base": paths["base"], "sft": paths["sft"]})
@@ -187,7 +206,7 @@ def main(code: Path, out: Path, metrics: Path, plots: Path, **paths: Path) -> No
             clock.write(seconds)
 
         outs = [out, plots, metrics, details_file(metrics), seconds]
-        run_cached(Stage("rm", params, code, paths), outs, make)
+        run_parallel(Stage("rm", params, code, paths), outs, make)
 
 
 if __name__ == "__main__":

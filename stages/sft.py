@@ -27,7 +27,8 @@ from stages.rlhf.records import (
     subset,
     write_stage_metrics,
 )
-from stages.rlhf.runs.cache import run_cached
+from stages.rlhf.runs.parallel import run_parallel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.sft_trainer import Phase, encoded, fit
@@ -92,9 +93,15 @@ def save(roles: Roles, codec: Codec, method: str, base: Path, out: Path) -> None
 
 
 def train(
-    params: SftParams, base: Path, rows: Path, groups: Path, out: Path, work: Path
+    params: SftParams,
+    base: Path,
+    rows: Path,
+    groups: Path,
+    out: Path,
+    work: Path,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Train phase after phase, save, and measure on validation."""
+    """Train phase after phase, save from the main process, and measure on validation."""
     base_model = params.base_model
     codec = Codec(load_tokenizer(base))
     roles = trainable(params, base)
@@ -105,15 +112,15 @@ def train(
     )
     held = encoded(validation, codec)
     found = [
-        fit(roles.model, codec, params, part, held, work / f"phase{i}")
+        fit(roles.model, codec, params, part, held, work / f"phase{i}", process_group)
         for i, part in enumerate(phases(params, rows, groups))
     ]
-    save(roles, codec, base_model.sft.method, base, out)
+    if process_group.is_main:
+        save(roles, codec, base_model.sft.method, base, out)
     roles.model.eval()
     messages = [row.message for row in validation]
-    answers = greedy_responses(
-        roles.model, codec, messages, base_model.max_answer_tokens, base_model.generate.batch_size
-    )
+    limits = base_model.max_answer_tokens, base_model.generate.batch_size
+    answers = greedy_responses(roles.model, codec, messages, *limits, process_group)
     right = [
         r.spoken(a.text) == r.spoken(r.answer) for a, r in zip(answers, validation, strict=True)
     ]
@@ -135,12 +142,14 @@ def main(code: Path, base: Path, rows: Path, groups: Path, out: Path, metrics: P
         params = load(SftParams)
         runtime.start(params.threads, params.seed, "sft")
 
-        def make(work: Path) -> None:
-            write_stage_metrics(metrics, train(params, base, rows, groups, out, work), HEADLINE)
-            clock.write(seconds)
+        def make(work: Path, process_group: ProcessGroup) -> None:
+            found = train(params, base, rows, groups, out, work, process_group)
+            if process_group.is_main:
+                write_stage_metrics(metrics, found, HEADLINE)
+                clock.write(seconds)
 
         outs = [out, metrics, details_file(metrics), seconds]
-        run_cached(Stage("sft", params, code, inputs), outs, make)
+        run_parallel(Stage("sft", params, code, inputs), outs, make)
 
 
 if __name__ == "__main__":

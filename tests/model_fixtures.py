@@ -29,7 +29,6 @@ from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.hub import write_pointer
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_sft, save_card
-from stages.rlhf.ppo.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.selection import Decide, Kept
 from stages.rlhf.ppo.trainer import PpoTrainer
@@ -37,6 +36,7 @@ from stages.rlhf.ppo.validation import Validation
 from stages.rlhf.precision import WEIGHTS
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel, new_reward_model
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from tests.conftest import ROOT
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 

@@ -15,6 +15,7 @@ import transformers
 from stages.rlhf.records import write_metrics
 
 CODE = ("stages", "params.yaml")
+PROCESSES = "KOQA_PROCESSES"  # on this machine; default 1
 
 
 def derive_seed(*parts: object) -> int:
@@ -23,9 +24,20 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def processes() -> int:
+    """How many processes a stage starts on this machine. Raises ValueError for no such number."""
+    given = os.environ.get(PROCESSES, "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{PROCESSES} is {given!r}; expected a number of processes, 1 or more")
+    return int(given)
+
+
 def start(threads: int, seed: int, use: str) -> None:
-    """Fix threads, algorithms and global seeds, so that a commit reproduces bit for bit."""
-    torch.set_num_threads(threads)
+    """Fix threads, algorithms and global seeds, so that a commit reproduces bit for bit.
+
+    Several processes on one machine share its `threads`.
+    """
+    torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else every CUDA matmul raises
     # CUDA's cumsum (generation.pick) has no deterministic version: warn only
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
@@ -49,6 +61,7 @@ def circumstances(started: datetime, **more: Any) -> dict[str, Any]:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_code": bool(git("status", "--porcelain", "--", *CODE)),
+        "processes": processes(),
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
         **more,
     }

@@ -36,13 +36,13 @@ from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_causal_lm, load_sft, load_tokenizer
-from stages.rlhf.ppo.process_group import SINGLE_PROCESS, BatchShard
 from stages.rlhf.ppo.reward import Penalties
 from stages.rlhf.ppo.rollout import Prompt, prompt_batch, prompt_of, score_responses
 from stages.rlhf.ppo.validation import reference_metrics
 from stages.rlhf.records import PromptRow, Response, RmRow, SftRow, read_rows, subset
 from stages.rlhf.reward.best_of_n import sample
 from stages.rlhf.reward.model import PromptWithResponses, load_reward_model
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, BatchShard
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 from tests.conftest import ROOT

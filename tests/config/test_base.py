@@ -40,10 +40,6 @@ def test_a_retired_key_is_one_of_its_own_section(tmp_path: Path) -> None:
     ("wrong", "facts"),
     [
         ({"preprocess.judge_share": 0}, ["preprocess.judge_share", 0, "greater than 0"]),
-        (
-            {"ppo.processes": 9, "models.micro.ppo.batch_size": 16, "ppo.epochs": 1},
-            ["ppo.processes", 9, "models.micro.ppo.batch_size", 16, 2],
-        ),
         ({"sample.prompts": 2}, ["sample.prompts", 2, 3]),
         (
             {"models.micro.dtype": "bfloat16"},
@@ -57,7 +53,7 @@ def test_what_would_end_a_later_stage_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=naming(*facts)):
         load_params(write_params(tmp_path, model="micro", **wrong))
-    assert load_params(write_params(tmp_path, model="micro", **{"ppo.processes": 8}))
+    assert load_params(write_params(tmp_path, model="micro"))
 
 
 @pytest.mark.parametrize("place", ["params.yaml", MODELS])

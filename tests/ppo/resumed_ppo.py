@@ -10,11 +10,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.selection import Kept
 from stages.rlhf.ppo.stats import StepStats
 from stages.rlhf.ppo.validation import Validation
+from stages.rlhf.runs.process_group import ProcessGroup
 from tests.model_fixtures import PpoTrainer, ppo_knobs, ppo_settings, ppo_trainer
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.runs.process_group import ProcessGroup
 from tests.conftest import naming
 from tests.model_fixtures import ROOT, ppo_settings, ppo_trainer
 from tests.ppo.two_processes import work

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stages.rlhf.ppo.process_group import ProcessGroup
+from stages.rlhf.runs.process_group import ProcessGroup
 from tests.model_fixtures import ppo_knobs, ppo_trainer, sampled
 
 

@@ -8,8 +8,8 @@ import pytest
 from stages.rlhf.model import embedder
 from stages.rlhf.model.embedder import Embedder
 from stages.rlhf.records import read_jsonl
-from stages.rlhf.retrieval.library import Library, has_library
-from stages.rlhf.retrieval.passages import LONGEST_SENTENCE, Passage, split
+from stages.rlhf.retrieval.library import Library
+from stages.rlhf.retrieval.passages import LONGEST_SENTENCE, Passage, has_library, split
 from stages.rlhf.retrieval.support import Support
 from stages.rlhf.retrieval.tokens import Name
 from tests.conftest import naming

@@ -1,7 +1,6 @@
 """Base, SFT, reward members and answers go on after a kill, and come to the same bits."""
 
 import json
-import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,29 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from stages import sft
-from stages.rlhf import files
-from stages.rlhf.chat import Codec
-from stages.rlhf.config.models import Pretraining
 from stages.rlhf.files import MANIFEST, file_hash
 from stages.rlhf.model import generation
-from stages.rlhf.model.generation import draw_uniforms, generate_all
-from stages.rlhf.records import write_jsonl
-from stages.rlhf.reward.training import train
 from stages.rlhf.runs import checkpoints, signals
-from stages.rlhf.runs.checkpoints import SECONDS, Checkpointer
+from stages.rlhf.runs.checkpoints import SECONDS
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
-from stages.rlhf.train.pretraining import new_llama, pretrain
 from tests.conftest import Killed, full_disk, naming
-from tests.model_fixtures import ARCHITECTURE, IDS, differing, save_base, tiny_llama
-from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
-from tests.sft_fixtures import GROUPS as RANKED
-from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
-from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
-
-CODEC = Codec(tiny_tokenizer())
-Result = dict[str, Any]
+from tests.model_fixtures import differing
+from tests.runs.loops import RUNS, Result, answers
+from tests.tokenizer_fixtures import QUESTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -66,69 +52,6 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, save: int) -> Iterator[None]:
             yield
 
 
-def pretrained(folder: Path) -> Result:
-    torch.manual_seed(0)
-    model = new_llama(ARCHITECTURE, IDS, max_length=40)
-    rows = [[1, *(3 + (start + i) % 20 for i in range(8)), 2] for start in range(20)]
-    steps = Pretraining(steps=6, batch_size=8, learning_rate=3e-2)
-    losses = pretrain(
-        model, rows, 0, steps, random.Random(0), checkpointer=Checkpointer(folder / "x")
-    )
-    return {"losses": losses, **model.state_dict()}
-
-
-def members(folder: Path) -> Result:
-    model = reward_model(folder / "models", members=2)
-    now = settings(batch_size=2)
-    rm = knobs(members=2, odin_coef=0.1)
-    work = folder / "work"
-    figures = train(model, GROUPS, GROUPS[:3], rm, now, CODEC, "tests", work=work)
-    found: Result = {"figures": figures}
-    for member in model.members:
-        found |= checkpoints.add_prefix(f"{member.name}.", model.roles.state(member.name))
-        found |= checkpoints.add_prefix(f"{member.name}.head.", member.head.state_dict())
-    return found
-
-
-def answers(folder: Path) -> Result:
-    model = tiny_llama(len(CODEC.tokenizer))
-    prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
-    draws = draw_uniforms(len(prompts), 8, "tests")
-    return {
-        "ids": generate_all(model, prompts, CODEC, 8, 2, 1.0, draws, Checkpointer(folder / "x"))
-    }
-
-
-def tuned(method: str, both: bool) -> Callable[[Path], Result]:
-    """SFT in three epochs of two steps, and in two more on ranked answers where `both`."""
-
-    def run(folder: Path) -> Result:
-        if not (folder / "base").exists():
-            save_base(folder / "base")
-            write_jsonl(folder / "rows" / "train.jsonl", ROWS)
-            write_jsonl(folder / "rows" / "validation.jsonl", STRANGERS)
-            write_jsonl(folder / "groups.jsonl", RANKED)
-        params = micro(method=method, epochs=3, learning_rate=0.02)
-        torch.manual_seed(0)
-        places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
-        figures = sft.train(rank1(params, epochs=2) if both else params, *places)
-        hashes = {name: files.file_hash(folder / "sft" / name) for name in
-                  files.files_of(folder / "sft")}  # fmt: skip
-        return {"figures": figures, **hashes}
-
-    return run
-
-
-RUNS: dict[str, tuple[Callable[[Path], Result], list[int]]] = {
-    "pretraining": (pretrained, [2, 6]),
-    "members": (members, [2, 3, 6, 7, 9]),  # 4 steps and 2 validations, then 2 and 2
-    "answers": (answers, [2, 4]),
-    "sft full": (tuned("full", both=False), [2, 3, 4, 6]),
-    "sft lora": (tuned("lora", both=False), [2, 3]),
-    "sft on both": (tuned("lora", both=True), [4, 7]),
-}
-
-
 def started_from(folder: Path) -> list[int]:
     """Every step that a loop began at, of all shelves below the folder, in order."""
     logs = sorted(folder.rglob(checkpoints.LOG))
@@ -136,7 +59,15 @@ def started_from(folder: Path) -> list[int]:
     return [line["from"] for line in lines if "from" in line]
 
 
-CASES = [(name, save) for name, (_, saves) in RUNS.items() for save in saves]
+SAVES = {
+    "pretraining": [2, 6],
+    "members": [2, 3, 6, 7, 9],  # 4 steps and 2 validations, then 2 and 2
+    "answers": [2, 4],
+    "sft full": [2, 3, 4, 6],
+    "sft lora": [2, 3],
+    "sft on both": [4, 7],
+}
+CASES = [(name, save) for name, saves in SAVES.items() for save in saves]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
     @cache
     def made(name: str) -> Result:
         folder = tmp_path_factory.mktemp("whole")
-        found = RUNS[name][0](folder)
+        found = RUNS[name](folder)
         assert max(started_from(folder)) == 0
         return found
 
@@ -161,7 +92,7 @@ def test_after_a_kill_it_comes_to_the_same_bits(
     name: str,
     save: int,
 ) -> None:
-    run = RUNS[name][0]
+    run = RUNS[name]
     with killed_at(monkeypatch, save):
         run(tmp_path)
     assert differing(whole(name), run(tmp_path)) == []
@@ -172,7 +103,7 @@ def test_after_a_kill_it_comes_to_the_same_bits(
 def test_asked_to_end_it_saves_its_step_and_goes_on_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result], name: str
 ) -> None:
-    run, expected = RUNS[name][0], whole(name)
+    run, expected = RUNS[name], whole(name)
     monkeypatch.setenv(SECONDS, "1000")  # nothing is saved but for the wish to end
     with monkeypatch.context() as patched:
         patched.setattr(signals, "stop_requested", lambda: True)
@@ -205,7 +136,7 @@ def test_sft_passes_over_what_is_damaged(
     whole: Callable[[str], Result],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = RUNS["sft lora"][0]
+    run = RUNS["sft lora"]
     with killed_at(monkeypatch, 4):
         run(tmp_path)
     kept = tmp_path / "work" / "phase0"
@@ -229,7 +160,7 @@ def test_sft_goes_on_in_a_folder_that_was_moved(
     method: str,
     save: int,
 ) -> None:
-    run = RUNS[f"sft {method}"][0]
+    run = RUNS[f"sft {method}"]
     (tmp_path / "here").mkdir()
     with killed_at(monkeypatch, save):
         run(tmp_path / "here")
@@ -255,7 +186,7 @@ def test_the_best_epoch_that_trainer_loads_at_the_end_is_the_one_found(best: Pat
 def test_a_copy_of_a_run_reads_nothing_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result]
 ) -> None:
-    run = RUNS["sft lora"][0]
+    run = RUNS["sft lora"]
     (tmp_path / "first").mkdir()
     with killed_at(monkeypatch, 4):
         run(tmp_path / "first")
@@ -271,7 +202,7 @@ def test_an_intact_checkpoint_whose_best_epoch_is_lost_is_set_aside_and_never_de
     whole: Callable[[str], Result],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = RUNS["sft lora"][0]
+    run = RUNS["sft lora"]
     with killed_at(monkeypatch, 6):
         run(tmp_path)
     work = tmp_path / "work" / "phase0"
@@ -290,7 +221,7 @@ def test_an_intact_checkpoint_whose_best_epoch_is_lost_is_set_aside_and_never_de
 def test_a_full_disk_ends_sft_in_a_sentence_and_costs_no_earlier_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Result]
 ) -> None:
-    run = RUNS["sft lora"][0]
+    run = RUNS["sft lora"]
     expected = whole("sft lora")
     saves: list[int] = []
     inner = torch.save

@@ -17,6 +17,7 @@ from stages.rlhf.korean import clean_line
 from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
+from stages.rlhf.retrieval.passages import has_library
 from stages.rlhf.reward.model import RewardModel, load_reward_model
 
 if TYPE_CHECKING:
@@ -122,11 +123,11 @@ class Bot:
 
         `wanted` None: where stage `index` has indexed any. Raises ValueError where True finds none.
         """
-        from stages.rlhf.retrieval.library import Library, has_library  # else nobody waits for it
-
         folder = self.data / "index"
         if wanted is False or (wanted is None and not has_library(folder)):
             return None
+        from stages.rlhf.retrieval.library import Library  # else nobody waits for it
+
         return Passages(Library.load(folder, self.data / "embedder"), self.params.rag, self.codec)
 
     def load(self, names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ FILE = Path("params.yaml")
 MODELS = "stages/models.yaml"  # section `models`, apart because DVC shows all of params.yaml
 RETIRED = {  # keys of earlier versions -> what became of them
     "kept_tokens": "PPO keeps no activations between rollout and update",
+    "ppo.processes": "every stage runs on several now: KOQA_PROCESSES=4 dvc repro",
     **dict.fromkeys(
         (
             f"embedder.{key}"

@@ -35,7 +35,6 @@ class PpoConfig(Section):
     evaluate_every: Positive
     patience: Positive
     require_gate: bool
-    processes: Positive
 
     @model_validator(mode="after")
     def _groups_compare(self) -> "PpoConfig":

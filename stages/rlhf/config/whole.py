@@ -62,17 +62,6 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _processes_have_rows(self) -> "Params":
-        scale, processes = self.base_model.ppo, self.ppo.processes
-        if scale.batch_size // scale.minibatches < processes:
-            raise ValueError(
-                f"ppo.processes ({processes}) is more than the responses of an optimiser step,"
-                f" models.{self.model}.ppo.batch_size ({scale.batch_size}) over minibatches"
-                f" ({scale.minibatches}); expected at least one for each process"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _batches_hold_whole_prompts(self) -> "Params":
         size, answers = self.base_model.ppo.batch_size, self.ppo.answers_per_prompt
         if size % answers:

@@ -16,6 +16,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.model.sequences import decoder_of, next_logits
 from stages.rlhf.records import Response
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
 from stages.rlhf.runtime import derive_seed
 
 BLOCK = 256  # tokens whose probabilities are summed together when one is sampled
@@ -127,17 +128,21 @@ def generate_all(
 ) -> list[list[int]]:
     """`generate` for any number of prompts, batched by length; responses in the given order.
 
-    Resumes from the checkpointer.
+    Resumes from the checkpointer, whose processes have a batch each at a time.
     """
+    group = checkpointer.group
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = checkpointer.load()
     done: list[list[int]] = found.plain["responses"] if found else []  # in that order
-    starts = range(len(done), len(order), batch_size)
+    starts = range(len(done), len(order), batch_size * group.size)
     for start in tqdm(starts, desc="generate", delay=5, mininterval=5, leave=False):
-        rows = order[start : start + batch_size]
+        count = min(batch_size * group.size, len(order) - start)
+        own = list(range(count))[group.rank * batch_size :][:batch_size]
+        rows = [order[start + i] for i in own]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]
-        done.extend(generate(model, batch, codec, max_new_tokens, temperature, draws))
+        made = generate(model, batch, codec, max_new_tokens, temperature, draws)
+        done.extend(BatchShard(group, [own], count).gather_ids(made, max_new_tokens))
         checkpointer.maybe_save(len(done), lambda: ({}, {"responses": done}))
     responses: list[list[int]] = [[] for _ in prompts]
     for i, response in zip(order, done, strict=True):
@@ -151,9 +156,17 @@ def to_response(ids: list[int], codec: Codec) -> Response:
 
 
 def greedy_responses(
-    model: Any, codec: Codec, messages: list[str], max_new_tokens: int, batch_size: int
+    model: Any,
+    codec: Codec,
+    messages: list[str],
+    max_new_tokens: int,
+    batch_size: int,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Response]:
     """Greedy responses to messages, in order."""
     prompts = [codec.prompt_ids(message) for message in messages]
-    generated = generate_all(model, prompts, codec, max_new_tokens, batch_size)
+    together = Checkpointer(None, group)
+    generated = generate_all(
+        model, prompts, codec, max_new_tokens, batch_size, checkpointer=together
+    )
     return [to_response(ids, codec) for ids in generated]

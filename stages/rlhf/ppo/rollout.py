@@ -21,10 +21,10 @@ from stages.rlhf.measure.violations import copies, loops
 from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
 from stages.rlhf.model.sequences import Sequences, index_on
-from stages.rlhf.ppo.process_group import BatchShard
 from stages.rlhf.ppo.reward import Penalties, Reward, Violations, final_reward
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
+from stages.rlhf.runs.process_group import BatchShard
 from stages.rlhf.runtime import derive_seed
 
 

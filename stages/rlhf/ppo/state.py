@@ -7,10 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.rlhf.ppo.actor_critic import ActorCritic
-from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Minibatch
 from stages.rlhf.ppo.selection import SFT, Decide, Kept, Row
-from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import (
     Checkpoint,
     Checkpointer,
@@ -20,6 +18,7 @@ from stages.rlhf.runs.checkpoints import (
     optimizer_tensors,
     strip_prefix,
 )
+from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.runtime import Clock
 
 MAX_BAD_STEPS = 3  # steps in a row whose gradient is not finite, before the run gives up
@@ -80,21 +79,20 @@ class Resume:
         clock: Clock,
         group: ProcessGroup,
     ) -> None:
-        self._checkpointer = Checkpointer(folder, group.is_main)
-        self._model, self._progress, self._clock, self._group = model, progress, clock, group
+        self._checkpointer = Checkpointer(folder, group)
+        self._model, self._progress, self._clock = model, progress, clock
         found = self._checkpointer.load()
         if found:
             restore(found, model, progress, clock)
 
     def maybe_save(self, step: int, now: bool) -> None:
         """Save if it is time or `now`. Raises Interrupted where a stop was requested."""
-        running = self._progress.stopped is None
-        stop = running and self._group.any(signals.stop_requested())
 
         def state() -> State:
             return snapshot(self._model, self._progress, self._clock)
 
-        self._checkpointer.maybe_save(step, state, now, stop)
+        running = self._progress.stopped is None
+        self._checkpointer.maybe_save(step, state, now, may_stop=running)
         self._clock.lap("checkpoint")
 
 

@@ -42,10 +42,10 @@ import torch
 from torch import Tensor
 
 from stages.rlhf.ppo.core import masked_mean
-from stages.rlhf.ppo.process_group import ProcessGroup
 from stages.rlhf.ppo.rollout import Rollout, Targets
 from stages.rlhf.ppo.state import Progress
 from stages.rlhf.records import write_csv
+from stages.rlhf.runs.process_group import ProcessGroup
 
 LAST_UPDATE = (
     "kl",

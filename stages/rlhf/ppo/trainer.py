@@ -35,7 +35,6 @@ from stages.rlhf.ppo.core import (
     value_loss,
     whiten,
 )
-from stages.rlhf.ppo.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
 from stages.rlhf.ppo.reward import Penalties, missing_eos_cost
 from stages.rlhf.ppo.rollout import Prompt, Rollout, Targets, micro_batches, minibatches
 from stages.rlhf.ppo.selection import Decide
@@ -43,6 +42,7 @@ from stages.rlhf.ppo.state import Progress, Resume
 from stages.rlhf.ppo.validation import Validate
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
 from stages.rlhf.runtime import Clock, derive_seed
 
 ESTIMATORS = {"rloo": leave_one_out, "grpo": group_normalised}  # next to gae, of whole responses
@@ -66,7 +66,8 @@ class PpoTrainer:
         process_group: ProcessGroup = SINGLE_PROCESS,
         evidence: Evidence | None = None,
     ) -> None:
-        process_group.check_rows(settings.batch_size // settings.minibatches)
+        per_step = settings.batch_size // settings.minibatches
+        process_group.check_rows(per_step, "ppo.batch_size / ppo.minibatches")
         window = context_window(roles.model)
         self.prompts = experience.encode_prompts(rows, codec, max_new_tokens, window)
         self.roles, self.reward_model, self.codec = roles, reward_model, codec

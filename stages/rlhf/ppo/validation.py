@@ -11,6 +11,7 @@ from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.reward.model import RewardModel
+from stages.rlhf.runs.checkpoints import Checkpointer
 
 SHOWN = 12  # validation questions whose answers are kept to be read
 
@@ -28,6 +29,7 @@ Validate = Callable[[], Validation]  # of the model in its present role
 class Validator:
     """Measures the model in its present role on the validation questions.
 
+    The reward model's processes share them.
     `score` and `judge`, of the reward model and of the judge, are for the curves alone.
     """
 
@@ -51,7 +53,9 @@ class Validator:
     def __call__(self) -> Validation:
         """Answer every question greedily, and measure the answers."""
         model, codec = self.roles.model, self.codec
-        ids = generate_all(model, self.prompts, codec, self.max_new_tokens, self.batch_size)
+        limits = self.max_new_tokens, self.batch_size
+        together = Checkpointer(None, self.reward_model.group)
+        ids = generate_all(model, self.prompts, codec, *limits, checkpointer=together)
         answers = [to_response(one, codec) for one in ids]
         read = [(prompt, [one]) for prompt, one in zip(self.prompts, ids, strict=True)]
         metrics = {

@@ -14,12 +14,12 @@ from stages.rlhf.model import embedder
 from stages.rlhf.records import read_jsonl, write_jsonl
 from stages.rlhf.retrieval.dense import Dense
 from stages.rlhf.retrieval.lexical import Lexical
-from stages.rlhf.retrieval.passages import Passage
+from stages.rlhf.retrieval.passages import PASSAGES, Passage, has_library
 from stages.rlhf.retrieval.search import Index, search
 from stages.rlhf.retrieval.support import Support
 from stages.rlhf.retrieval.tokens import Name
 
-PASSAGES, LEXICAL, DENSE = "passages.jsonl", "lexical", "dense"
+LEXICAL, DENSE = "lexical", "dense"
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,3 @@ class Library:
     def find(self, question: str, count: int) -> list[int]:
         """At most `count` passages, the best first."""
         return search(self.indexes, question, count)
-
-
-def has_library(folder: Path) -> bool:
-    """Whether `build` has written there."""
-    return (folder / PASSAGES).is_file()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from stages.rlhf.korean import clean, sentence_ends
 from stages.rlhf.records import read_jsonl
 
+PASSAGES = "passages.jsonl"  # of a library, see library.py
 SUFFIXES = (".txt", ".md", ".pdf", ".jsonl")
 LONGEST_SENTENCE = 1000  # characters; a longer one, a table or a file without marks, is cut
 
@@ -126,3 +127,8 @@ def split(texts: Iterable[tuple[str, str]], characters: int) -> Iterator[Passage
             held.append(sentence)
         if held:
             yield Passage(source, tuple(held))
+
+
+def has_library(folder: Path) -> bool:
+    """Whether an index has been built there; known before all that searching needs is imported."""
+    return (folder / PASSAGES).is_file()

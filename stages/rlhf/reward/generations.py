@@ -13,6 +13,7 @@ from stages.rlhf.records import Response
 from stages.rlhf.reward.best_of_n import best_of_n_indices, sample
 from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class Generations(NamedTuple):
@@ -32,6 +33,7 @@ def generate(
     messages: Sequence[str],
     lap: Callable[[str], None],
     work: Path,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Generations:
     """Greedy responses of base, SFT and PPO, best-of-n of SFT's samples; all of them scored.
 
@@ -48,7 +50,7 @@ def generate(
     bare = load_base(paths["base"], base_model.dtype, base_model.lora)
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     roles.load(POLICY, paths["ppo"])
-    responses = _greedy(bare, roles, prompts, limits, work)
+    responses = _greedy(bare, roles, prompts, limits, work, group)
     with roles.use(roles.reference) as model:
         sampled = sample(
             model,
@@ -59,13 +61,13 @@ def generate(
             params.seed,
             "evaluate",
             "best_of_n",
-            checkpointer=Checkpointer(work / "best_of_n"),
+            checkpointer=Checkpointer(work / "best_of_n", group),
         )
     lap("generate")
-    reward_model = load_reward_model(roles, paths["rm"])
+    reward_model = load_reward_model(roles, paths["rm"], group)
     best = best_of_n_indices(reward_model, sampled, codec).tolist()
     responses["best_of_n"] = [own[i] for (_, own), i in zip(sampled, best, strict=True)]
-    judge = load_reward_model(bare, paths["judge"])
+    judge = load_reward_model(bare, paths["judge"], group)
     assert judge.calibration is not None, "stage judge calibrates what it saves"
     scores, judge_scores = {}, {}
     for name, ids in responses.items():
@@ -84,25 +86,35 @@ def generate(
 
 
 def greedy(
-    params: EvaluateParams, base: Path, loaded: Generations, messages: Sequence[str], work: Path
+    params: EvaluateParams,
+    base: Path,
+    loaded: Generations,
+    messages: Sequence[str],
+    work: Path,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, list[Response]]:
     """Greedy responses to other messages, of base, SFT and PPO as `generate` has loaded them."""
     base_model = params.base_model
     codec = Codec(load_tokenizer(base))
     limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
     prompts = [codec.prompt_ids(message) for message in messages]
-    found = _greedy(loaded.bare, loaded.roles, prompts, limits, work)
+    found = _greedy(loaded.bare, loaded.roles, prompts, limits, work, group)
     return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
 
 
 def _greedy(
-    bare: Roles, roles: Roles, prompts: list[list[int]], limits: tuple[Codec, int, int], work: Path
+    bare: Roles,
+    roles: Roles,
+    prompts: list[list[int]],
+    limits: tuple[Codec, int, int],
+    work: Path,
+    group: ProcessGroup,
 ) -> dict[str, list[list[int]]]:
     """Ids of greedy responses by model; resumes from checkpoints in `work`."""
     responses = {}
     holders = {"base": (bare, None), "sft": (roles, roles.reference), "ppo": (roles, POLICY)}
     for name, (holder, role) in holders.items():
         with holder.use(role) as model:
-            checkpointer = Checkpointer(work / name)
+            checkpointer = Checkpointer(work / name, group)
             responses[name] = generate_all(model, prompts, *limits, checkpointer=checkpointer)
     return responses

@@ -41,6 +41,7 @@ from stages.rlhf.model.packing import (
 )
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs, response_states
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.sizes import SCORING_TOKENS
 
@@ -156,6 +157,7 @@ class RewardModel:
     roles: Roles
     members: list[Member]
     calibration: Calibration | None = None  # set after training
+    group: ProcessGroup = SINGLE_PROCESS  # the processes that share the scoring of what all have
 
     @property
     def hybrid(self) -> bool:
@@ -236,8 +238,8 @@ class RewardModel:
         """
         chosen = range(len(self.members)) if members is None else members
         ends = [0, *accumulate(len(responses) for _, responses in prompts)]
-        scores = torch.empty(len(chosen), ends[-1])
-        micro_batches = self.micro_batches(prompts, tokens)
+        scores = torch.zeros(len(chosen), ends[-1])
+        micro_batches = self.group.shard(self.micro_batches(prompts, tokens))
         for row, index in enumerate(chosen):
             with self.roles.use(self.members[index].name):
                 for micro_batch in tqdm(
@@ -246,6 +248,7 @@ class RewardModel:
                     columns = [i for p in micro_batch for i in range(ends[p], ends[p + 1])]
                     own = [prompts[p] for p in micro_batch]
                     scores[row, columns] = self.forward(own, codec, index).float().cpu()
+        self.group.sum([scores])
         if not scores.isfinite().all():
             row, first = (~scores.isfinite()).nonzero()[0].tolist()
             name, score = self.members[chosen[row]].name, scores[row, first]
@@ -296,7 +299,12 @@ def mean_and_sd(raw: Tensor) -> tuple[float, float]:
 
 
 def new_reward_model(
-    roles: Roles, head: str, members: int, *seed: object, kind: str = "reward"
+    roles: Roles,
+    head: str,
+    members: int,
+    *seed: object,
+    kind: str = "reward",
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> RewardModel:
     """Untrained members: adapters copied from the reference's, or new, and random heads."""
     ensemble = []
@@ -306,10 +314,12 @@ def new_reward_model(
             roles.add(member_name(index, kind), like=roles.reference)
             random_head = Head(roles.model.config.hidden_size, hybrid=head == "hybrid")
         ensemble.append(Member(member_name(index, kind), random_head.to(roles.model.device)))
-    return RewardModel(roles, ensemble)
+    return RewardModel(roles, ensemble, group=group)
 
 
-def load_reward_model(roles: Roles, folder: Path) -> RewardModel:
+def load_reward_model(
+    roles: Roles, folder: Path, group: ProcessGroup = SINGLE_PROCESS
+) -> RewardModel:
     """Load a reward model onto the backbone it was trained with (see `store.check_card`)."""
     saved: dict[str, Any] = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
     members = []
@@ -320,4 +330,4 @@ def load_reward_model(roles: Roles, folder: Path) -> RewardModel:
         head = head.to(roles.model.device).eval().requires_grad_(False)
         members.append(Member(name, head, scale["mean"], scale["sd"]))
     found = saved["calibration"]
-    return RewardModel(roles, members, Calibration.from_dict(found) if found else None)
+    return RewardModel(roles, members, Calibration.from_dict(found) if found else None, group)

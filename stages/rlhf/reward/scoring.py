@@ -9,6 +9,7 @@ from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import Fits, held_out
 from stages.rlhf.reward.model import RewardModel, mean_and_sd
+from stages.rlhf.runs.checkpoints import Checkpointer
 
 
 def measure_scale(
@@ -29,6 +30,7 @@ def measure_scale(
             base_model.generate.batch_size,
             params.ppo.temperature,
             draws,
+            Checkpointer(None, model.group),
         )
     raw = model.raw_scores([(p, [a]) for p, a in zip(prompts, answers, strict=True)], codec)
     return [mean_and_sd(scores) for scores in raw]

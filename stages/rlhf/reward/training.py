@@ -44,6 +44,7 @@ from stages.rlhf.runs.checkpoints import (
     optimizer_tensors,
     strip_prefix,
 )
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.schedule import cosine_schedule
 
@@ -72,6 +73,7 @@ class MemberTrainer:
         length_pairs: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.model, self.index, self.member = model, index, model.members[index]
+        self.group = model.group
         self.rm, self.settings, self.codec = rm, settings, codec
         self.length_pairs = length_pairs
         self.device = model.roles.model.device
@@ -148,10 +150,12 @@ class MemberTrainer:
     def step(self, groups: Sequence[EncodedGroup], counts: Sequence[int]) -> Tensor:
         """One optimiser step on these groups; returns their mean ranking loss, on the device.
 
-        Correlations with length are over the whole batch: with several micro-batches, a forward
-        pass without a graph first computes their gradient with respect to each score.
+        Each process has a shard of them. Correlations with length are over the whole batch: with
+        several micro-batches, a forward pass without a graph first computes their gradient with
+        respect to each score.
         """
         weight, total = sum(counts), torch.zeros((), device=self.device)
+        groups, counts = self.group.shard(groups), self.group.shard(counts)
         indices = self.model.micro_batches(
             prompts_with_responses(groups), self.settings.micro_batch_tokens
         )
@@ -162,10 +166,10 @@ class MemberTrainer:
         ]
         with self.model.roles.use(self.member.name, train=True):
             gradients: list[Gradients] = []
-            if self.length_head is not None and len(parts) > 1:
+            if self.length_head is not None and (len(parts) > 1 or self.group.size > 1):
                 with torch.no_grad():
                     outs = [self.outputs(*part) for part in zip(parts, batches, strict=True)]
-                gradients = _length_gradients(outs, batches)
+                gradients = _length_gradients(outs, batches, self.group)
             for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
                 out = self.outputs(part, batch)
                 scores = out.quality if out.length is None else out.quality + out.length
@@ -177,24 +181,29 @@ class MemberTrainer:
                     d_quality, d_length = (gradients or _length_gradients([out], [batch]))[i]
                     cosine = overlap(self.member.head.value.weight, self.length_head.weight)
                     odin = (d_quality * out.quality + d_length * out.length).sum()
-                    loss = loss + self.rm.odin_coef * (odin + cosine / len(parts))
+                    share = len(parts) * self.group.size
+                    loss = loss + self.rm.odin_coef * (odin + cosine / share)
                 loss.backward()
                 total += ranking.detach()
+        self.group.sum([total])
+        self.group.sum_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
 
-def _length_gradients(outs: Sequence[Outputs], batches: Sequence[GroupBatch]) -> list[Gradients]:
-    """Per micro-batch, the gradient of `length_disentangling` over all of them together."""
+def _length_gradients(
+    outs: Sequence[Outputs], batches: Sequence[GroupBatch], group: ProcessGroup = SINGLE_PROCESS
+) -> list[Gradients]:
+    """Per micro-batch, the gradient of `length_disentangling` over all, of every process."""
     sizes = [len(out.quality) for out in outs]
-    quality = torch.cat([out.quality.detach() for out in outs]).requires_grad_()
-    length = torch.cat([out.length.detach() for out in outs if out.length is not None])
-    tokens = torch.cat([batch.lengths[batch.present] for batch in batches])
-    term = length_disentangling(quality, length.requires_grad_(), tokens)
+    quality, own = group.concatenate([out.quality.detach() for out in outs])
+    length, _ = group.concatenate([out.length.detach() for out in outs if out.length is not None])
+    tokens, _ = group.concatenate([batch.lengths[batch.present] for batch in batches])
+    term = length_disentangling(quality.requires_grad_(), length.requires_grad_(), tokens)
     gradients = torch.autograd.grad(term, [quality, length])
-    return list(zip(*(gradient.split(sizes) for gradient in gradients), strict=True))
+    return list(zip(*(gradient[own].split(sizes) for gradient in gradients), strict=True))
 
 
 def with_scores(groups: Sequence[EncodedGroup], scores: Tensor) -> list[Group]:
@@ -237,7 +246,8 @@ def train(
 ) -> dict[str, Any]:
     """Train every member in place, keeping its epoch with the best validation accuracy.
 
-    Checkpoints are in `work`, one folder per member; training resumes from them.
+    The model's processes have a shard of each batch. Checkpoints are in `work`, one folder per
+    member; training resumes from them.
 
     Groups without a pair (all tied) are counted and skipped. Raises ValueError without groups for
     training or validation, or if a loss is not finite.
@@ -254,6 +264,8 @@ def train(
         train_groups = as_pairs(train_groups)
         size = settings.batch_size * round(len(train_groups) / n_groups)  # equal pairs per step
         settings = settings.model_copy(update={"batch_size": size})
+    in_a_step = min(settings.batch_size, len(train_groups))
+    model.group.check_rows(in_a_step, f"{kind}.batch_size, or all groups,")
     length_pairs = length_balance(train_groups) if rm.length_balance else (1.0, 1.0)
     figures: dict[str, Any] = {
         "groups": n_groups,
@@ -271,7 +283,7 @@ def train(
             trainer = MemberTrainer(model, index, rm, settings, codec, length_pairs)
         rng = random.Random(derive_seed(*own, "order"))
         sampled = [(group, n) for group, n in zip(train_groups, counts, strict=True) if n]
-        checkpointer = Checkpointer(work / member.name if work else None)
+        checkpointer = Checkpointer(work / member.name if work else None, model.group)
         figures[member.name] = _train_member(trainer, sampled, validation, rng, checkpointer)
     return figures
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from stages.rlhf import files, tensors
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.notice import notice
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.signals import Interrupted
 
 LATEST, LOG, PREFIX = "LATEST", "log.jsonl", "step-"
@@ -64,19 +65,33 @@ class Timer:
 class Checkpointer:
     """Saves a loop's state at the end of a step, when it is time or when a signal came.
 
-    Without a folder it does nothing: such a loop runs to its end.
+    Without a folder it does nothing: such a loop runs to its end. Several processes save at the
+    same steps, on each machine the main one, and resume from the newest that every machine has.
     """
 
-    def __init__(self, folder: Path | None, writes: bool = True) -> None:
-        self.folder, self.writes, self._timer = folder, writes, Timer()
+    def __init__(self, folder: Path | None, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.folder, self.group, self._timer = folder, group, Timer()
 
     def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint, logged in log.jsonl; None: start from zero."""
-        found = load(self.folder) if self.folder else None
-        if self.folder and self.writes:
-            note(self.folder, "from", found.step if found else 0)
-        if found:
-            notice(f"{self.folder}: resumes from step {found.step}")
+        """The newest whole checkpoint, logged in log.jsonl; None: start from zero.
+
+        Raises ValueError where another machine's is an older one that this machine has not.
+        """
+        if self.folder is None:
+            return None
+        found = load(self.folder)
+        step = self.group.least(found.step if found else 0)
+        if found and found.step != step:
+            found = load(self.folder, step) if step else None
+            if step and found is None:
+                raise ValueError(
+                    f"{self.folder}: no whole checkpoint of step {step}, the newest of another"
+                    " machine; delete this folder on all of them to begin anew"
+                )
+        if self.group.is_main:
+            note(self.folder, "from", step)
+            if found:
+                notice(f"{self.folder}: resumes from step {step}")
         return found
 
     def maybe_save(
@@ -84,16 +99,18 @@ class Checkpointer:
         step: int,
         state: Callable[[], State],
         now: bool = False,
-        stop: bool | None = None,
+        may_stop: bool = True,
     ) -> None:
         """Save `state()` if it is time, or `now`, or a stop was requested; then raise Interrupted.
 
-        Several processes agree on `stop` first; None: whether a signal came to this process.
+        A stop is one that came to any of the processes; not `may_stop`: the loop has ended anyway.
         """
         if self.folder is None:
             return
-        stop = signals.stop_requested() if stop is None else stop
-        if self.writes and (self._timer.due() or now or stop):
+        stop, due = self.group.any_of(
+            may_stop and signals.stop_requested(), self.group.is_main and self._timer.due()
+        )
+        if (due or now or stop) and self.group.is_main:
             save(self.folder, step, *state())
             note(self.folder, "saved", step)
             self._timer.saved()
@@ -180,9 +197,11 @@ def save(folder: Path, step: int, found: Mapping[str, Tensor], plain: Mapping[st
         shutil.rmtree(old)
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint or None; damaged ones are reported and skipped."""
+def load(folder: Path, step: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint, or that of `step`, or None; damaged ones are reported."""
     for target in _newest_first(folder):
+        if step is not None and _step(target) != step:
+            continue
         problem = files.verify_manifest(target)
         if problem:
             notice(f"{target}: {problem}; the checkpoint before it is used")

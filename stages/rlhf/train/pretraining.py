@@ -64,6 +64,11 @@ def pad(
     return ids.to(device), mask.to(device)
 
 
+def predicted(rows: list[list[int]]) -> int:
+    """Tokens that are predicted: all but each row's first."""
+    return sum(len(row) - 1 for row in rows)
+
+
 def pretrain(
     model: Any,
     rows: list[list[int]],
@@ -75,10 +80,12 @@ def pretrain(
 ) -> list[float]:
     """Train in place with AdamW; returns the loss of every step. Resumes from a checkpoint.
 
-    Raises ValueError if there are no rows.
+    The checkpointer's processes have a shard of each batch. Raises ValueError if there are no rows.
     """
     if not rows:
         raise ValueError("the corpus is empty: expected at least one document")
+    processes = checkpointer.group
+    processes.check_rows(min(settings.batch_size, len(rows)), "base.batch_size, or all documents,")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
@@ -107,15 +114,23 @@ def pretrain(
         factor = cosine_schedule(step, settings.steps, max(1, settings.steps // 20))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
-        ids, mask = pad(next(stream), pad_id, model.device)
-        labels = ids.masked_fill(~mask, -100)
-        with products(model.device, autocast):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
+        batch = next(stream)
+        own = processes.shard(batch)
+        loss = torch.zeros((), device=model.device)
+        if own:
+            ids, mask = pad(own, pad_id, model.device)
+            labels = ids.masked_fill(~mask, -100)
+            with products(model.device, autocast):
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss = loss * (predicted(own) / predicted(batch))
+            loss.backward()
+        loss = loss.detach()
+        processes.sum([loss])
+        processes.sum_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+        losses.append(loss)
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
         checkpointer.maybe_save(step + 1, state)

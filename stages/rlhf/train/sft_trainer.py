@@ -2,7 +2,8 @@
 
 Different here: TRL receives tokenized input_ids and labels, so that only `chat` turns text into
 ids; training can have a second phase with its own schedule; and Trainer's checkpoints, which are
-not written atomically, get a manifest: one without a complete manifest is not resumed from.
+not written atomically, get a manifest: one without a complete manifest is not resumed from. Of
+several processes each takes its share of every micro-batch, so that their number changes no step.
 """
 
 import json
@@ -26,8 +27,9 @@ from stages.rlhf.records import SftRow
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Timer, note
 from stages.rlhf.runs.notice import notice
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.signals import Interrupted
-from stages.rlhf.train.sampling import SortedBatches
+from stages.rlhf.train.sampling import ShardCollator, SortedBatches
 from stages.rlhf.train.tiled_head import recomputes, use_tiles
 
 
@@ -76,6 +78,7 @@ def trainer_config(
         dataloader_pin_memory=False,
         eval_strategy="epoch",
         save_strategy="epoch",
+        save_on_each_node=True,  # the main process of each machine
         save_total_limit=3,  # the newest (no manifest yet), the best, the previous one
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -91,8 +94,10 @@ def trainer_config(
 class ManifestCallback(TrainerCallback):
     """Writes manifests, triggers saves by time or signal, ends on a signal; shows progress."""
 
-    def __init__(self, timer: Timer, best: Path | None = None) -> None:
-        self.timer, self.best = timer, best
+    def __init__(
+        self, timer: Timer, best: Path | None = None, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.timer, self.best, self.group = timer, best, group
         self.progress = tqdm(desc="sft", mininterval=5, disable=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -118,15 +123,17 @@ class ManifestCallback(TrainerCallback):
         """
         self.progress.update()
         if state.global_step % (state.max_steps // args.num_train_epochs):
-            control.should_save |= self.timer.due() or signals.stop_requested()
+            due = self.group.is_main and self.timer.due()
+            control.should_save |= self.group.any(due or signals.stop_requested())
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Write the new checkpoint's manifest; end if a stop is requested."""
         folder = Path(args.output_dir)
-        files.write_manifest(folder / f"checkpoint-{state.global_step}")
-        note(folder, "saved", state.global_step)
-        self.timer.saved()
-        if signals.stop_requested():
+        if self.group.is_main:
+            files.write_manifest(folder / f"checkpoint-{state.global_step}")
+            note(folder, "saved", state.global_step)
+            self.timer.saved()
+        if self.group.any(signals.stop_requested()):
             raise Interrupted(f"after step {state.global_step} ({args.output_dir})")
 
 
@@ -136,9 +143,37 @@ class ManifestTrainer(SFTTrainer):
     Raises a ValueError if a checkpoint cannot be written.
     """
 
-    def __init__(self, *given: Any, **named: Any) -> None:
+    data_collator: Any
+
+    def __init__(self, *given: Any, group: ProcessGroup = SINGLE_PROCESS, **named: Any) -> None:
         super().__init__(*given, **named)
         use_tiles(self.model)
+        self.group = group
+
+    def _get_dataloader(self, *given: Any, is_training: bool = False, **named: Any) -> Any:
+        """All micro-batches for each process; of those for training, its share of the rows."""
+        if self.group.size == 1:
+            return super()._get_dataloader(*given, is_training=is_training, **named)
+        whole = self.data_collator
+        if is_training:
+            self.data_collator = ShardCollator(whole, self.group)
+        try:
+            loader = super()._get_dataloader(*given, is_training=is_training, **named)
+        finally:
+            self.data_collator = whole
+        batches = loader.batch_sampler  # accelerate's, which would deal them out
+        batches.num_processes, batches.process_index, batches.even_batches = 1, 0, False
+        return loader
+
+    def evaluation_loop(self, *given: Any, **named: Any) -> Any:
+        """By each process, of all rows: there is nothing to gather."""
+        if self.group.size > 1:
+            self.gather_function = lambda losses: losses
+        return super().evaluation_loop(*given, **named)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.args.should_save:  # else a file that the manifest may miss
+            super()._save_rng_state(output_dir)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         steps = self.args.gradient_accumulation_steps
@@ -162,7 +197,7 @@ def newest(folder: Path) -> Path | None:
     Later ones would pass for the newest once training goes on: damaged ones are removed, an intact
     one whose best epoch is lost is renamed to `unused-*`.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    found = sorted(folder.glob("checkpoint-*"), key=step_of)
     while found:
         checkpoint = found.pop()
         problem = files.verify_manifest(checkpoint)
@@ -188,24 +223,58 @@ def best_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent / Path(best).name if best else None
 
 
+def agreed(folder: Path, group: ProcessGroup) -> Path | None:
+    """The newest checkpoint that every machine has, or None. One process of each tidies `folder`.
+
+    Raises ValueError where this machine has not the newest one of another.
+    """
+    found = newest(folder) if group.is_main else None
+    group.any(False)  # all wait
+    found = found or newest(folder)
+    step = group.least(step_of(found))
+    if step == step_of(found):
+        return found
+    older = folder / f"checkpoint-{step}"
+    if step and files.verify_manifest(older):
+        raise ValueError(
+            f"{older}: not whole, and the newest of another machine; delete {folder} on all of"
+            " them to begin anew"
+        )
+    return older if step else None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step of a checkpoint of Trainer's; 0 for none."""
+    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+
+
 def fit(
-    model: Any, codec: Codec, params: SftParams, phase: Phase, validation: Dataset, folder: Path
+    model: Any,
+    codec: Codec,
+    params: SftParams,
+    phase: Phase,
+    validation: Dataset,
+    folder: Path,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Train in place with its own warm-up and cosine decay; keep the best epoch on `validation`.
 
     Checkpoints are written to `folder`; resumes from the newest one there.
     """
-    last = newest(folder)
+    group.check_rows(params.base_model.sft.batch_size, "sft.batch_size")
+    last = agreed(folder, group)
     trainer = ManifestTrainer(
         model=model,
         args=trainer_config(params, folder, phase, recomputes(model)),
         train_dataset=encoded(phase.rows, codec),
         eval_dataset=validation,
         processing_class=codec.tokenizer,
-        callbacks=[ManifestCallback(Timer(), best_of(last) if last else None)],
+        callbacks=[ManifestCallback(Timer(), best_of(last) if last else None, group)],
+        group=group,
     )
     trainer.remove_callback(PrinterCallback)  # prints a line per step
-    note(folder, "from", int(last.name.split("-")[1]) if last else 0)
+    if group.is_main:
+        note(folder, "from", step_of(last))
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:  # Trainer loads its own files with weights_only

@@ -1,0 +1,103 @@
+"""Each loop that keeps checkpoints, small: what it comes to, by one process or by several."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages import sft
+from stages.rlhf import files
+from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import Pretraining
+from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.records import write_jsonl
+from stages.rlhf.reward.groups import prompts_with_responses
+from stages.rlhf.reward.training import train
+from stages.rlhf.runs import checkpoints
+from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.train.pretraining import new_llama, pretrain
+from tests.model_fixtures import ARCHITECTURE, IDS, save_base, tiny_llama
+from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
+from tests.sft_fixtures import GROUPS as RANKED
+from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
+from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
+
+CODEC = Codec(tiny_tokenizer())
+Result = dict[str, Any]
+Run = Callable[..., Result]  # of a folder, and of a process group
+
+
+def pretrained(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+    """Six steps on documents of 8 to 12 tokens; a step has 8, the last of an epoch 4."""
+    torch.manual_seed(0)
+    model = new_llama(ARCHITECTURE, IDS, max_length=40)
+    rows = [[1, *(3 + (start + i) % 20 for i in range(6 + start % 5)), 2] for start in range(20)]
+    steps = Pretraining(steps=6, batch_size=8, learning_rate=3e-2)
+    held = Checkpointer(folder / "x", group)
+    losses = pretrain(model, rows, 0, steps, random.Random(0), checkpointer=held)
+    return {"losses": losses, **model.state_dict()}
+
+
+def members(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+    """Two reward models with length heads, and their scores; a step has 2 groups, or 1."""
+    for turn in (True, False):  # transformers writes in the main process alone, so that one first
+        if group.is_main is turn:
+            model = reward_model(folder / "models", members=2)
+        group.any(False)  # until both are here
+    model.group = group
+    now = settings(batch_size=2)
+    rm = knobs(members=2, odin_coef=0.1)
+    work = folder / "work"
+    figures = train(model, GROUPS, GROUPS[:3], rm, now, CODEC, "tests", work=work)
+    found: Result = {"figures": figures}
+    for member in model.members:
+        found |= checkpoints.add_prefix(f"{member.name}.", model.roles.state(member.name))
+        found |= checkpoints.add_prefix(f"{member.name}.head.", member.head.state_dict())
+    return found | {"scores": model.raw_scores(prompts_with_responses(GROUPS), CODEC)}
+
+
+def answers(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+    """Sampled two at a time."""
+    model = tiny_llama(len(CODEC.tokenizer))
+    prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
+    draws = draw_uniforms(len(prompts), 8, "tests")
+    held = Checkpointer(folder / "x", group)
+    return {"ids": generate_all(model, prompts, CODEC, 8, 2, 1.0, draws, held)}
+
+
+def tuned(method: str, both: bool) -> Run:
+    """SFT in three epochs of two steps, and in two more on ranked answers where `both`."""
+
+    def run(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+        if group.is_main and not (folder / "base").exists():
+            save_base(folder / "base")
+            write_jsonl(folder / "rows" / "train.jsonl", ROWS)
+            write_jsonl(folder / "rows" / "validation.jsonl", STRANGERS)
+            write_jsonl(folder / "groups.jsonl", RANKED)
+        group.any(False)  # until they are written
+        params = micro(method=method, epochs=3, learning_rate=0.02)
+        torch.manual_seed(0)
+        places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
+        given = rank1(params, epochs=2) if both else params
+        figures = sft.train(given, *places, process_group=group)
+        group.any(False)
+        made = folder / "sft"
+        return {
+            "figures": figures,
+            **{name: files.file_hash(made / name) for name in files.files_of(made)},
+        }
+
+    return run
+
+
+RUNS: dict[str, Run] = {
+    "pretraining": pretrained,
+    "members": members,
+    "answers": answers,
+    "sft full": tuned("full", both=False),
+    "sft lora": tuned("lora", both=False),
+    "sft on both": tuned("lora", both=True),
+}
