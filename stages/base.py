@@ -18,7 +18,7 @@ from stages.rlhf.config.base import load
 from stages.rlhf.config.models import BaseParams
 from stages.rlhf.hub import write_local_pointer, write_pointer
 from stages.rlhf.model.families import check_config
-from stages.rlhf.model.store import weights_folder
+from stages.rlhf.model.store import save_on_every_host, weights_folder
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
 from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
 from stages.rlhf.runs.checkpoints import Checkpointer
@@ -74,6 +74,7 @@ def make(
     losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer)
     if group.is_main:
         shutil.rmtree(out, ignore_errors=True)
+        save_on_every_host(model)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 20) :]

@@ -17,7 +17,7 @@ from stages.rlhf.config.base import load
 from stages.rlhf.config.sft import SftParams
 from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card
+from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card, save_on_every_host
 from stages.rlhf.records import (
     RmRow,
     SftRow,
@@ -72,6 +72,7 @@ def losses(found: list[dict[str, float]]) -> dict[str, Any]:
 def trainable(params: SftParams, base: Path) -> Roles:
     """The base model, all of it or an adapter open to training."""
     backbone = load_causal_lm(base, params.base_model.dtype)
+    save_on_every_host(backbone)
     roles = Roles(backbone, params.base_model.lora)
     if params.base_model.sft.method == "lora":
         roles.add(ROLE)

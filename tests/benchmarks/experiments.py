@@ -223,7 +223,7 @@ def dvc_command(*words: str, jobs: int = 1) -> str:
     Several `jobs` share the cores: a thread of theirs that waits gives its core away, which doubles
     the time of the base stage where it runs alone.
     """
-    environment = {**os.environ, **({"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {})}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE" if jobs > 1 else "ACTIVE"}
     command = [sys.executable, "-m", "dvc", *words]
     done = subprocess.run(
         command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment

@@ -107,6 +107,11 @@ def load_causal_lm(folder: Path, dtype: str) -> Any:
     return model
 
 
+def save_on_every_host(model: Any) -> None:
+    """Let `save_pretrained` write on each rank that calls it; on all but rank 0 it does nothing."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+
+
 def _check_shards(folder: Path) -> None:
     """Reject an index of other files: transformers would read a pickle, or a file elsewhere.
 

@@ -166,9 +166,15 @@ class ManifestTrainer(SFTTrainer):
         return loader
 
     def evaluation_loop(self, *given: Any, **named: Any) -> Any:
-        """By each process, of all rows: there is nothing to gather."""
+        """By each process, of all rows: nothing is gathered, and the last batch cut as there."""
+
+        def own(losses: Any) -> Any:
+            state = self.accelerator.gradient_state
+            last = state.end_of_dataloader and state.remainder > 0
+            return losses[: state.remainder] if last else losses
+
         if self.group.size > 1:
-            self.gather_function = lambda losses: losses
+            self.gather_function = own
         return super().evaluation_loop(*given, **named)
 
     def _save_rng_state(self, output_dir: str) -> None:
