@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from stages.rlhf.chat import REFUSAL
 from stages.rlhf.ingest.cleaning import (
     Answer,
     Clean,
@@ -209,6 +210,16 @@ def test_flawed_answers_leave_the_group() -> None:
             ("answer_equals_question", "수도는 어디"),
         ],
     )
+
+
+def test_a_refusal_of_a_bot_with_passages_is_no_answer_without_them() -> None:
+    """A vote that it won would teach refusing where nothing was shown."""
+    assert group(rm((REFUSAL, "서울", "부산"), (1, 2, 3))) == (
+        [("서울", 1), ("부산", 2)],
+        [("declines", REFUSAL)],
+    )
+    assert reason(rm(("서울", f"죄송합니다. {REFUSAL}"), (2, 1))) == "too_few_answers"
+    assert reason(sft(answer=REFUSAL)) == "declines"
 
 
 def test_too_few_answers() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from stages.rlhf.chat import declines
 from stages.rlhf.ingest.sources.items import MISSING, Item, Part
 from stages.rlhf.ingest.sources.names import WORDS, known_split
 from stages.rlhf.keys import is_blank, question_key
@@ -17,6 +18,7 @@ Reason = Literal[
     "empty_answer",
     "answer_equals_question",
     "placeholder",
+    "declines",
     "too_few_answers",
     "all_tied",
     "bad_rank",
@@ -269,4 +271,6 @@ def _flaw(answer: str, question: str) -> Reason | None:
         return "answer_equals_question"
     if has_placeholder(answer):
         return "placeholder"
+    if declines(answer):  # what a bot that was shown passages said; here it would be their absence
+        return "declines"
     return None

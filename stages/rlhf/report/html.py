@@ -96,6 +96,7 @@ REASONS = {  # of cleaning.Reason
     "empty_answer": "답변이 비어 있음",
     "answer_equals_question": "답변이 질문 그대로",
     "placeholder": "이름이나 주소를 가린 자리가 남음",
+    "declines": "근거 문단이 없는데 근거가 없다고 답함",
     "too_few_answers": "서로 다른 답변이 둘이 안 됨",
     "all_tied": "모든 답변의 순위가 같음",
     "bad_rank": "순위를 읽을 수 없음",
