@@ -50,14 +50,14 @@ def main(
     With passages, they are below the question, and the one that an answer cites is named.
 
     \b
-        koqa ask "한라산의 높이는?"
+        koqa ask "대한민국의 수도는 어디인가요?"
         koqa ask --model all --json --file questions.txt
     """
     names = MODELS if chosen == "all" else (chosen,)
     with one_sentence_errors():
         everything = [*questions, *(_read(file) if file else ())]
         if not everything:
-            raise ValueError('no question; expected one, as in: koqa ask "한라산의 높이는?"')
+            raise ValueError('no question; expected one, as in: koqa ask "일본의 수도는?"')
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         gc.disable()  # what is imported stays: a search for garbage in it only takes time
         from stages.rlhf import runtime

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from stages.rlhf.runs.checkpoints import LOG, log_of
 from stages.rlhf.runs.parallel import TORCHRUN
 from stages.rlhf.runtime import PROCESSES
 from tests.compare_metrics import leaves
-from tests.conftest import ROOT
-from tests.runs.chaos import DVC, STAGES, environment, repository, run
+from tests.conftest import ROOT, write_params
+from tests.runs.chaos import DVC, SMALL, STAGES, environment, repository, run
 
 TOLERANCE = 1e-5  # of weights and figures, where a stage reads the same inputs
 FAR = 1e-4  # where it reads what other stages have made with as many processes
@@ -70,6 +73,45 @@ def numbers(file: Path) -> dict[str, Any]:
     """All numbers of a stage; hashes differ where last digits do."""
     found = leaves(json.loads(file.read_text("utf-8")))
     return {name: value for name, value in found if isinstance(value, int | float)}
+
+
+def test_a_stop_ends_both_with_their_step_saved(
+    uncut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(uncut, tmp_path / "stopped"))
+    write_params(folder, **{**SMALL, "models.micro.base.steps": 100_000})
+    command = [sys.executable, *COMMANDS["base"]["cmd"].split()[1:]]
+    begun = []
+    for processes in ("2", "1"):  # then by one, from there
+        given = {**environment(folder, "0"), PROCESSES: processes}
+        with (tmp_path / "said.txt").open("w+") as out:
+            stage = subprocess.Popen(command, cwd=folder, env=given, stdout=out, stderr=out)
+            wait_for(lambda: len(saved(folder)) > 3 * len(begun) + 3)
+            stage.send_signal(signal.SIGTERM)
+            assert stage.wait(timeout=60) == 1
+            out.seek(0)
+            assert "the same command resumes from there" in out.read()
+        begun.append(max(saved(folder)))
+    (run,) = unfinished(folder)
+    assert [line["from"] for line in log_of(run) if "from" in line] == [0, begun[0]]
+
+
+def saved(folder: Path) -> list[int]:
+    """Steps at which stage base has saved, of a run that has not ended."""
+    return [line["saved"] for run in unfinished(folder) for line in log_of(run) if "saved" in line]
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Work folders of stage base without a result."""
+    logs = folder.glob(f".work/base/*/{LOG}")
+    return [log.parent for log in logs if not (log.parent / "done").exists()]
+
+
+def wait_for(found: Callable[[], bool]) -> None:
+    until = time.monotonic() + 90
+    while not found():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def hosts(*folders: Path, options: str, target: str) -> list[int]:

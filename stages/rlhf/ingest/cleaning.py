@@ -271,6 +271,6 @@ def _flaw(answer: str, question: str) -> Reason | None:
         return "answer_equals_question"
     if has_placeholder(answer):
         return "placeholder"
-    if declines(answer):  # what a bot that was shown passages said; here it would be their absence
+    if declines(answer):  # of a bot that was shown passages; here none are
         return "declines"
     return None
