@@ -23,6 +23,8 @@ from transformers.utils import logging
 from stages.rlhf.chat import Codec
 from stages.rlhf.model import generation
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
+from stages.rlhf.precision import device
+from tests.benchmarks.process_memory import seconds_are_over
 from tests.model_fixtures import random_ids
 
 ROWS, SHORTEST, LONGEST = 64, 16, 96  # prompts, and their tokens
@@ -31,7 +33,7 @@ ROWS, SHORTEST, LONGEST = 64, 16, 96  # prompts, and their tokens
 def ends_of(new: int) -> Tensor:
     """(ROWS,) the step at which each answer ends."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(min(16, new - 1), new, (ROWS,), generator=generator)
+    return torch.randint(min(16, new - 1), new, (ROWS,), generator=generator).to(device())
 
 
 class Ends(LogitsProcessor):
@@ -50,7 +52,7 @@ class Ends(LogitsProcessor):
 def ours(model: Any, codec: Codec, prompts: list[list[int]], ends: Tensor, new: int) -> Any:
     """By stages' own decoding, in the order of the prompts."""
     order = sorted(range(ROWS), key=lambda i: len(prompts[i]))
-    state = {"step": 0, "rows": torch.tensor(order)}
+    state = {"step": 0, "rows": torch.tensor(order, device=ends.device)}
     next_logits, steps = generation.next_logits, ends
 
     def planted(*args: Any) -> Tensor:
@@ -76,8 +78,8 @@ def theirs(model: Any, codec: Codec, prompts: list[list[int]], ends: Tensor, new
     ids = torch.tensor([[codec.pad_id] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     found = model.generate(
-        ids,
-        attention_mask=mask,
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=new,
         do_sample=False,
         eos_token_id=codec.eos_id,
@@ -108,6 +110,7 @@ def main() -> None:
         for side, decode in (("generate", theirs), ("ours", ours)):
             since = time.perf_counter()
             said[side] = decode(model, codec, prompts, ends, given.new)
+            seconds_are_over()
             spent[side].append(time.perf_counter() - since)
         lengths = [[*map(len, answers)] for answers in said.values()]
         assert lengths[0] == lengths[1] == (ends + 1).tolist()

@@ -31,14 +31,17 @@ from transformers import (
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Lora
 from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.model.lora import LoraLinear
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate
 from stages.rlhf.model.store import load_sft, load_tokenizer
 from stages.rlhf.ppo.rollout import Prompt
 from stages.rlhf.ppo.stats import rollout_stats
 from stages.rlhf.ppo.trainer import PpoTrainer
+from stages.rlhf.precision import WEIGHTS, device
 from stages.rlhf.records import PromptRow, read_rows
 from stages.rlhf.reward.model import Head, Member, RewardModel, load_reward_model, member_name
+from tests.benchmarks.process_memory import seconds_are_over
 from tests.conftest import ROOT
 
 PEER = ROOT / "build" / "trl112"
@@ -58,14 +61,38 @@ class Setting:
     ends: bool = False  # whether EOS ends an answer
     vocab: int = 0
     hidden: int = 192
+    intermediate: int = 512
+    layers: int = 4
+    head: int = 32  # width of one
+    kv_heads: int | None = None  # None: as many as heads
+    prompt: tuple[int, int] = (6, 16)  # tokens, at least and at most
+    dtype: str = "float32"
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        return self.hidden // self.head
 
 
 SETTINGS = {
     "real": Setting(batch=128, response=48, epochs=2, ends=True),
     "eos_off_32": Setting(batch=32, response=32, epochs=2, vocab=2000),
     "eos_off_64": Setting(batch=64, response=64, epochs=4, vocab=2000),
-    "wide": Setting(batch=32, response=32, epochs=2, vocab=64_000, hidden=256),
-    "widest": Setting(batch=32, response=32, epochs=2, vocab=262_144, hidden=256),
+    "wide": Setting(32, 32, 2, vocab=64_000, hidden=256),
+    "widest": Setting(32, 32, 2, vocab=262_144, hidden=256),
+    "llama-1b": Setting(  # Llama-3.2-1B's architecture, for a GPU
+        batch=64,
+        response=256,
+        epochs=4,
+        vocab=128_256,
+        hidden=2048,
+        intermediate=8192,
+        layers=16,
+        head=64,
+        kv_heads=8,
+        prompt=(128, 128),
+        dtype="bfloat16",
+    ),
 }
 
 
@@ -103,32 +130,33 @@ def plain_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def random_material(setting: Setting) -> Material:
-    """A random Llama of 4 layers, and prompts of 6 to 16 random tokens."""
+    """A random Llama, and prompts of random tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=setting.vocab,
         hidden_size=setting.hidden,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=setting.hidden // 32,
-        num_key_value_heads=setting.hidden // 32,
-        max_position_embeddings=256,
+        intermediate_size=setting.intermediate,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.heads,
+        num_key_value_heads=setting.kv_heads or setting.heads,
+        max_position_embeddings=max(256, setting.prompt[1] + setting.response),
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=1,
     )
     backbone = LlamaForCausalLM(config).eval().requires_grad_(False)
-    lengths = torch.randint(6, 17, (64 * setting.batch,)).tolist()
+    least, most = setting.prompt
+    lengths = torch.randint(least, most + 1, (64 * setting.batch,)).tolist()
     prompts = [torch.randint(2, setting.vocab, (n,)).tolist() for n in lengths]
     weight = torch.randn(1, setting.hidden) / setting.hidden**0.5
     return Material(
         PlainCodec(plain_tokenizer(setting.vocab)),
         [" ".join(map(str, prompt)) for prompt in prompts],
-        backbone,
+        backbone.to(device(), WEIGHTS[setting.dtype]),
         Lora(r=16, alpha=32),
         None,
-        weight,
+        weight.to(device()),
     )
 
 
@@ -183,7 +211,7 @@ def reward_roles(made: Material) -> RewardModel:
     roles.add(name)
     if made.reward_state is not None:
         roles.load_state(name, made.reward_state)
-    head = Head(roles.model.config.hidden_size, hybrid=False)
+    head = Head(roles.model.config.hidden_size, hybrid=False).to(roles.model.device)
     with torch.no_grad():
         head.value.weight.copy_(made.reward_weight)
     return RewardModel(roles, [Member(name, head.eval().requires_grad_(False))])
@@ -232,12 +260,14 @@ class Ours:
     def update(self, prompts: list[list[int]]) -> dict[str, float]:
         """The next update, on these prompts; its seconds by phase, tokens, score and KL."""
         self.done += 1
+        seconds_are_over()
         trainer, begin = self.trainer, time.perf_counter()
         trainer.clock.lap("else")
         before = dict(trainer.clock.seconds)
         asked = [Prompt(self.codec.text(ids), ids) for ids in prompts]
         rollout = trainer.rollout(self.done, asked)
         trainer.learn(self.done, rollout)
+        seconds_are_over()
         trainer.clock.lap("update")
         spent = {
             f"{phase}_s": trainer.clock.seconds[phase] - before.get(phase, 0.0)
@@ -277,7 +307,7 @@ class Ours:
             "values": off(values, seen["values"]),
             "scores": float((scores - seen["scores"] - penalty).abs().max()),
         }
-        if max(found.values()) > 1e-3:
+        if max(found.values()) > (1e-3 if roles.model.dtype == torch.float32 else 0.3):
             raise ValueError(f"the two sides do not train the same thing: {found}")
         return found
 
@@ -328,6 +358,7 @@ class Probe:
 
     def ends(self) -> dict[str, float]:
         """The update that has just ended."""
+        seconds_are_over()
         now = time.perf_counter()
         row = {
             "seconds": now - self.since,
@@ -350,6 +381,7 @@ class Probe:
         if not self.first:
             names = ("queries", "responses", "ref_logprobs", "values", "scores", "padding_mask")
             self.first = {name: seen[name].clone() for name in (*names, "contain_eos_token")}
+        seconds_are_over()
         self._now["scored"] = time.perf_counter()
 
 
@@ -360,8 +392,10 @@ def watched(module: Any, probe: Probe, score: Callable[..., Any] | None) -> Iter
     kept = {name: getattr(module, name) for name in names}
 
     def batch_generation(*given: Any, **more: Any) -> Any:
+        seconds_are_over()
         begin = time.perf_counter()
         made = kept["batch_generation"](*given, **more)
+        seconds_are_over()
         probe._now["generate_s"] = time.perf_counter() - begin
         return made
 
@@ -402,10 +436,15 @@ def trl_models(made: Material) -> tuple[Any, Any, Any]:
     reward = reward_roles(made)
     merged = reward.roles.model
     merged.set_adapter(member_name(0))
-    merged = merged.merge_and_unload()
+    with torch.no_grad():
+        for layer in merged.modules():
+            if isinstance(layer, LoraLinear):
+                layer.merge(member_name(0))
+                layer.get_base_layer().weight.copy_(layer.merged)
+    merged = merged.unload()
     config = deepcopy(merged.config)
     config.num_labels = 1
-    scorer = LlamaForSequenceClassification(config)
+    scorer = LlamaForSequenceClassification(config).to(merged.device, merged.dtype)
     scorer.model.load_state_dict(merged.model.state_dict())
     with torch.no_grad():
         scorer.score.weight.copy_(made.reward_weight)
@@ -445,8 +484,8 @@ def train_trl(
         local_rollout_forward_batch_size=setting.batch,
         num_sample_generations=0,
         gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
+        bf16=setting.dtype == "bfloat16",
+        use_cpu=device() == "cpu",
         report_to="none",
         logging_strategy="no",
         save_strategy="no",

@@ -49,7 +49,7 @@ from tests.benchmarks.ppo_sides import (
     peer,
     train_trl,
 )
-from tests.benchmarks.process_memory import memory
+from tests.benchmarks.process_memory import held, most
 
 TABLE = ROOT / "metrics" / "tables" / "ppo_vs_trl.csv"
 PLOT = ROOT / "plots" / "benchmarks" / "ppo_vs_trl.png"
@@ -57,6 +57,8 @@ TOKENS = (1024, 2048, 4096, 8192, 16384)  # of our micro-batch
 PARTS = (1, 2, 4)  # of a batch, of which one is TRL's micro-batch
 ROUNDS = 6  # of TRL as shipped, ours, TRL patched, ours
 CURVE_UPDATES = 20
+GIVEN = 8, True, 16384  # where nothing is searched: TRL's rows, LoRA, our tokens of a micro-batch
+LARGE = "llama-1b"  # a setting for a GPU
 PHASES = ("generate_s", "score_s", "update_s")
 
 Row = dict[str, float]
@@ -95,7 +97,13 @@ def fastest(made: Material, setting: Setting) -> tuple[int, bool, int]:
 
 
 def in_turn(
-    made: Material, setting: Setting, size: int, lora: bool, tokens: int, also_shipped: bool
+    made: Material,
+    setting: Setting,
+    size: int,
+    lora: bool,
+    tokens: int,
+    also_shipped: bool,
+    rounds: int = ROUNDS,
 ) -> dict[str, list[Row]]:
     """Rows of each side, updates taken in turn."""
     sides: dict[str, Any] = {"ours": Ours(made, setting, tokens)}
@@ -115,7 +123,7 @@ def in_turn(
             found[name].append(side.update(asked))
 
     with tempfile.TemporaryDirectory() as folder:
-        updates = 2 * (ROUNDS + 1)
+        updates = 2 * (rounds + 1)
         train_trl(made, setting, size, lora, updates, folder, then, probe)
     skip = {name: 1 if name.startswith("TRL") else 2 for name in found}  # they warm up
     return {name: rows[skip[name] :] for name, rows in found.items()}
@@ -134,7 +142,7 @@ def own_peak(setting: Setting, side: str, size: int, lora: bool) -> float:
     """Three updates of one side in this process."""
     peer()
     gc.collect()
-    start = memory("VmRSS")
+    start = held()
     made = material(setting)
     if side == "TRL":
         run_trl(made, setting, size, lora, 3, Probe(shipped=False))
@@ -143,16 +151,16 @@ def own_peak(setting: Setting, side: str, size: int, lora: bool) -> float:
         ours = Shipped(made) if side == "ours as shipped" else Ours(made, setting, size)
         for _ in range(3):
             ours.update(prompts)
-    return memory("VmHWM") - start
+    return most() - start
 
 
-def compare(name: str) -> list[dict[str, Any]]:
-    """The table's rows of one setting."""
+def compare(name: str, quick: bool = False) -> list[dict[str, Any]]:
+    """The table's rows of one setting; `quick`: with GIVEN, and one round."""
     setting, real = SETTINGS[name], not SETTINGS[name].vocab
     print(f"{name}: {setting}")
     made = material(setting)
-    size, lora, tokens = fastest(made, setting)
-    found = in_turn(made, setting, size, lora, tokens, real)
+    size, lora, tokens = GIVEN if quick else fastest(made, setting)
+    found = in_turn(made, setting, size, lora, tokens, real, 1 if quick else ROUNDS)
     theirs = ["--size", str(size), *(["--lora"] if lora else [])]
     peaks = {"TRL": peak(name, "TRL", theirs)}
     for side in (side for side in found if not side.startswith("TRL")):
@@ -275,7 +283,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--curves", action="store_true", help="draw the rewards, and no more")
-    parser.add_argument("--setting", choices=SETTINGS, help="only this one")
+    parser.add_argument("--setting", choices=SETTINGS, help=f"only this one  [all but {LARGE}]")
+    parser.add_argument("--quick", action="store_true", help="one round, no search, no table")
     parser.add_argument("--side", help="used by this itself, as are the next two")
     parser.add_argument("--size", type=int)
     parser.add_argument("--lora", action="store_true")
@@ -290,8 +299,10 @@ def main() -> None:
     elif given.curves:
         curves()
     else:
-        for name in [given.setting] if given.setting else SETTINGS:
-            write(compare(name))
+        for name in [given.setting] if given.setting else [n for n in SETTINGS if n != LARGE]:
+            rows = compare(name, given.quick)
+            if not given.quick:
+                write(rows)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ from stages.rlhf.config.models import Lora
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
+from stages.rlhf.precision import device
 from stages.rlhf.records import SftRow
 from stages.rlhf.train.sft_trainer import ManifestTrainer, Phase, trainer_config
 from stages.rlhf.train.tiled_head import recomputes
-from tests.benchmarks.process_memory import memory
+from tests.benchmarks.process_memory import held, most, seconds_are_over
 from tests.model_fixtures import random_ids
 
 ROWS, PROMPT, ANSWER = 16, 62, 128
@@ -52,6 +53,7 @@ class AfterStep(TrainerCallback):
 
     def on_step_end(self, *args: Any, **more: Any) -> None:
         """One more."""
+        seconds_are_over()
         self.seconds.append(time.perf_counter() - self.since)
         self.since = time.perf_counter()
 
@@ -98,7 +100,7 @@ def trl_trainer(base: Path, data: Dataset, folder: str) -> SFTTrainer:
         learning_rate=RATE,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        use_cpu=True,
+        use_cpu=device() == "cpu",
         dataloader_pin_memory=False,
         save_strategy="no",
         logging_steps=1,
@@ -118,7 +120,7 @@ def trl_trainer(base: Path, data: Dataset, folder: str) -> SFTTrainer:
 def measure(side: str, base: Path, steps: int) -> dict[str, Any]:
     """One side alone in this process."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    data, start = rows(steps, config["vocab_size"]), memory("VmRSS")
+    data, start = rows(steps, config["vocab_size"]), held()
     with tempfile.TemporaryDirectory() as folder:
         trainer = (our_trainer if side == "ours" else trl_trainer)(base, data, folder)
         timer = AfterStep()
@@ -127,7 +129,7 @@ def measure(side: str, base: Path, steps: int) -> dict[str, Any]:
         trainer.train()
     first = trainer.state.log_history[0]
     said = {key: float(first[key]) for key in SAID}
-    return {"seconds": timer.seconds[1:], "mib": memory("VmHWM") - start, "said": said}
+    return {"seconds": timer.seconds[1:], "mib": most() - start, "said": said}
 
 
 def in_a_process(side: str, base: Path, steps: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
 from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.precision import device
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.reward.groups import prompts_with_responses
 from stages.rlhf.reward.training import train
@@ -33,7 +34,7 @@ Run = Callable[..., Result]  # of a folder, and of a process group
 def pretrained(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
     """Six steps on documents of 8 to 12 tokens; a step has 8, the last of an epoch 4."""
     torch.manual_seed(0)
-    model = new_llama(ARCHITECTURE, IDS, max_length=40)
+    model = new_llama(ARCHITECTURE, IDS, max_length=40).to(device())
     rows = [[1, *(3 + (start + i) % 20 for i in range(6 + start % 5)), 2] for start in range(20)]
     steps = Pretraining(steps=6, batch_size=8, learning_rate=3e-2)
     held = Checkpointer(folder / "x", group)
@@ -61,7 +62,7 @@ def members(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
 
 def answers(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
     """Sampled two at a time."""
-    model = tiny_llama(len(CODEC.tokenizer))
+    model = tiny_llama(len(CODEC.tokenizer)).to(device())
     prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, "tests")
     held = Checkpointer(folder / "x", group)
