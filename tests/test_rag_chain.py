@@ -1,6 +1,7 @@
 """The whole chain with `rag.enabled` on the micro model: stages read what stage index wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,33 @@ def test_evaluate_compares_with_and_without(chain: Path) -> None:
     assert {"precision", "recall"} <= set(found["refusal"]["ppo"])
 
 
+def test_the_report_shows_both(chain: Path) -> None:
+    page = (chain / "data" / "evaluate" / "report.html").read_text("utf-8")
+    found = json.loads((chain / "metrics" / "details" / "evaluate.json").read_text("utf-8"))["rag"]
+    section = page.split('<h2 id="rag">')[1].split("<h2")[0]
+    rows = re.findall(r"<tr><th>([^<]+ · [^<]+)</th>(.*?)</tr>", section)
+    assert [name for name, _ in rows] == [
+        f"{condition} · {model}"
+        for condition in ("근거 없이", "찾은 근거로", "근거를 뺐을 때")
+        for model in ("기반 모델", "SFT", "PPO")
+    ]
+    assert f"{found['rag']['ppo']['contains']:.3f}" in rows[5][1]
+    assert f"{found['evidence_out']['sft']['declined']:.3f}" in rows[7][1]
+    assert 'href="#rag"' in page
+
+
 def test_the_index_is_found_again(chain: Path) -> None:
     library = Library.load(chain / "data" / "index")
     metrics = json.loads((chain / "metrics" / "index.json").read_text("utf-8"))
     assert metrics["passages"] == len(library.texts)
     assert metrics["retrieval"]["hit@5"] > 0.8
     assert library.find(library.texts[7], 1) == [7]
+
+
+def test_without_it_the_report_says_nothing_of_it(micro_chain: Chain) -> None:
+    page = (micro_chain[0] / "data" / "evaluate" / "report.html").read_text("utf-8")
+    assert "#rag" not in page
+    assert 'id="rag"' not in page
 
 
 def test_without_it_rows_are_copies(micro_chain: Chain) -> None:

@@ -75,16 +75,14 @@ def used(said: str, setting: Setting, device_name: str) -> dict[str, float | str
     cap. Nothing where the card is not in the plan's table, or no such line was printed.
     """
     card = next((card for card in CARDS if card in device_name.lower()), None)
-    rows = [
-        ast.literal_eval(line.strip()) for line in said.splitlines() if "'side': 'ours'" in line
-    ]
-    if card is None or not rows:
+    own = [line.strip() for line in said.splitlines() if "'side': 'ours'" in line]
+    if card is None or not own:
         return {}
     passes = Passes(shape_of(setting), Cluster(CARDS[card], 1), 2, r=16)
     row, answers = setting.prompt[1] + setting.response, setting.batch * setting.response
     train = passes.train(setting.batch * row, answers, row).arithmetic * REACHED["arithmetic"]
     value = passes.train(setting.batch * row, 0, row).arithmetic * REACHED["arithmetic"]
-    share = setting.epochs * (train + value) / rows[-1]["update_s"]
+    share = setting.epochs * (train + value) / ast.literal_eval(own[-1])["update_s"]
     return {"update_mfu": round(share, 3), "mfu_of": f"rows of {row} tokens, {card} bfloat16"}
 
 

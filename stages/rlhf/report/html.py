@@ -60,6 +60,18 @@ PAIRED = {
     "chrf_win_rate_decided": ("chrF로 갈린 질문의 승률", "{:.3f}"),
     "judge_agreement": ("판정과 chrF의 일치", "{:.3f}"),
 }
+CONDITIONS = {"closed": "근거 없이", "rag": "찾은 근거로", "evidence_out": "근거를 뺐을 때"}
+GROUNDED = {  # titles and formats of a block of grounded.matrix
+    "exact": ("정확히 일치", "{:.3f}"),
+    "contains": ("정답 포함", "{:.3f}"),
+    "wrong_fact_rate": ("틀린 사실", "{:.3f}"),
+    "supported": ("밝힌 근거에 답이 있음", "{:.3f}"),
+    "declined": ("모른다고 답함", "{:.3f}"),
+}
+REFUSAL = {
+    "precision": ("모른다는 답이 옳음", "{:.3f}"),
+    "recall": ("근거가 없을 때 모른다고 함", "{:.3f}"),
+}
 RANKING = {
     "accuracy": ("쌍 정확도", "{:.3f}"),
     "length_only_accuracy": ("길이만 볼 때", "{:.3f}"),
@@ -197,6 +209,9 @@ def page(inputs: ReportInputs, plots: Path) -> str:
         blocks=blocks,
         verdict=verdict(evaluate, inputs.metrics["ppo"]),
         passed=all(evaluate["gates"][name] for name in GATES),
+        conditions=CONDITIONS,
+        grounded=GROUNDED,
+        refusal=REFUSAL,
         judge_doubt=evaluate["gates"].get("rm_ok_reason"),
         figures={title: inline(plots / f"{name}.png") for name, title in FIGURES.items()},
         length=length,
