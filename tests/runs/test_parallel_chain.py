@@ -22,8 +22,9 @@ from tests.compare_metrics import leaves
 from tests.conftest import ROOT, write_params
 from tests.runs.chaos import DVC, SMALL, STAGES, environment, repository, run
 
-TOLERANCE = 1e-5  # of weights and figures, where a stage reads the same inputs
-FAR = 1e-4  # where it reads what other stages have made with as many processes
+TOLERANCE = 1e-5  # of figures and adapters, where a stage reads the same inputs
+FAR = 1e-4  # of weights that Adam has trained in full: where a gradient is next to nothing, its
+# step is as long as elsewhere; and where a stage reads what others have made with two processes
 COMMANDS = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,13 +44,13 @@ def test_two_processes_come_to_what_one_comes_to(
     command = [sys.executable, *COMMANDS[stage]["cmd"].split()[1:]]
     assert run(two, *command, seconds="30") == 0, two.parent / "log.txt"
     name = f"metrics/{stage}.json" if stage == "gate" else f"metrics/details/{stage}.json"
-    assert numbers(two / name) == pytest.approx(numbers(uncut / name), abs=TOLERANCE, rel=TOLERANCE)
-    assert_close(weights(two), weights(uncut), TOLERANCE)
-    told = json.loads((two / "metrics" / "runtime" / "runs" / f"{stage}.json").read_text("utf-8"))
-    assert told["processes"] == 2
+    found, told = weights(two), two / "metrics" / "runtime" / "runs" / f"{stage}.json"
     out = Path("data") / stage
     shutil.rmtree(two / out)
     shutil.copytree(uncut / out, two / out)  # for the next one
+    assert numbers(two / name) == pytest.approx(numbers(uncut / name), abs=TOLERANCE, rel=TOLERANCE)
+    assert_close(found, weights(uncut), FAR if stage in ("base", "sft") else TOLERANCE)
+    assert json.loads(told.read_text("utf-8"))["processes"] == 2
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,7 +87,8 @@ def test_a_stop_ends_both_with_their_step_saved(
         given = {**environment(folder, "0"), PROCESSES: processes}
         with (tmp_path / "said.txt").open("w+") as out:
             stage = subprocess.Popen(command, cwd=folder, env=given, stdout=out, stderr=out)
-            wait_for(lambda: len(saved(folder)) > 3 * len(begun) + 3)
+            before = len(saved(folder))
+            wait_for(lambda: len(saved(folder)) > before + 3)  # noqa: B023
             stage.send_signal(signal.SIGTERM)
             assert stage.wait(timeout=60) == 1
             out.seek(0)

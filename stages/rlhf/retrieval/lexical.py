@@ -7,8 +7,8 @@ are added, for all are BM25 of the same texts; by rank (RRF) less is found on Ko
 """
 
 import json
+from array import array
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from stages.rlhf.retrieval.tokens import TOKENISERS, Name, topic, version_of
 K1, B = 0.6, 0.5  # bm25s's own are 1.5 and .75
 WEIGHTS: dict[Name, float] = {"pieces": 1.0, "morphemes": 2.0}
 CARD, STARTS = "lexical.json", "starts.npy"
+
+Ids = list["array[int]"]  # four bytes a token: a million passages are many
 
 
 class Field(NamedTuple):
@@ -64,9 +66,7 @@ class Lexical:
             if not several:
                 fields.append(Field(name, by_sentence, None))
                 continue
-            ends = [*starts[1:], len(ids)]
-            joined = [list(chain(*ids[a:b])) for a, b in zip(starts, ends, strict=True)]
-            fields.append(Field(name, _index(joined, vocabulary), by_sentence))
+            fields.append(Field(name, _index(_joined(ids, counts), vocabulary), by_sentence))
         return cls(fields, starts)
 
     def scores(self, question: str) -> Scores:
@@ -113,24 +113,35 @@ class Lexical:
         return cls(fields, np.load(folder / STARTS, allow_pickle=False))
 
 
-def _encoded(
-    name: Name, texts: Sequence[str], kept: Path | None
-) -> tuple[list[list[int]], dict[str, int]]:
+def _encoded(name: Name, texts: Sequence[str], kept: Path | None) -> tuple[Ids, dict[str, int]]:
     """Tokens of N texts as numbers, and the vocabulary."""
 
     def make(part: Sequence[str]) -> bytes:
         return "".join("\t".join(words) + "\n" for words in TOKENISERS[name](part)).encode()
 
     vocabulary: dict[str, int] = {}
-    ids = []
+    ids: Ids = []
     for content in in_parts(texts, make, kept, version_of(name)):
         for line in content.decode().splitlines():
             words = line.split("\t") if line else []
-            ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+            own = (vocabulary.setdefault(word, len(vocabulary)) for word in words)
+            ids.append(array("i", own))
     return ids, vocabulary
 
 
-def _index(ids: list[list[int]], vocabulary: dict[str, int]) -> bm25s.BM25:
+def _joined(ids: Ids, counts: NDArray[np.int64]) -> Ids:
+    """Tokens of N sentences -> of P passages of so many each; `ids` is used up."""
+    ids.reverse()
+    found = []
+    for count in counts.tolist():
+        passage = array("i")
+        for _ in range(count):
+            passage.extend(ids.pop())
+        found.append(passage)
+    return found
+
+
+def _index(ids: Ids, vocabulary: dict[str, int]) -> bm25s.BM25:
     made = bm25s.BM25(k1=K1, b=B)
     made.index((ids, vocabulary), create_empty_token=False, show_progress=False)
     return made
