@@ -296,11 +296,17 @@ def seeds_table() -> str:
 
 def pooled_line(rows: list[dict[str, str]]) -> str:
     """What PPO does to SFT over all seeds; every seed asks the same questions."""
-    exact = "unseen_wording.exact"
-    left = (1 - mean(rows, f"ppo.{exact}")) / (1 - mean(rows, f"sft.{exact}"))
-    each = [(1 - mean([row], f"ppo.{exact}")) / (1 - mean([row], f"sft.{exact}")) for row in rows]
-    least, most = (f"{100 * (1 - share):.0f}" for share in (max(each), min(each)))
-    contains = ", ".join(f"{points(rows, f'{kind}.contains')} ({KINDS[kind]})" for kind in KINDS)
+    together = {row["row"]: row for row in table("seeds_pooled")}
+    gains = "; ".join(
+        f"{title} {spanned(together['sft'], f'{kind}.exact_ppo_gain', '{:+.3f}')} over SFT,"
+        f" {spanned(together['best_of_n'], f'{kind}.exact_ppo_gain', '{:+.3f}')} over best of 4"
+        for kind, title in KINDS.items()
+    )
+    wrong = ", ".join(
+        f"{cell(together['sft'], f'{kind}.wrong_fact_rate')} to"
+        f" {cell(together['ppo'], f'{kind}.wrong_fact_rate')} ({KINDS[kind]})"
+        for kind in KINDS
+    )
     decided = [mean([row], "questions") - mean([row], "ppo_vs_sft.all.ties") for row in rows]
     rates = [float(row["ppo_vs_sft.all.win_rate_decided"] or 0) for row in rows]  # 0 decided: none
     wins = sum(rate * count for rate, count in zip(rates, decided, strict=True))
@@ -309,9 +315,9 @@ def pooled_line(rows: list[dict[str, str]]) -> str:
         mean(rows, f"{pair}.{key}") for key in ("chrf_win_rate_decided", "judge_agreement")
     )
     return (
-        f"Over {len(rows)} seeds PPO removes {100 * (1 - left):.0f}% of SFT's inexact answers on"
-        f" unseen wordings ({least} to {most}%). `contains` moves by {contains} points, repetition"
-        f" by {points(rows, 'all.repetition')}, copying by {points(rows, 'all.copy_rate')}. The"
+        f"PPO's gain in exact over {len(rows)} seeds, paired by question, 95% intervals over"
+        f" questions: {gains}. Wrong facts, from SFT to PPO: {wrong}. Repetition moves by"
+        f" {points(rows, 'all.repetition')} points, copying by {points(rows, 'all.copy_rate')}. The"
         f" judge prefers PPO on {wins / sum(decided):.3f} of {sum(decided):.0f} decided questions;"
         f" chrF does on {nearer:.3f} of those that it decides, and the judge says the same on"
         f" {agrees:.3f} of them."

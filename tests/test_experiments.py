@@ -129,7 +129,7 @@ def test_answers_of_ppo_are_found_by_question(tmp_path: Path) -> None:
     ]
     write_jsonl(tmp_path / "samples.jsonl", said)
     found = rivals.ppo_values(tmp_path / "samples.jsonl", ASKED)
-    assert list(found.columns) == list(rivals.GAINS)
+    assert list(found.columns) == [*rivals.GAINS, "wrong_fact_rate"]
     assert found["exact"].tolist() == [float(row.id == "3") for row in ASKED]
     assert set(found["cosine"]) == {0.1}
     write_jsonl(tmp_path / "samples.jsonl", said[:-1])
@@ -186,3 +186,27 @@ def test_clean_demonstrations_change_no_other_row_of_the_sample() -> None:
     assert held(default.sft.training) == held(rival.sft.training)
     assert held(default.sft.validation) == held(rival.sft.validation)
     assert default.sft.training != rival.sft.training
+
+
+def test_seeds_are_pooled_by_question() -> None:
+    def frame(exact: list[float], wrong: list[float]) -> pd.DataFrame:
+        columns = {**dict.fromkeys(rivals.GAINS, exact), "wrong_fact_rate": wrong}
+        return pd.DataFrame(columns)
+
+    nan = float("nan")
+    frames = {
+        "sft": [frame([0, 1, 0, 0], [1, 0, nan, nan]), frame([0, 1, 1, 0], [0, 0, 1, nan])],
+        "ppo": [frame([1, 1, 0, 1], [0, 0, 0, 0]), frame([0, 1, 1, 1], [0, 0, 0, nan])],
+    }
+    places = {"all": np.ones(4, dtype=bool), "late": np.array([False, False, True, True])}
+    found = rivals.pooled_cells(frames, places, comparison.Bootstrap(500, 0))
+    assert found["sft"]["seeds"] == 2
+    assert found["sft"]["all.exact"] == pytest.approx(3 / 8)
+    assert found["ppo"]["late.exact"] == pytest.approx(3 / 4)
+    gains = np.array([0.5, 0, 0, 1])  # of each question, over the seeds
+    expected = mean_and_interval("gain", gains, 500, 0, "")
+    for end in rivals.ENDS:
+        assert found["sft"][f"all.exact_ppo_gain{end}"] == expected[f"gain{end}"]
+    assert found["sft"]["late.exact_ppo_gain"] == pytest.approx(0.5)
+    assert found["ppo"]["all.exact_ppo_gain"] == 0
+    assert found["sft"]["all.wrong_fact_rate"] == pytest.approx((0.5 + 0 + 1) / 3)  # nan: no value

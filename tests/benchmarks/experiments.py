@@ -1,10 +1,11 @@
 """Tables of experiments, each row a DVC experiment on the commit that stands: metrics/tables/*.csv.
 
-    python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, control, rag, rivals
+    python -m tests.benchmarks.experiments rm_ablation --jobs 2    # or seeds, seeds_pooled,
+                                                                   # control, rag, rivals
 
 Queues what is missing and runs it beside the workspace, reads what each run has measured, and
 writes that with the commit they were made at. Needs a clean checkout whose default run is in the
-cache: `dvc repro` first; `rivals` needs `seeds`.
+cache: `dvc repro` first; `rivals` and `seeds_pooled` need `seeds`.
 """
 
 import argparse
@@ -67,6 +68,15 @@ def read_rivals(found: Experiments, done: Experiments) -> Mapping[str, Cells]:
         raise ValueError(f"{', '.join(lost)}: no such experiment; make table seeds first")
     taught = {seed: done[name]["rev"] for seed, name in slugs.items()}
     return rivals.read({name: row["rev"] for name, row in found.items()}, taught)
+
+
+def read_pooled(found: Experiments, done: Experiments) -> Mapping[str, Cells]:
+    """The seeds taken together. Raises ValueError where table `seeds` has not been run."""
+    slugs = [slug("seeds", row, changed) for row, changed in SEEDS.items()]
+    lost = [name for name in slugs if name not in done]
+    if lost:
+        raise ValueError(f"{', '.join(lost)}: no such experiment; make table seeds first")
+    return rivals.pooled({seed: done[name]["rev"] for seed, name in enumerate(slugs)})
 
 
 def ranking_columns() -> Columns:
@@ -188,6 +198,7 @@ TABLES = {
             answer_columns("base", "sft", "ppo", "best_of_n") | verdict_columns() | gate_columns()
         ),
     ),
+    "seeds_pooled": Table(("evaluate",), {}, read_pooled),
     "rivals": Table(("sft",), rivals.rows(), read_rivals),
     "rag": Table(("evaluate",), {"seed 0": {"rag.enabled": True}}, metrics(rag_columns())),
     "control": Table(

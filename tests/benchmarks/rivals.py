@@ -37,6 +37,7 @@ GAINS = ("cosine", "chrf", "exact", "contains")
 ENDS = ("", "_ci_low", "_ci_high")
 
 SEEDS = (0, 1, 2)
+POOLED = ("sft", "best_of_n", "ppo")
 RIVALS: dict[str, dict[str, Any]] = {
     "clean demonstrations": {"sample.demo_full_right": 1.0, "sft.data": "demonstrations"},
     "demonstrations alone": {"sft.data": "demonstrations"},
@@ -133,9 +134,55 @@ def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]
     return comparison.measure(answers, unscored, unscored, asked, vectors, references).values
 
 
-def ppo_values(samples: Path, asked: Sequence[SftRow]) -> pd.DataFrame:
-    """(N, GAINS) of PPO's answers in a run's samples. Raises ValueError where a question lacks."""
-    said = {sample["id"]: sample["ppo"] for sample in read_jsonl(samples)}
+def pooled(taught: Mapping[int, str]) -> dict[str, Cells]:
+    """Revisions of the default run's reruns by seed -> a row for SFT, best-of-n and PPO.
+
+    A question's values are means over the seeds, PPO's gains are paired by question, and questions
+    are drawn for the intervals: they are of the questions, for these seeds.
+    """
+    with tempfile.TemporaryDirectory(prefix="koqa-seeds-") as name:
+        folder = Path(name)
+        fetch(taught[0], (*CONFIG, TEST), folder / "default")
+        params = load_params(folder / "default" / "params.yaml")
+        rows = read_rows(folder / "default" / TEST, SftRow)
+        asked = comparison.spread(rows, params.evaluate.max_questions)
+        means = {model: list[pd.DataFrame]() for model in POOLED}
+        for seed, rev in taught.items():
+            fetch(rev, (SAMPLES,), folder / f"seed-{seed}")
+            for model, frames in means.items():
+                frames.append(ppo_values(folder / f"seed-{seed}" / SAMPLES, asked, model))
+    return pooled_cells(means, places_of(asked), bootstrap_of(params))
+
+
+def pooled_cells(
+    frames: Mapping[str, Sequence[pd.DataFrame]],
+    places: Mapping[str, NDArray[np.bool_]],
+    bootstrap: comparison.Bootstrap,
+) -> dict[str, Cells]:
+    """(N, metrics) by model and seed -> the rows of `pooled`."""
+    means = {model: pd.concat(own).groupby(level=0).mean() for model, own in frames.items()}
+    found: dict[str, Cells] = {}
+    for model, mean in means.items():
+        found[model] = {"seeds": len(frames[model])}
+        for place, chosen in places.items():
+            for key in mean.columns:
+                found[model][f"{place}.{key}"] = float(mean[key][chosen].mean())
+            for key in GAINS:
+                gap = (means["ppo"][key] - mean[key])[chosen].to_numpy(dtype=np.float64)
+                gain = mean_and_interval(
+                    "gain", gap, bootstrap.resamples, bootstrap.seed, "no answers"
+                )
+                ends = {f"{place}.{key}_ppo_gain{end}": gain.get(f"gain{end}") for end in ENDS}
+                found[model] |= ends
+    return found
+
+
+def ppo_values(samples: Path, asked: Sequence[SftRow], model: str = "ppo") -> pd.DataFrame:
+    """(N, GAINS and wrong facts) of PPO's answers, or another model's, in a run's samples.
+
+    Raises ValueError where a question lacks.
+    """
+    said = {sample["id"]: sample[model] for sample in read_jsonl(samples)}
     lost = [row.id for row in asked if row.id not in said]
     if lost:
         raise ValueError(
@@ -144,7 +191,7 @@ def ppo_values(samples: Path, asked: Sequence[SftRow]) -> pd.DataFrame:
     answers = [Response(said[row.id]["answer"], tokens=0, ended=True) for row in asked]
     values = text_values(answers, asked)
     values["cosine"] = np.array([said[row.id]["cosine"] for row in asked])
-    return pd.DataFrame({key: values[key] for key in GAINS})
+    return pd.DataFrame({key: values[key] for key in (*GAINS, "wrong_fact_rate")})
 
 
 def table(
@@ -162,7 +209,7 @@ def table(
     found = {}
     for rival in RIVALS:
         own = {seed: values[row_name(rival, seed)] for seed in SEEDS}
-        over = {seed: ppo[seed] - own[seed][list(GAINS)] for seed in SEEDS}
+        over = {seed: ppo[seed][list(GAINS)] - own[seed][list(GAINS)] for seed in SEEDS}
         for seed in SEEDS:
             found[row_name(rival, seed)] = cells([own[seed]], over[seed], places, bootstrap)
         pooled = pd.concat(over.values()).groupby(level=0).mean()
