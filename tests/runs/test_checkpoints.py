@@ -19,7 +19,10 @@ from safetensors.torch import load_file
 
 from stages.rlhf import files
 from stages.rlhf.runs import checkpoints, signals
+from stages.rlhf.runs.checkpoints import Checkpointer
+from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.runs.signals import Interrupted
+from stages.rlhf.train import sft_trainer
 from tests.conftest import ROOT, Killed, full_disk, naming
 from tests.model_fixtures import differing
 from tests.ppo import resumed_ppo
@@ -235,3 +238,40 @@ def test_what_was_not_written_is_not_passed_over(
     with pytest.raises(ValueError, match=naming("no checkpoint", os.strerror(number))):
         checkpoints.save(tmp_path / "x", 3, {"a": torch.ones(2)}, {})
     assert checkpoints.load(tmp_path / "x") is None
+
+
+class Beside(ProcessGroup):
+    """One of two machines; the newest checkpoint of the other is of step 4."""
+
+    def least(self, number: int) -> int:
+        return min(number, 4)
+
+
+def test_two_machines_resume_from_the_newest_that_both_have(tmp_path: Path) -> None:
+    for step in (4, 7):
+        checkpoints.save(tmp_path / "x", step, {"a": torch.full((1,), float(step))}, {})
+    assert Checkpointer(tmp_path / "x").load().step == 7  # type: ignore[union-attr]
+    found = Checkpointer(tmp_path / "x", Beside()).load()
+    assert found is not None
+    assert (found.step, found.tensors["a"].item()) == (4, 4.0)
+    assert [line["from"] for line in checkpoints.log_of(tmp_path)] == [7, 4]
+
+
+def test_a_checkpoint_that_another_machine_alone_has_is_refused(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "x", 7, {}, {})
+    with pytest.raises(ValueError, match=naming(tmp_path / "x", "step 4", "another machine")):
+        Checkpointer(tmp_path / "x", Beside()).load()
+    assert Checkpointer(tmp_path / "none", Beside()).load() is None
+
+
+def test_sft_resumes_from_what_both_machines_have(tmp_path: Path) -> None:
+    for step in (4, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+        files.write_manifest(folder)
+    assert sft_trainer.agreed(tmp_path, ProcessGroup()) == tmp_path / "checkpoint-6"
+    assert sft_trainer.agreed(tmp_path, Beside()) == tmp_path / "checkpoint-4"
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=naming("checkpoint-4", "another machine")):
+        sft_trainer.agreed(tmp_path, Beside())

@@ -9,9 +9,10 @@ import torch
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
+from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train import sft_trainer
-from stages.rlhf.train.sampling import SortedBatches
+from stages.rlhf.train.sampling import ShardCollator, SortedBatches
 from stages.rlhf.train.sft_trainer import Phase, encoded, fit
 from tests.model_fixtures import LORA, save_base
 from tests.sft_fixtures import ROWS, STRANGERS, micro
@@ -81,3 +82,18 @@ def test_steps_are_of_sorted_rows_and_a_resumed_run_takes_the_same(
     after, resumed = train(tmp_path, "cut")
     assert [*before, *after] == seen
     assert all(resumed[name].equal(weights[name]) for name in weights)
+
+
+def test_processes_share_a_micro_batch() -> None:
+    rows = [{"input_ids": [i, i], "labels": [-100, i]} for i in range(5)]
+    shards = [ShardCollator(list, ProcessGroup(rank, 2))(rows) for rank in (0, 1)]
+    assert shards == [rows[0::2], rows[1::2]]
+
+
+def test_a_process_without_a_row_learns_nothing_from_anothers() -> None:
+    rows = [{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}]
+    assert ShardCollator(list, ProcessGroup(0, 3))(rows) == rows
+    assert ShardCollator(list, ProcessGroup(2, 3))(rows) == [
+        {"input_ids": [7, 8, 9], "labels": [-100, -100, -100]}
+    ]
+    assert rows[0]["labels"] == [-100, 8, 9]
