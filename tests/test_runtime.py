@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from stages.rlhf.runtime import Clock, derive_seed, start
@@ -25,6 +26,26 @@ def test_start_fixes_what_a_stage_draws() -> None:
     assert draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_products_on_a_gpu_are_summed_in_float32() -> None:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    start(torch.get_num_threads(), 0, "sft")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+
+
+def test_processes_of_a_machine_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for size, expected in {"1": 4, "3": 1, "2": 2, "9": 1}.items():
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", size)
+            start(4, 0, "sft")
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_clock_writes_phases_total_and_memory(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def start(threads: int, seed: int, use: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # else every torch.empty is filled with NaN first: a quarter of SFT's time on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # on a GPU: float32 products without TF32, and bfloat16 ones summed in float32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     transformers.set_seed(derive_seed(seed, use) % 2**32)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
