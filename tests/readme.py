@@ -326,11 +326,11 @@ def pooled_line(rows: list[dict[str, str]]) -> str:
 
 
 def rivals_table() -> str:
-    """metrics/tables/rivals.csv beside the same seeds of seeds.csv, and PPO's gain over a rival."""
+    """metrics/tables/rivals.csv beside the seeds of its own commit, and PPO's gain over a rival."""
     found = {row["row"]: row for row in table("rivals")}
     names = [name for name in found if " seed " not in name]
     seeds = [name.removeprefix(names[0]).strip() for name in found if name.startswith(names[0])]
-    taught = [row for row in table("seeds") if row["row"] in seeds]
+    taught = [row for row in table("seeds_earlier") if row["row"] in seeds]
     keys = [f"{kind}.{key}" for kind in KINDS for key in ("chrf", "exact", "contains")]
     titles = [f"{KINDS[kind]}: {key}" for kind, key in (name.split(".") for name in keys)]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]

@@ -359,14 +359,20 @@ def test_seeds_are_shown_and_pooled(made: Path) -> None:
     same = {"ppo_vs_sft.all.ties": 100, "ppo_vs_sft.all.win_rate_decided": None}
     rows = {f"seed {seed}": alike for seed in (0, 1, 2)}
     made_up(made, "seeds", **rows | {"seed 3": same, "seed 4": shut | decided})
+    keys = [f"{kind}.{key}" for kind in rivals.KINDS for key in ("exact", "wrong_fact_rate")]
+    keys += [f"{kind}.exact_ppo_gain{end}" for kind in rivals.KINDS for end in rivals.ENDS]
+    pooled = {row: dict.fromkeys(keys, 0.1 * i) for i, row in enumerate(rivals.POOLED)}
+    pooled["sft"]["never_asked.exact_ppo_gain"] = 0.05
+    pooled["sft"]["never_asked.exact_ppo_gain_ci_low"] = -0.01
+    write(made, "seeds_pooled", pooled)
     lines = written.seeds_table().splitlines()
     assert lines[3] == "| seed 0: sft | 0.500 | 91.3 | 0.800 | 0.500 | 0.500 | 0.500 | – | – | – |"
     assert lines[4].endswith("| 0.900 | 0.500 | 0.500 | 0.500 | 0.600 | 0.250 | 30 |")
     assert len(lines) == 2 + 5 * 3 + 2
     line = lines[-1]
-    # SFT leaves .2 inexact; PPO .1 with four seeds and .3 with the fifth: .14 on average
-    assert "removes 30% of SFT's inexact answers on unseen wordings (-50 to 50%)" in line
-    assert "+0.0 (unseen wordings), +2.0 (never-asked facts), +0.0 (unseen endings)" in line
+    assert "never-asked facts +0.050 [-0.010, +0.000] over SFT" in line
+    assert "unseen endings +0.000 [+0.000, +0.000] over SFT, +0.100 [+0.100, " in line
+    assert "Wrong facts, from SFT to PPO: 0.000 to 0.200 (unseen wordings), " in line
     # 3 x 30 decided at .6, none, and 10 at 1
     assert "prefers PPO on 0.640 of 100 decided questions; chrF does on 0.500" in line
     assert "All gates pass with 4 of 5 seeds" in line
@@ -375,6 +381,8 @@ def test_seeds_are_shown_and_pooled(made: Path) -> None:
 def test_rivals_stand_beside_the_same_seeds(made: Path) -> None:
     far = {"ppo.unseen_wording.exact": 0.0}
     made_up(made, "seeds", **{"seed 3": far, "seed 4": far})
+    tables = made / "metrics" / "tables"
+    (tables / "seeds.csv").rename(tables / "seeds_earlier.csv")
     keys = [f"{place}.{key}" for place in (rivals.ALL, *rivals.KINDS) for key in rivals.ANSWERS]
     keys += [
         f"{kind}.{key}_ppo_gain{end}"
