@@ -96,6 +96,7 @@ def run(
     if any(row.passages for row in shown):
         conditions = with_and_without(params, paths, shown, found, work, process_group)
         clock.lap("rag")
+    process_group.destroy()  # what follows takes one process, and may take it long
     if not process_group.is_main:
         return None
     rows = [grounded.plain(row) for row in shown]

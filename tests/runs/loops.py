@@ -43,14 +43,23 @@ def pretrained(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
 
 
 def members(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
-    """Two reward models with length heads, and their scores; a step has 2 groups, or 1."""
+    """Two reward models with length heads, and their scores; a step has 2 groups."""
+    return _reward_models(folder, group, members=2, batch_size=2)
+
+
+def short_batch(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+    """One with a length head; an epoch has a step of 4 groups and one of 1."""
+    return _reward_models(folder, group, members=1, batch_size=4)
+
+
+def _reward_models(folder: Path, group: ProcessGroup, members: int, batch_size: int) -> Result:
     for turn in (True, False):  # transformers writes in the main process alone, so that one first
         if group.is_main is turn:
-            model = reward_model(folder / "models", members=2)
+            model = reward_model(folder / "models", members=members)
         group.any(False)  # until both are here
     model.group = group
-    now = settings(batch_size=2)
-    rm = knobs(members=2, odin_coef=0.1)
+    now = settings(batch_size=batch_size)
+    rm = knobs(members=members, odin_coef=0.1)
     work = folder / "work"
     figures = train(model, GROUPS, GROUPS[:3], rm, now, CODEC, "tests", work=work)
     found: Result = {"figures": figures}
@@ -97,6 +106,7 @@ def tuned(method: str, both: bool) -> Run:
 RUNS: dict[str, Run] = {
     "pretraining": pretrained,
     "members": members,
+    "short batch": short_batch,
     "answers": answers,
     "sft full": tuned("full", both=False),
     "sft lora": tuned("lora", both=False),

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.cli.options import one_sentence_errors
+from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.train.sft_trainer import ManifestCallback
@@ -54,7 +55,7 @@ def main(loop: str, folder: str, step: int = 0) -> None:
     group = ProcessGroup.init()
     if step and group.rank == 1:
         dies_at(step)
-    with one_sentence_errors(), group.together():
+    with one_sentence_errors(), signals.catch_signals(), group.together():
         plain, tensors = work(loop, Path(folder), group)
         (Path(folder) / f"{group.rank}.json").write_text(json.dumps(plain))
         save_file(tensors, Path(folder) / f"{group.rank}.safetensors")

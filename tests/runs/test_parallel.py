@@ -64,8 +64,13 @@ def flat(plain: Any, name: str = "") -> dict[str, Any]:
     return {name: plain}
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("loop", RUNS)
+FOUR = [loop for loop in RUNS if loop != "members"]  # whose steps have two rows
+
+
+@pytest.mark.parametrize(
+    ("count", "loop"),
+    [(2, loop) for loop in RUNS] + [pytest.param(4, loop, marks=pytest.mark.slow) for loop in FOUR],
+)
 def test_several_come_to_what_one_comes_to(
     tmp_path: Path, one: Callable[[str], Found], loop: str, count: int
 ) -> None:
@@ -82,19 +87,22 @@ def assert_close(found: Found, expected: Found) -> None:
     assert flat(found[0]) == pytest.approx(flat(expected[0]), abs=TOLERANCE)
     assert found[1].keys() == expected[1].keys()
     for key, tensor in expected[1].items():
-        torch.testing.assert_close(found[1][key], tensor, rtol=0, atol=TOLERANCE, msg=key)
+        torch.testing.assert_close(found[1][key], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
 
 
-@pytest.mark.parametrize("loop", ["pretraining", "members", "sft on both"])
-def test_one_of_two_is_killed_and_another_number_goes_on(
-    tmp_path: Path, one: Callable[[str], Found], loop: str
+@pytest.mark.parametrize(
+    ("loop", "then"), [("pretraining", 1), ("members", 1), ("sft on both", 1), ("sft lora", 2)]
+)
+def test_one_of_two_is_killed_and_any_number_goes_on(
+    tmp_path: Path, one: Callable[[str], Found], loop: str, then: int
 ) -> None:
+    """At the fourth step, of SFT in the second epoch, whose order is another than the first's."""
     done = several(2, loop, tmp_path, "4")
     assert done.returncode != 0
     assert re.search(naming("process 0 of 2 lost another one", "resumes"), done.stderr)
     before = [line for line in logged(tmp_path) if "saved" in line]
     assert before
-    done = several(1, loop, tmp_path)
+    done = several(then, loop, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(line["from"] for line in logged(tmp_path) if "from" in line) > 0
     assert_close(read(tmp_path, 0), one(loop))

@@ -8,6 +8,7 @@ N parameters of the layers, A of an adapter, V words, H hidden size, T tokens of
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from stages.rlhf.config.whole import Params
@@ -31,9 +32,9 @@ class Card:
 
 
 CARDS = {  # NVIDIA's data sheets, SXM; networks of 400 Gb/s per card (200 for A100)
-    "a100": Card(312e12, 80e9 / GIB, 2.04e12, 300e9, 25e9),
-    "h100": Card(989e12, 80e9 / GIB, 3.35e12, 450e9, 50e9),
-    "h200": Card(989e12, 141e9 / GIB, 4.8e12, 450e9, 50e9),
+    "a100": Card(312e12, 80.0, 2.04e12, 300e9, 25e9),
+    "h100": Card(989e12, 79.6, 3.35e12, 450e9, 50e9),
+    "h200": Card(989e12, 140.4, 4.8e12, 450e9, 50e9),
 }
 
 
@@ -51,8 +52,10 @@ class Cluster:
         return self.gpus * self.hosts
 
     def exchange(self, sent: float) -> float:
-        """Seconds of a ring all-reduce of so many bytes; a gather or a scatter takes half."""
-        slowest = self.card.network if self.hosts > 1 else self.card.link
+        """Seconds of a ring all-reduce of so many bytes; between hosts by all cards' networks."""
+        slowest = self.card.link
+        if self.hosts > 1:
+            slowest = min(slowest, self.gpus * self.card.network)
         return 2 * (self.size - 1) / self.size * sent / (slowest * REACHED["links"])
 
 
@@ -62,16 +65,17 @@ class Seconds(NamedTuple):
     arithmetic: float
     traffic: float
     links: float
+    busy: float  # of arithmetic and traffic, which overlap within a phase, the longer one
 
     @property
     def bound(self) -> str:
         """What takes longest."""
-        return max(self._asdict(), key=lambda name: getattr(self, name))
+        return max(("arithmetic", "traffic", "links"), key=lambda name: getattr(self, name))
 
     @property
     def total(self) -> float:
-        """Arithmetic and traffic overlap; the exchange comes after."""
-        return max(self.arithmetic, self.traffic) + self.links
+        """The exchange comes after the rest."""
+        return self.busy + self.links
 
     def __add__(self, other: object) -> "Seconds":
         """One after the other."""
@@ -89,10 +93,14 @@ class Passes:
     r: int
 
     def forward(self, tokens: float, scored: float, row: float) -> float:
-        """FLOPs of a forward: 2 N, causal attention over half of T, 2 V H for a scored token."""
+        """FLOPs of a forward: 2 N, attention, 2 V H for a scored token."""
         shape = self.shape
-        attention = 2.0 * row * shape.heads * shape.head_dim * shape.layers
-        return tokens * (2.0 * shape.decoder + attention) + scored * 2.0 * shape.embedding
+        products = tokens * 2.0 * shape.decoder + scored * 2.0 * shape.embedding
+        return products + self.attention(tokens, row)
+
+    def attention(self, tokens: float, row: float) -> float:
+        """FLOPs of a forward's scores and sums, causal: over half of T."""
+        return tokens * 2.0 * row * self.shape.heads * self.shape.head_dim * self.shape.layers
 
     def adapter(self, tokens: float) -> float:
         """FLOPs of a forward of the adapter alone: 2 A."""
@@ -107,17 +115,19 @@ class Passes:
     ) -> Seconds:
         """Forward and backward, and a sum of gradients over all cards.
 
-        The backward takes a forward's FLOPs for the activations and as many for the weights that
-        learn: all of them, or an adapter's. `again`: the forward is run twice, to save memory.
+        The backward takes a forward's FLOPs for the activations, twice attention's, and as many as
+        a forward for the weights that learn: all of them, or an adapter's. `again`: the forward is
+        run twice, to save memory.
         """
-        once = self.forward(tokens, scored, row)
-        flops = once * (2.0 + again + full) + self.adapter(tokens) * (0 if full else 3 + again)
+        attention = self.attention(tokens, row)
+        flops = (self.forward(tokens, scored, row) - attention) * (2.0 + again + full)
+        flops += attention * (3 + again) + self.adapter(tokens) * (0 if full else 3 + again)
         learned = self.shape.parameters if full else self.shape.lora(self.r)
         return self._seconds(flops, 0.0, self.cluster.exchange(4.0 * learned))
 
-    def decode(self, rows: float, prompt: float, answer: float) -> Seconds:
-        """Answers of `answer` tokens: each step reads all weights, and the cache so far."""
-        weights = self.size * (self.shape.decoder + self.shape.embedding)
+    def decode(self, rows: float, prompt: float, answer: float, batch: int) -> Seconds:
+        """Answers, `batch` at once: a step of a batch reads all weights, and its cache so far."""
+        weights = ceil(rows / batch) * self.size * (self.shape.decoder + self.shape.embedding)
         cache = rows * (prompt + answer / 2) * self.shape.cache(self.size)
         flops = self.forward(rows * (prompt + answer), rows * answer, prompt + answer)
         return self._seconds(flops, answer * (weights + cache))
@@ -125,7 +135,8 @@ class Passes:
     def _seconds(self, flops: float, read: float, links: float = 0.0) -> Seconds:
         card = self.cluster.card
         arithmetic = flops / (card.flops * REACHED["arithmetic"])
-        return Seconds(arithmetic, read / (card.traffic * REACHED["traffic"]), links)
+        traffic = read / (card.traffic * REACHED["traffic"])
+        return Seconds(arithmetic, traffic, links, max(arithmetic, traffic))
 
 
 class Step(NamedTuple):
@@ -139,7 +150,8 @@ def steps(shape: Shape, params: Params, cluster: Cluster) -> dict[str, Step]:
     """By stage; rows are as long as the model's caps allow, so the figures are the worst case."""
     model, ppo = params.base_model, params.ppo
     passes = Passes(shape, cluster, weight_size(model), model.lora.r)
-    prompt, answer = float(model.max_prompt_tokens), float(model.max_answer_tokens)
+    room = params.rag.passage_tokens if params.rag.enabled else 0
+    prompt, answer = float(model.max_prompt_tokens + room), float(model.max_answer_tokens)
 
     def step(rows: float, scored: float, full: bool = False, again: bool = False) -> Step:
         own, row = rows / cluster.size, prompt + scored
@@ -151,11 +163,14 @@ def steps(shape: Shape, params: Params, cluster: Cluster) -> dict[str, Step]:
         found[stage] = step(settings.batch_size, ANSWERS * answer)  # packed behind one prompt
     size = model.ppo.batch_size
     own, row, trained = size / cluster.size, prompt + answer, 2 if ppo.advantage == "gae" else 1
-    update = passes.decode(own, prompt, answer)
+    update = passes.decode(own, prompt, answer, model.generate.batch_size)
     for _ in range(1 + trained + params.rm.members):  # reference; policy, value; reward model
         update += passes.read(own * row, own * answer, row)
-    _, learn = step(size / model.ppo.minibatches, answer)
-    for _ in range(ppo.epochs * model.ppo.minibatches * trained):
+    once = own / model.ppo.minibatches
+    learn = passes.train(once * row, once * answer, row)
+    if trained == 2:
+        learn += passes.train(once * row, 0, row)  # a value needs no word's probability
+    for _ in range(ppo.epochs * model.ppo.minibatches):
         update += learn
     return found | {"ppo": Step(size * row, update)}
 

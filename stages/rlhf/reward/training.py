@@ -155,6 +155,7 @@ class MemberTrainer:
         respect to each score.
         """
         weight, total = sum(counts), torch.zeros((), device=self.device)
+        sharers = min(self.group.size, len(groups))  # processes that have any of them
         groups, counts = self.group.shard(groups), self.group.shard(counts)
         indices = self.model.micro_batches(
             prompts_with_responses(groups), self.settings.micro_batch_tokens
@@ -169,7 +170,7 @@ class MemberTrainer:
             if self.length_head is not None and (len(parts) > 1 or self.group.size > 1):
                 with torch.no_grad():
                     outs = [self.outputs(*part) for part in zip(parts, batches, strict=True)]
-                gradients = _length_gradients(outs, batches, self.group)
+                gradients = _length_gradients(outs, batches, self.device, self.group)
             for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
                 out = self.outputs(part, batch)
                 scores = out.quality if out.length is None else out.quality + out.length
@@ -178,11 +179,12 @@ class MemberTrainer:
                 if out.lm is not None:
                     loss = loss + self.rm.lm_coef * (batch.counts * out.lm).sum() / weight
                 if self.length_head is not None and out.length is not None:
-                    d_quality, d_length = (gradients or _length_gradients([out], [batch]))[i]
+                    alone = gradients or _length_gradients([out], [batch], self.device)
+                    d_quality, d_length = alone[i]
                     cosine = overlap(self.member.head.value.weight, self.length_head.weight)
                     odin = (d_quality * out.quality + d_length * out.length).sum()
-                    share = len(parts) * self.group.size
-                    loss = loss + self.rm.odin_coef * (odin + cosine / share)
+                    cosine = cosine / (len(parts) * sharers)
+                    loss = loss + self.rm.odin_coef * (odin + cosine)
                 loss.backward()
                 total += ranking.detach()
         self.group.sum([total])
@@ -194,13 +196,17 @@ class MemberTrainer:
 
 
 def _length_gradients(
-    outs: Sequence[Outputs], batches: Sequence[GroupBatch], group: ProcessGroup = SINGLE_PROCESS
+    outs: Sequence[Outputs],
+    batches: Sequence[GroupBatch],
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Gradients]:
     """Per micro-batch, the gradient of `length_disentangling` over all, of every process."""
     sizes = [len(out.quality) for out in outs]
-    quality, own = group.concatenate([out.quality.detach() for out in outs])
-    length, _ = group.concatenate([out.length.detach() for out in outs if out.length is not None])
-    tokens, _ = group.concatenate([batch.lengths[batch.present] for batch in batches])
+    lengths = [out.length.detach() for out in outs if out.length is not None]
+    quality, own = group.concatenate([out.quality.detach() for out in outs], device)
+    length, _ = group.concatenate(lengths, device)
+    tokens, _ = group.concatenate([batch.lengths[batch.present] for batch in batches], device)
     term = length_disentangling(quality.requires_grad_(), length.requires_grad_(), tokens)
     gradients = torch.autograd.grad(term, [quality, length])
     return list(zip(*(gradient[own].split(sizes) for gradient in gradients), strict=True))

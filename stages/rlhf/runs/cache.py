@@ -88,6 +88,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     while handle is None:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+        os.set_inheritable(handle, True)  # to torchrun, which may outlive this process
         try:
             _acquire(handle, folder, wait)
         except BaseException:

@@ -8,8 +8,8 @@ On several machines, each with a clone of the same commit and the same data, all
     export KOQA_TORCHRUN="--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400"
     dvc repro
 
-No parameter, and in no fingerprint: the result is the same but for last digits
-at any number, and a run resumes with another one.
+No parameter, and in no fingerprint: a step is the same but for last digits at any number, and a run
+resumes with another one.
 """
 
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from stages.rlhf.runs import provenance, signals
 from stages.rlhf.runs.cache import run_cached
-from stages.rlhf.runs.process_group import ProcessGroup
+from stages.rlhf.runs.process_group import TIMEOUT, WAIT, ProcessGroup
 from stages.rlhf.runtime import processes
 
 TORCHRUN = "KOQA_TORCHRUN"  # torchrun's options for several machines; default: this one alone
@@ -55,18 +55,29 @@ def run_parallel(stage: provenance.Stage, outs: Sequence[Path], make: Make) -> N
 def launch(module: str, count: int) -> None:
     """Run this process's command as so many processes under torchrun, and pass signals on.
 
-    Raises ValueError where one fails, Interrupted where a stop was requested.
+    They have as long to finish and save their step as they have for each other. The agent is out of
+    the terminal's process group, so that Ctrl-C comes to it once, and it holds the lock of the work
+    folder as long as it lives. Raises ValueError where one fails, Interrupted where a stop was
+    requested.
     """
-    command = [sys.executable, "-m", "torch.distributed.run"]
+    wait = os.environ.get(TIMEOUT, WAIT)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--shutdown-timeout={wait}"]
     command += shlex.split(os.environ.get(TORCHRUN, "--standalone"))
     command += [f"--nproc_per_node={count}", "-m", module, *sys.argv[1:]]
-    with subprocess.Popen(command) as agent:
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # else accelerate takes all cores
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, close_fds=False
+    ) as agent:
         terminated = False
-        while agent.poll() is None:
-            if signals.stop_requested() and not terminated:
-                agent.terminate()
-                terminated = True
-            time.sleep(0.2)
+        try:
+            while agent.poll() is None:
+                if signals.stop_requested() and not terminated:
+                    agent.terminate()
+                    terminated = True
+                time.sleep(0.2)
+        except KeyboardInterrupt:  # the second signal
+            agent.terminate()
+            raise
     code = agent.returncode
     if code and terminated:
         raise signals.Interrupted(f"with {count} processes, after the last saved step")

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-TIMEOUT = "KOQA_PROCESS_TIMEOUT"  # seconds that a process waits for the others; default 1,800
+TIMEOUT = "KOQA_PROCESS_TIMEOUT"  # seconds that a process waits for the others
+WAIT = "1800"  # by default
 Row = TypeVar("Row")
 
 
@@ -28,22 +29,30 @@ class ProcessGroup:
 
     @classmethod
     def init(cls) -> Self:
-        """The group that torchrun's environment describes, a GPU each where there are any."""
+        """The group that torchrun's environment describes, a GPU each where there are any.
+
+        Raises ValueError where there are fewer GPUs than processes.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         local_rank = int(os.environ["LOCAL_RANK"])
         if torch.cuda.is_available():
+            if local_rank >= torch.cuda.device_count():
+                raise ValueError(
+                    f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()}"
+                    " are visible; start at most as many processes"
+                )
             torch.cuda.set_device(local_rank)
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            wait = timedelta(seconds=float(os.environ.get(TIMEOUT, "1800")))
+            wait = timedelta(seconds=float(os.environ.get(TIMEOUT, WAIT)))
             distributed.init_process_group(backend, timeout=wait)
         return cls(distributed.get_rank(), size, local_rank)
 
     def destroy(self) -> None:
-        """End the process group, once all are here."""
-        if self.size > 1:
+        """End the process group, once all are here; nothing where it has ended."""
+        if self.size > 1 and distributed.is_initialized():
             distributed.barrier()
             distributed.destroy_process_group()
 
@@ -89,17 +98,17 @@ class ProcessGroup:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def concatenate(self, own: Sequence[Tensor]) -> tuple[Tensor, slice]:
-        """Float tensors (n, ...) of each process -> (N, ...) of all, and where this one's are."""
+    def concatenate(self, own: Sequence[Tensor], device: Any) -> tuple[Tensor, slice]:
+        """Float tensors (n,) of each process -> (N,) of all, and where this one's are."""
         if self.size == 1:
             return torch.cat(list(own)), slice(None)
-        mine = torch.cat(list(own)) if own else torch.zeros(0)
+        mine = torch.cat(list(own)) if own else torch.zeros(0, device=device)
         counts = torch.zeros(self.size, dtype=torch.int64)
         counts[self.rank] = len(mine)
         self.sum([counts])
         start = int(counts[: self.rank].sum())
         span = slice(start, start + len(mine))
-        whole = mine.new_zeros(int(counts.sum()), *mine.shape[1:])
+        whole = mine.new_zeros(int(counts.sum()))
         whole[span] = mine
         self.sum([whole])
         return whole, span

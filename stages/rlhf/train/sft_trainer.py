@@ -54,17 +54,22 @@ def encoded(rows: list[SftRow], codec: Codec) -> Dataset:
 
 
 def trainer_config(
-    params: SftParams, folder: Path, phase: Phase, recompute: bool = False
+    params: SftParams, folder: Path, phase: Phase, recompute: bool = False, processes: int = 1
 ) -> SFTConfig:
-    """SFTConfig for the base model; no truncation, because preprocess enforces length limits."""
+    """SFTConfig for the base model; no truncation, because preprocess enforces length limits.
+
+    A "device batch" is what all `processes` take at once, a micro-batch each at most.
+    """
     base_model = params.base_model
+    size, micro = base_model.sft.batch_size, base_model.sft.micro_batch_size
+    at_once = max(n for n in range(1, micro * processes + 1) if size % n == 0)
     steps = phase.epochs * -(-len(phase.rows) // base_model.sft.batch_size)
     config = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=phase.epochs,
-        per_device_train_batch_size=base_model.sft.micro_batch_size,
-        per_device_eval_batch_size=base_model.sft.micro_batch_size,
-        gradient_accumulation_steps=base_model.sft.batch_size // base_model.sft.micro_batch_size,
+        per_device_train_batch_size=at_once,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=size // at_once,
         learning_rate=base_model.sft.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(params.sft.warmup_share * steps),
@@ -145,10 +150,17 @@ class ManifestTrainer(SFTTrainer):
 
     data_collator: Any
 
-    def __init__(self, *given: Any, group: ProcessGroup = SINGLE_PROCESS, **named: Any) -> None:
+    def __init__(
+        self,
+        *given: Any,
+        sorts: bool = True,
+        group: ProcessGroup = SINGLE_PROCESS,
+        **named: Any,
+    ) -> None:
+        """`sorts`: an optimiser step has several micro-batches, of one process."""
         super().__init__(*given, **named)
         use_tiles(self.model)
-        self.group = group
+        self.sorts, self.group = sorts, group
 
     def _get_dataloader(self, *given: Any, is_training: bool = False, **named: Any) -> Any:
         """All micro-batches for each process; of those for training, its share of the rows."""
@@ -163,7 +175,12 @@ class ManifestTrainer(SFTTrainer):
             self.data_collator = whole
         batches = loader.batch_sampler  # accelerate's, which would deal them out
         batches.num_processes, batches.process_index, batches.even_batches = 1, 0, False
+        batches.sampler = batches.batch_sampler.sampler  # looked for here when an epoch is resumed
         return loader
+
+    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
+        """The first process's figures, by which all choose the same epoch."""
+        return self.group.broadcast(super().evaluate(*given, **named))
 
     def evaluation_loop(self, *given: Any, **named: Any) -> Any:
         """By each process, of all rows: nothing is gathered, and the last batch cut as there."""
@@ -182,12 +199,12 @@ class ManifestTrainer(SFTTrainer):
             super()._save_rng_state(output_dir)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        steps = self.args.gradient_accumulation_steps
-        if steps == 1:
+        if not self.sorts:
             return super()._get_train_sampler(train_dataset)
         rows = train_dataset or self.train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]]
-        return SortedBatches(lengths, steps * self.args.train_batch_size, self.args.seed)
+        size = self.args.gradient_accumulation_steps * self.args.train_batch_size
+        return SortedBatches(lengths, size, self.args.seed)
 
     def _save_checkpoint(self, *given: Any, **named: Any) -> None:
         try:
@@ -267,15 +284,17 @@ def fit(
 
     Checkpoints are written to `folder`; resumes from the newest one there.
     """
-    group.check_rows(params.base_model.sft.batch_size, "sft.batch_size")
+    sft = params.base_model.sft
+    group.check_rows(sft.batch_size, "sft.batch_size")
     last = agreed(folder, group)
     trainer = ManifestTrainer(
         model=model,
-        args=trainer_config(params, folder, phase, recomputes(model)),
+        args=trainer_config(params, folder, phase, recomputes(model), group.size),
         train_dataset=encoded(phase.rows, codec),
         eval_dataset=validation,
         processing_class=codec.tokenizer,
         callbacks=[ManifestCallback(Timer(), best_of(last) if last else None, group)],
+        sorts=sft.batch_size > sft.micro_batch_size,
         group=group,
     )
     trainer.remove_callback(PrinterCallback)  # prints a line per step
@@ -288,7 +307,5 @@ def fit(
     log = trainer.state.log_history
     losses = [entry["loss"] for entry in log if "loss" in entry]
     epoch = losses[-(len(losses) // phase.epochs) :]
-    return {
-        "loss": sum(epoch) / len(epoch),
-        "eval_loss": min(entry["eval_loss"] for entry in log if "eval_loss" in entry),
-    }
+    least = min(entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    return group.broadcast({"loss": sum(epoch) / len(epoch), "eval_loss": least})
