@@ -24,7 +24,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.model import generation
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
 from stages.rlhf.precision import device
-from tests.benchmarks.process_memory import seconds_are_over
+from tests.benchmarks.device_memory import seconds_are_over
 from tests.model_fixtures import random_ids
 
 ROWS, SHORTEST, LONGEST = 64, 16, 96  # prompts, and their tokens

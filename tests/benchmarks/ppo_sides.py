@@ -41,7 +41,7 @@ from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.precision import WEIGHTS, device
 from stages.rlhf.records import PromptRow, read_rows
 from stages.rlhf.reward.model import Head, Member, RewardModel, load_reward_model, member_name
-from tests.benchmarks.process_memory import seconds_are_over
+from tests.benchmarks.device_memory import seconds_are_over
 from tests.conftest import ROOT
 
 PEER = ROOT / "build" / "trl112"

@@ -36,6 +36,7 @@ from stages.rlhf.config.whole import load_params
 from stages.rlhf.model.store import load_sft
 from stages.rlhf.report import figures
 from stages.rlhf.reward.model import load_reward_model
+from tests.benchmarks.device_memory import held, most
 from tests.benchmarks.ppo_sides import (
     ROOT,
     SETTINGS,
@@ -49,7 +50,6 @@ from tests.benchmarks.ppo_sides import (
     peer,
     train_trl,
 )
-from tests.benchmarks.process_memory import held, most
 
 TABLE = ROOT / "metrics" / "tables" / "ppo_vs_trl.csv"
 PLOT = ROOT / "plots" / "benchmarks" / "ppo_vs_trl.png"

@@ -53,7 +53,7 @@ from stages.rlhf.reward.groups import EncodedGroup
 from stages.rlhf.reward.losses import better, rank_gap
 from stages.rlhf.reward.model import Head, Member, RewardModel, member_name
 from stages.rlhf.reward.training import MemberTrainer
-from tests.benchmarks.process_memory import held, most, seconds_are_over
+from tests.benchmarks.device_memory import held, most, seconds_are_over
 from tests.model_fixtures import Recorder, ids_codec, random_ids
 
 TABLE = Path(__file__).parents[2] / "metrics" / "tables" / "rm_vs_trl.csv"

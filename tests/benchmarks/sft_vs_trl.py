@@ -36,7 +36,7 @@ from stages.rlhf.precision import device
 from stages.rlhf.records import SftRow
 from stages.rlhf.train.sft_trainer import ManifestTrainer, Phase, trainer_config
 from stages.rlhf.train.tiled_head import recomputes
-from tests.benchmarks.process_memory import held, most, seconds_are_over
+from tests.benchmarks.device_memory import held, most, seconds_are_over
 from tests.model_fixtures import random_ids
 
 ROWS, PROMPT, ANSWER = 16, 62, 128

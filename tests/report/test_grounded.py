@@ -10,6 +10,7 @@ from stages.rlhf.chat import REFUSAL
 from stages.rlhf.records import Response, SftRow, write_jsonl
 from stages.rlhf.report.comparison import Bootstrap
 from stages.rlhf.report.grounded import CLOSED, RAG, WITHOUT, matrix, plain, spoken, values_of
+from stages.rlhf.runs.process_group import SINGLE_PROCESS
 
 SHOWN = ("일본의 수도는 도쿄이다.", "프랑스의 수도는 파리이다.")
 BOOTSTRAP = Bootstrap(50, 0)
@@ -149,8 +150,10 @@ def test_without_passages_the_reference_cites_nothing(
     monkeypatch.setattr(evaluate, "greedy", lambda *given: own)
     params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
     generated: Any = SimpleNamespace(responses=own)
-    found = evaluate.with_and_without(
-        params, {"index": tmp_path, "base": tmp_path}, FOUND[:1], generated, BOOTSTRAP, tmp_path
+    places = {"index": tmp_path, "base": tmp_path}
+    conditions = evaluate.with_and_without(
+        params, places, FOUND[:1], generated, tmp_path, SINGLE_PROCESS
     )
+    found = matrix(*conditions, BOOTSTRAP)
     assert found[RAG]["sft"]["exact"] == 1
     assert found[CLOSED]["sft"]["exact"] == 1
