@@ -129,10 +129,9 @@ def plain_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
 
 
-def random_material(setting: Setting) -> Material:
-    """A random Llama, and prompts of random tokens."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def llama_config(setting: Setting) -> LlamaConfig:
+    """The setting's shape, with room for its rows, and for a few hundred tokens in any case."""
+    return LlamaConfig(
         vocab_size=setting.vocab,
         hidden_size=setting.hidden,
         intermediate_size=setting.intermediate,
@@ -145,7 +144,12 @@ def random_material(setting: Setting) -> Material:
         bos_token_id=None,
         eos_token_id=1,
     )
-    backbone = LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def random_material(setting: Setting) -> Material:
+    """A random Llama, and prompts of random tokens."""
+    torch.manual_seed(0)
+    backbone = LlamaForCausalLM(llama_config(setting)).eval().requires_grad_(False)
     least, most = setting.prompt
     lengths = torch.randint(least, most + 1, (64 * setting.batch,)).tolist()
     prompts = [torch.randint(2, setting.vocab, (n,)).tolist() for n in lengths]

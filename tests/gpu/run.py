@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.plan.cluster import CARDS, REACHED, Cluster, Passes
 from stages.rlhf.plan.footprint import GIB, Shape, memory
 from stages.rlhf.precision import WEIGHTS, device
-from tests.benchmarks.ppo_sides import SETTINGS, Setting, plain_tokenizer
+from tests.benchmarks.ppo_sides import SETTINGS, Setting, llama_config, plain_tokenizer
 from tests.conftest import ROOT
 
 SUITES = ("tests/gpu", "tests/model", "tests/ppo", "tests/reward", "tests/runs/test_resume.py")
@@ -88,22 +88,9 @@ def used(said: str, setting: Setting, device_name: str) -> dict[str, float | str
 
 def write_base(folder: Path, setting: Setting) -> Path:
     """A random Llama of the setting's shape with a tokenizer, as stage base would write it."""
-    config = LlamaConfig(
-        vocab_size=setting.vocab,
-        hidden_size=setting.hidden,
-        intermediate_size=setting.intermediate,
-        num_hidden_layers=setting.layers,
-        num_attention_heads=setting.heads,
-        num_key_value_heads=setting.kv_heads or setting.heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
     torch.manual_seed(0)
     with torch.device(device()):
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(llama_config(setting))
     model.to(WEIGHTS["bfloat16"]).save_pretrained(folder)
     plain_tokenizer(setting.vocab).save_pretrained(folder)
     return folder
