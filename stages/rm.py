@@ -17,8 +17,8 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.reward import RmParams
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.measure.ranking import full_report
-from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import context_window
 from stages.rlhf.model.store import load_sft, load_tokenizer, save_card

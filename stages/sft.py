@@ -15,7 +15,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.base import load
 from stages.rlhf.config.sft import SftParams
-from stages.rlhf.model.generation import greedy_responses
+from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer, save_card, save_on_every_host
 from stages.rlhf.records import (

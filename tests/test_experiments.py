@@ -10,8 +10,8 @@ import pytest
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
+from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft
 from stages.rlhf.plan.experiments import WORKSPACE
 from stages.rlhf.records import SftRow, write_jsonl

@@ -8,7 +8,7 @@ import pytest
 from stages import rm
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params, load_params
-from stages.rlhf.model.generation import greedy_responses
+from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import RmRow
 from tests.conftest import naming, write_params

@@ -27,7 +27,7 @@ import torch
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Lora
-from stages.rlhf.model.generation import generate_all
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import decoder_of
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer

@@ -21,7 +21,7 @@ from transformers import LogitsProcessor
 from transformers.utils import logging
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model import generation
+from stages.rlhf.decoding import generation
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
 from stages.rlhf.precision import device
 from tests.benchmarks.device_memory import seconds_are_over

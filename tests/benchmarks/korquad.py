@@ -23,8 +23,8 @@ import pandas as pd
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
+from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_base, load_sft, load_tokenizer
 

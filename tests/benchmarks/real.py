@@ -25,10 +25,10 @@ from ruamel.yaml import YAML
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import load_params
+from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.measure.text import fold
 from stages.rlhf.measure.win_rate import mean_and_interval, win_rates
 from stages.rlhf.model import embedder
-from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.store import load_base, load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, read_jsonl, read_rows
 from stages.rlhf.report import comparison

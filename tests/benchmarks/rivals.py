@@ -21,10 +21,10 @@ from sentence_transformers import SentenceTransformer
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.measure.text import TEXT_METRICS, text_values
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.model import embedder
-from stages.rlhf.model.generation import greedy_responses
 from stages.rlhf.model.store import load_sft, load_tokenizer
 from stages.rlhf.records import Response, SftRow, read_jsonl, read_rows
 from stages.rlhf.report import comparison

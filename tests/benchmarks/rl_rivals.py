@@ -30,10 +30,10 @@ from stages import ppo as stage
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.whole import Params, load_params
+from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.measure.text import text_values
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_causal_lm, load_sft, load_tokenizer
 from stages.rlhf.ppo.reward import Penalties

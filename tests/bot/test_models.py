@@ -9,7 +9,7 @@ from stages.cli import ask, export
 from stages.rlhf.bot.models import FOLDERS, NAMES, Bot
 from stages.rlhf.bot.stream import Text
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import draw_uniforms, generate, generate_all
+from stages.rlhf.decoding.generation import draw_uniforms, generate, generate_all
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.store import load_base, load_sft
 from stages.rlhf.reward.model import load_reward_model

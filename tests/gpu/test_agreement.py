@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.signals import Interrupted

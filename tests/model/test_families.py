@@ -16,9 +16,9 @@ from transformers import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
+from stages.rlhf.decoding.generation import cut_after, generate
 from stages.rlhf.model import sequences
 from stages.rlhf.model.families import check_config, check_model, refusal
-from stages.rlhf.model.generation import cut_after, generate
 from stages.rlhf.model.packing import can_pack, pack, packed_response_logprobs, packed_states
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import (

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Lora
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.hub import fetch, write_pointer
 from stages.rlhf.model import store
-from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import (
     check_card,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.rlhf.config.ppo import PpoConfig
 from stages.rlhf.config.whole import load_params
-from stages.rlhf.model.generation import generate_all
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.model.roles import POLICY, VALUE
 from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.selection import Kept

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import generate_all
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.ppo.validation import SHOWN, Validator, reference_metrics
 from stages.rlhf.records import Response, SftRow
 from tests.model_fixtures import QUESTIONS, random_reward_model, sft_roles, shake, tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.best_of_n import gate, sample
 from tests.conftest import naming
 from tests.model_fixtures import sft_roles

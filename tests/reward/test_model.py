@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.measure.length_curve import LengthCurve
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.sequences import collate, hidden_states
 from stages.rlhf.model.store import check_card, load_sft, model_hash, save_card
 from stages.rlhf.ppo.actor_critic import new_value_head

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import MAKERS
 from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale

@@ -11,7 +11,7 @@ from stages import sft
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
-from stages.rlhf.model.generation import draw_uniforms, generate_all
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.precision import device
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.reward.groups import prompts_with_responses

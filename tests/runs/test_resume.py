@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from stages.rlhf.decoding import generation
 from stages.rlhf.files import MANIFEST, file_hash
-from stages.rlhf.model import generation
 from stages.rlhf.runs import checkpoints, signals
 from stages.rlhf.runs.checkpoints import SECONDS
 from stages.rlhf.runs.signals import Interrupted

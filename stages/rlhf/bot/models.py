@@ -13,8 +13,8 @@ from stages.rlhf.chat import Codec, fitting, message
 from stages.rlhf.config.base import StageParams
 from stages.rlhf.config.models import ModelEntry, SamplingTemperature
 from stages.rlhf.config.preprocess import RagConfig
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.korean import clean_line
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.retrieval.passages import has_library

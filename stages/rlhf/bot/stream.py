@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import COMPACT_SHARE, pick
+from stages.rlhf.decoding.generation import COMPACT_SHARE, pick
 from stages.rlhf.model.sequences import decoder_of, next_logits
 
 _PARTIAL = "\ufffd"  # what the bytes of an unfinished character decode to

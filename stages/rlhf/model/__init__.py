@@ -1,1 +1,1 @@
-"""Models: loading, adapters, batching, log-probabilities, decoding."""
+"""Models: loading, adapters, batching, log-probabilities."""

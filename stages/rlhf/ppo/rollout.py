@@ -16,9 +16,9 @@ from torch import Tensor
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.measure.violations import copies, loops
-from stages.rlhf.model.generation import generate_all
 from stages.rlhf.model.packing import by_length
 from stages.rlhf.model.sequences import Sequences, index_on
 from stages.rlhf.ppo.reward import Penalties, Reward, Violations, final_reward

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
+from stages.rlhf.decoding.generation import draw_uniforms
 from stages.rlhf.evidence.evidence import Evidence
-from stages.rlhf.model.generation import draw_uniforms
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
 from stages.rlhf.model.sequences import collate, context_window
 from stages.rlhf.ppo import rollout as experience

@@ -5,9 +5,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.measure.text import chrf, chrf_plus_plus, exact, length
 from stages.rlhf.measure.violations import copies, loops
-from stages.rlhf.model.generation import generate_all, to_response
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.reward.model import RewardModel

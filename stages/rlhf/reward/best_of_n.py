@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.measure.win_rate import mean_and_interval
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.model import PromptWithResponses, RewardModel
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 

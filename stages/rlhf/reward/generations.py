@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.measure import EvaluateParams
-from stages.rlhf.model.generation import generate_all, to_response
+from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
 from stages.rlhf.records import Response

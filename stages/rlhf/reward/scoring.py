@@ -4,8 +4,8 @@ from typing import Any
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.reward import RmParams
+from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.measure.ranked_groups import accuracy
-from stages.rlhf.model.generation import draw_uniforms, generate_all
 from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import Fits, held_out
 from stages.rlhf.reward.model import RewardModel, mean_and_sd

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.model.generation import (
+from stages.rlhf.decoding.generation import (
     cut_after,
     draw_uniforms,
     generate,

@@ -1,0 +1,1 @@
+"""Decoding: token ids from a model, batch by batch."""
