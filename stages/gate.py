@@ -63,7 +63,7 @@ def run(
             GATE_OF,
             codec,
             base_model.max_answer_tokens,
-            base_model.generate.batch_size,
+            base_model.generate,
             params.ppo.temperature,
             params.seed,
             "judge",

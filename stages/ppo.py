@@ -76,15 +76,15 @@ def trained(
     reward_model = load_reward_model(roles, paths["rm"])
     prompts = read_rows(paths["prompts"], PromptRow)
     limit = base_model.max_answer_tokens
-    batch_size = base_model.generate.batch_size
-    scale = (ppo, base_model.ppo, limit, batch_size, params.seed, work, process_group)
+    generation = base_model.generate
+    scale = (ppo, base_model.ppo, limit, generation, params.seed, work, process_group)
     check = corpus_check(base_model.ppo.corpus_check, paths["corpus"])
     support = Support.load(paths["index"]) if any(row.passages for row in prompts) else None
     evidence = Evidence(check, support)
     trainer = PpoTrainer(roles, reward_model, codec, prompts, *scale, evidence=evidence)
     judge = load_reward_model(bare, paths["judge"], process_group)
     grader = replace(reward_model, group=process_group)
-    validator = Validator(roles, grader, judge, codec, rows, limit, batch_size)
+    validator = Validator(roles, grader, judge, codec, rows, limit, generation)
     rule = partial(
         decide,
         reference_length=fmean(length(row.answer) for row in rows),

@@ -117,7 +117,7 @@ def own_slips(
     rng = random.Random(derive_seed(*seed))
     chosen = [i for i in range(len(rows)) if rng.random() < share]
     found: list[HardNegative | None] = [None] * len(rows)
-    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    limits = codec, base_model.max_answer_tokens, base_model.generate
     with roles.use(roles.reference) as sft:
         for part, name in ((chosen[:PROBED], "probe"), (chosen[PROBED:], "rest")):
             own = [rows[i] for i in part]

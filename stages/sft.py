@@ -27,6 +27,7 @@ from stages.rlhf.records import (
     subset,
     write_stage_metrics,
 )
+from stages.rlhf.runs import sharding
 from stages.rlhf.runs.parallel import run_parallel
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
@@ -70,11 +71,20 @@ def losses(found: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def trainable(params: SftParams, base: Path) -> Roles:
-    """The base model, all of it or an adapter open to training."""
+    """The base model, all of it or an adapter open to training.
+
+    Raises ValueError where all of it would be trained in shares.
+    """
+    method = params.base_model.sft.method
+    if method == "full" and sharding.wanted():
+        raise ValueError(
+            f"sft.method is {method}, which trains the weights that {sharding.SHARD}=1 spreads over"
+            " several cards; expected lora, or 0"
+        )
     backbone = load_causal_lm(base, params.base_model.dtype)
     save_on_every_host(backbone)
     roles = Roles(backbone, params.base_model.lora)
-    if params.base_model.sft.method == "lora":
+    if method == "lora":
         roles.add(ROLE)
         roles.model.set_adapter(ROLE)
     else:
@@ -120,7 +130,7 @@ def train(
         save(roles, codec, base_model.sft.method, base, out)
     roles.model.eval()
     messages = [row.message for row in validation]
-    limits = base_model.max_answer_tokens, base_model.generate.batch_size
+    limits = base_model.max_answer_tokens, base_model.generate
     answers = greedy_responses(roles.model, codec, messages, *limits, process_group)
     right = [
         r.spoken(a.text) == r.spoken(r.answer) for a, r in zip(answers, validation, strict=True)

@@ -47,6 +47,7 @@ def write_run(
     head: str = "scalar",
     members: int = 1,
     twin: tuple[Any, Make] | None = None,
+    dtype: str = "float32",
 ) -> Path:
     """params.yaml and data/ below `folder`, the current one from now on; returns data/.
 
@@ -54,6 +55,7 @@ def write_run(
     """
     patch.chdir(folder)
     changed: dict[str, Any] = {"model": "micro", "threads": 1, "models.micro.sft.method": method}
+    changed["models.micro.dtype"] = dtype
     data = folder / "data"
     base, sft, rm = (data / name for name in ("base", "sft", "rm"))
     if twin is None:
@@ -70,20 +72,20 @@ def write_run(
     if method == "full":
         save_base(sft, seed=1)
     else:
-        first = load_base(base, "float32", LORA)
+        first = load_base(base, dtype, LORA)
         first.add("sft")
         shake(first, "sft", 1, TRAINED_AT)
         first.save("sft", sft)
     save_card(sft, "sft", {"base": base}, method=method)
     parents = {"base": base, "sft": sft}
-    roles = load_sft(base, sft, "float32", LORA)
+    roles = load_sft(base, sft, dtype, LORA)
     random_reward_model(roles, head, members).save(rm)
     save_card(rm, "reward", parents)
     roles.add(POLICY, like=roles.reference)
     shake(roles, POLICY, 5, TRAINED_AT)
     roles.save(POLICY, data / "ppo" / "best")
     save_card(data / "ppo" / "best", "ppo", {**parents, "rm": rm})
-    new_reward_model(load_base(base, "float32", LORA), "scalar", 1, "j", kind="judge").save(
+    new_reward_model(load_base(base, dtype, LORA), "scalar", 1, "j", kind="judge").save(
         data / "judge"
     )
     save_card(data / "judge", "judge", {"base": base})

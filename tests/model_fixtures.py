@@ -4,13 +4,14 @@ Different here: weights are drawn wide and EOS is made likely, so that answers e
 steps and a wrong position, mask or adapter shows in the second digit, not in the eighth.
 """
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.models import Architecture, Lora
+from stages.rlhf.config.models import Architecture, GenerationScale, Lora
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.hub import write_pointer
@@ -33,7 +34,7 @@ from stages.rlhf.ppo.rollout import Rollout
 from stages.rlhf.ppo.selection import Decide, Kept
 from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.ppo.validation import Validation
-from stages.rlhf.precision import WEIGHTS
+from stages.rlhf.precision import NF4, WEIGHTS
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel, new_reward_model
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
@@ -41,7 +42,9 @@ from tests.conftest import ROOT
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
-torch.use_deterministic_algorithms(True)  # as runtime.start does; bitwise claims rest on it
+# as runtime.start does; bitwise claims rest on it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
 # how SFT was trained, and the dtype: the kinds of backbone that PPO meets
 KINDS = [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16"), ("full", "mixed")]
@@ -51,14 +54,18 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tiny_llama(
-    vocab_size: int, seed: int = 0, dtype: torch.dtype = torch.float32, eos_id: int = 2
+    vocab_size: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    eos_id: int = 2,
+    width: int = 32,
 ) -> Any:
-    """Two layers of width 32, tied embeddings, frozen, in eval mode."""
+    """Two layers, tied embeddings, frozen, in eval mode. 4-bit weights need a width of 64."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
@@ -75,16 +82,16 @@ def tiny_llama(
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def tiny_gemma2(vocab_size: int, eos_id: int = 2) -> Any:
+def tiny_gemma2(vocab_size: int, eos_id: int = 2, width: int = 32) -> Any:
     """Soft-capped attention and logits, and a window shorter than the prompts."""
     config = Gemma2Config(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=width // 2,
         sliding_window=6,
         attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
@@ -107,6 +114,11 @@ def ids_codec(pad_id: int = 0, eos_id: int = 2) -> Codec:
     return Codec(SimpleNamespace(pad_token_id=pad_id, eos_token_id=eos_id))
 
 
+def at_once(rows: int, engine: Literal["koqa", "transformers"] = "koqa") -> GenerationScale:
+    """So many rows at once, by this engine."""
+    return GenerationScale(batch_size=rows, engine=engine)
+
+
 def random_ids(count: int, shortest: int, longest: int, vocab_size: int, seed: int) -> list[Any]:
     """`count` rows of ids above 2, of random lengths."""
     generator = torch.Generator().manual_seed(seed)
@@ -123,10 +135,12 @@ def shake(roles: Roles, name: str, seed: int, size: float = 0.3) -> None:
     )
 
 
-def save_base(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+def save_base(
+    folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, width: int = 32
+) -> Path:
     """A folder like data/base."""
     tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer), seed, dtype).save_pretrained(folder)
+    tiny_llama(len(tokenizer), seed, dtype, width=width).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -159,12 +173,14 @@ def pointed(
     return snapshot, tmp_path / "base"
 
 
-def save_sft(base: Path, folder: Path, method: str, dtype: torch.dtype = torch.float32) -> Path:
+def save_sft(
+    base: Path, folder: Path, method: str, dtype: torch.dtype = torch.float32, width: int = 32
+) -> Path:
     """A folder like data/sft: another backbone, or an adapter on `base`."""
     if method == "full":
-        save_base(folder, seed=1, dtype=dtype)
+        save_base(folder, seed=1, dtype=dtype, width=width)
     else:
-        roles = Roles(tiny_llama(len(tiny_tokenizer()), dtype=dtype), LORA)
+        roles = Roles(tiny_llama(len(tiny_tokenizer()), dtype=dtype, width=width), LORA)
         roles.add("sft")
         shake(roles, "sft", seed=1)
         roles.save("sft", folder)
@@ -174,12 +190,19 @@ def save_sft(base: Path, folder: Path, method: str, dtype: torch.dtype = torch.f
 
 def sft_roles(folder: Path, method: str, dtype: str = "float32") -> Roles:
     """What `load_sft` gives for a random base and SFT model saved below `folder`."""
-    base, sft = folder / "base", folder / "sft"
-    if not base.is_dir():
-        save_base(base, dtype=WEIGHTS[dtype])
-        save_sft(base, sft, method, WEIGHTS[dtype])
+    base, sft = save_models(folder, method, dtype)
     torch.manual_seed(0)
     return load_sft(base, sft, dtype, LORA)
+
+
+def save_models(folder: Path, method: str, dtype: str = "float32") -> tuple[Path, Path]:
+    """Folders like data/base and data/sft, written unless they are there."""
+    base, sft = folder / "base", folder / "sft"
+    if not base.is_dir():
+        form = {"dtype": WEIGHTS[dtype], "width": 64 if dtype == NF4 else 32}
+        save_base(base, **form)
+        save_sft(base, sft, method, **form)
+    return base, sft
 
 
 def random_reward_model(roles: Roles, head: str = "hybrid", members: int = 2) -> RewardModel:
@@ -302,7 +325,7 @@ def ppo_trainer(
         ppo or ppo_knobs(),
         settings or ppo_settings(),
         max_new_tokens,
-        decoded_at_once,
+        at_once(decoded_at_once),
         seed=seed,
         work=folder / "work",
         process_group=process_group,

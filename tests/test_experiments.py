@@ -19,7 +19,7 @@ from stages.rlhf.report import comparison
 from stages.world.build import build_world
 from tests.benchmarks import experiments, rivals
 from tests.conftest import ROOT, naming, write_params
-from tests.model_fixtures import LORA, save_base, save_sft
+from tests.model_fixtures import LORA, at_once, save_base, save_sft
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
 # PPO answers few of these unlike SFT, on some processors none: there is no share, or no interval
@@ -149,7 +149,7 @@ def test_a_rival_is_its_own_sft_model_measured_on_the_test_rows(
     roles = load_sft(base, sft, "float32", LORA)
     codec = Codec(tiny_tokenizer())
     with roles.use(roles.reference) as model:
-        expected = greedy_responses(model, codec, QUESTIONS, 8, 64)
+        expected = greedy_responses(model, codec, QUESTIONS, 8, at_once(64))
     rows = [row.model_copy(update={"answer": "아"}) for row in ASKED]
     rows[2] = rows[2].model_copy(update={"answer": expected[2].text})
     found = rivals.sft_values(tmp_path, None, rows)

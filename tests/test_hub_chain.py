@@ -106,7 +106,11 @@ LOCAL = "gemma2"  # which lies in a folder of its own; the others are in the hub
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "llama2")]
 
 
-@pytest.fixture(scope="module", params=["llama3", *SLOW])
+NF4 = "nf4"  # a twin of llama3 whose rows are whole blocks, in 4-bit weights
+NF4_TWIN = (llama3_tokenizer, lambda vocab_size: tiny_llama(vocab_size, eos_id=1, width=64))
+
+
+@pytest.fixture(scope="module", params=["llama3", *SLOW, pytest.param(NF4, marks=pytest.mark.slow)])
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder after all five stages."""
     folder = tmp_path_factory.mktemp("hub")
@@ -115,10 +119,11 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.chdir(folder)
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
-        make_tokenizer, make_model = TWINS[request.param]
+        make_tokenizer, make_model = TWINS.get(request.param, NF4_TWIN)
         tokenizer = make_tokenizer()
         twin = fake_hub(folder / "cache", "org/twin", make_model(len(tokenizer)), tokenizer)
-        write_params(folder, **TWIN)
+        dtype = NF4 if request.param == NF4 else "bfloat16"
+        write_params(folder, **{**TWIN, "models.micro.dtype": dtype})
         if request.param == LOCAL:
             write_params(folder, **{**TWIN, "models.micro.hub": None, "models.micro.path": twin})
             files = json.dumps(local_files(twin))

@@ -104,9 +104,8 @@ def test_behind_a_closed_gate_sft_is_the_result(
     write_jsonl(paths["prompts"], [PromptRow(id=r.id, question=r.question) for r in rows])
     micro = shipped().models["micro"].model_copy(update={"lora": LORA, "max_answer_tokens": 8})
     knobs = shipped().ppo.model_copy(update={"require_gate": required, "value_warmup": 1})
-    params = shipped().model_copy(
-        update={"model": "micro", "models": {"micro": micro}, "ppo": knobs}
-    )
+    changed = {"model": "micro", "models": {"micro": micro}, "ppo": knobs, "validation_rows": 5}
+    params = shipped().model_copy(update=changed)
     trainer, validator = ppo.trained(params, paths, tmp_path / "work")
     found = trainer.progress
     assert len(found.updates) == updates
@@ -116,7 +115,7 @@ def test_behind_a_closed_gate_sft_is_the_result(
     samples = pd.read_csv(tmp_path / "plots" / "samples.csv")
     answers = ["update 0", *(["update 2"] if updates else [])]
     assert list(samples) == ["question", "reference", *answers]
-    assert len(samples) == len(QUESTIONS)
+    assert len(samples) == len(validator.rows) == 5
     told = summary(found)
     header = (tmp_path / "plots" / "updates.csv").read_text().splitlines()[0].split(",")
     assert {"update", "score", "kl", "length"} <= set(header)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.rlhf.precision import autocasts, device
+from stages.rlhf.precision import autocasts, check_gpu, device
+from tests.conftest import naming
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,14 @@ def test_a_gpu_that_emulates_bfloat16_multiplies_in_float32(
     assert autocasts("mixed") is native
     assert not autocasts("float32")
     assert not autocasts("bfloat16")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    check_gpu("mixed")
+    for dtype in ("bfloat16", "nf4"):
+        if native:
+            check_gpu(dtype)
+        else:
+            with pytest.raises(ValueError, match=naming(dtype, "Tesla T4", "mixed or float32")):
+                check_gpu(dtype)
 
 
 @pytest.mark.parametrize("amx", [True, False])

@@ -12,7 +12,7 @@ from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.records import RmRow
 from tests.conftest import naming, write_params
-from tests.model_fixtures import LORA, QUESTIONS, sft_roles, shipped
+from tests.model_fixtures import LORA, QUESTIONS, at_once, sft_roles, shipped
 from tests.tokenizer_fixtures import tiny_tokenizer
 
 
@@ -53,7 +53,7 @@ def asking(share: float) -> Params:
 def groups(roles: Roles, codec: Codec) -> list[RmRow]:
     """Every second one has SFT's own greedy answer as its best."""
     with roles.use(roles.reference) as sft:
-        likely = greedy_responses(sft, codec, QUESTIONS, 8, 4)
+        likely = greedy_responses(sft, codec, QUESTIONS, 8, at_once(4))
     return [
         RmRow(
             id=str(i),

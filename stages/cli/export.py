@@ -44,8 +44,9 @@ def main(
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         from stages.rlhf import runtime
         from stages.rlhf.bot import export
+        from stages.rlhf.bot.merge import to_export
         from stages.rlhf.bot.model_card import card
-        from stages.rlhf.bot.models import Bot, BotParams
+        from stages.rlhf.bot.models import BotParams
         from stages.rlhf.bot.served import can_serve
         from stages.rlhf.config.base import load
         from stages.rlhf.records import SftRow, read_rows
@@ -57,7 +58,7 @@ def main(
         runtime.start(params.threads, params.seed, "export")
         rows = spread(read_rows(data / "preprocess" / "sft" / "test.jsonl", SftRow), questions)
         test_questions = [row.question for row in rows]
-        bot = Bot(params, data, names=("sft",) if name == "rm" else (name,), scored=name == "rm")
+        bot = to_export(params, data, ("sft",) if name == "rm" else (name,), name == "rm")
         if name == "rm":
             write = export.export_reward(bot, data, dtype, test_questions)
         elif adapter:

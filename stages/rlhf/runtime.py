@@ -39,7 +39,7 @@ def start(threads: int, seed: int, use: str) -> None:
     """
     torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else every CUDA matmul raises
-    # CUDA's cumsum (generation.pick) has no deterministic version: warn only
+    # CUDA's cumsum (tokens.pick) has no deterministic version: warn only
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # else every torch.empty is filled with NaN first: a quarter of SFT's time on a CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ import torch
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.models import Lora
+from stages.rlhf.config.models import GenerationScale, Lora
 from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.sequences import decoder_of
@@ -60,7 +60,7 @@ def measured(model: Path, steps: int) -> dict[str, Any]:
     prompts = [[rng.randrange(words) for _ in range(rng.randint(16, 96))] for _ in range(ROWS)]
     start = time.perf_counter()
     with roles.use(ADAPTER) as used:
-        generate_all(used, prompts, codec, NEW, ROWS)
+        generate_all(used, prompts, codec, NEW, GenerationScale(batch_size=ROWS, engine="koqa"))
     decode, part = time.perf_counter() - start, max(1, steps // 4)
     return {
         "first_steps_s": sum(times[:part]) / part,

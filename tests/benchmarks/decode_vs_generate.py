@@ -21,7 +21,8 @@ from transformers import LogitsProcessor
 from transformers.utils import logging
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.decoding import generation
+from stages.rlhf.config.models import GenerationScale
+from stages.rlhf.decoding import generation, tokens
 from stages.rlhf.model.store import load_causal_lm, load_tokenizer
 from stages.rlhf.precision import device
 from tests.benchmarks.device_memory import seconds_are_over
@@ -50,25 +51,20 @@ class Ends(LogitsProcessor):
 
 
 def ours(model: Any, codec: Codec, prompts: list[list[int]], ends: Tensor, new: int) -> Any:
-    """By stages' own decoding, in the order of the prompts."""
-    order = sorted(range(ROWS), key=lambda i: len(prompts[i]))
-    state = {"step": 0, "rows": torch.tensor(order, device=ends.device)}
-    next_logits, steps = generation.next_logits, ends
+    """By stages' own decoding, in the order of the prompts; the uniforms say where a row ends."""
+    pick = tokens.pick
 
-    def planted(*args: Any) -> Tensor:
-        found: Tensor = next_logits(*args)
-        rows = state["rows"]
-        if len(found) < len(rows):  # finished rows have left the cache
-            rows = state["rows"] = rows[steps[rows] >= state["step"]]
-        found[:, codec.eos_id] = torch.where(steps[rows] <= state["step"], torch.inf, -torch.inf)
-        state["step"] += 1
-        return found
+    def planted(logits: Tensor, over: Tensor) -> Tensor:
+        logits[:, codec.eos_id] = -torch.inf
+        return logits.argmax(-1).masked_fill(over > 0, codec.eos_id)
 
-    generation.next_logits = planted
+    over = (torch.arange(new) >= ends.cpu()[:, None]).float()
+    tokens.pick = planted
     try:
-        return generation.generate_all(model, prompts, codec, new, ROWS)
+        scale = GenerationScale(batch_size=ROWS, engine="koqa")
+        return generation.generate_all(model, prompts, codec, new, scale, 1.0, over)
     finally:
-        generation.next_logits = next_logits
+        tokens.pick = pick
 
 
 @torch.no_grad()
@@ -86,7 +82,7 @@ def theirs(model: Any, codec: Codec, prompts: list[list[int]], ends: Tensor, new
         pad_token_id=codec.pad_id,
         logits_processor=[Ends(ends, width, codec.eos_id)],
     )
-    return [generation.cut_after(row, codec.eos_id) for row in found[:, width:].tolist()]
+    return [tokens.cut_after(row, codec.eos_id) for row in found[:, width:].tolist()]
 
 
 def main() -> None:

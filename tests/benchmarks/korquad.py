@@ -22,6 +22,7 @@ import pandas as pd
 
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.config.whole import load_params
 from stages.rlhf.decoding.generation import greedy_responses
 from stages.rlhf.measure.win_rate import mean_and_interval
@@ -78,10 +79,12 @@ def _f1(one: str, other: str) -> float:
     return 2 * shared / (len(one) + len(other)) if shared else 0.0
 
 
-def asked(model: Any, codec: Codec, questions: list[Question], batch_size: int) -> pd.DataFrame:
+def asked(
+    model: Any, codec: Codec, questions: list[Question], scale: GenerationScale
+) -> pd.DataFrame:
     """A row per question: the answer, exact_match and f1."""
     texts = [TASK.format(context=q.context, question=q.question) for q in questions]
-    responses = greedy_responses(model, codec, texts, MAX_NEW_TOKENS, batch_size)
+    responses = greedy_responses(model, codec, texts, MAX_NEW_TOKENS, scale)
     answers = [(r.text.strip().splitlines() or [""])[0] for r in responses]
     return pd.DataFrame(
         {
@@ -119,6 +122,7 @@ def main(file: Path, questions: int, batch_size: int, out: Path | None) -> None:
     runtime.start(params.threads, params.seed, "korquad")
     chosen = read(file, questions, params.seed)
     model = params.base_model
+    scale = model.generate.model_copy(update={"batch_size": batch_size})
     codec = Codec(load_tokenizer(data / "base"))
     bare = load_base(data / "base", model.dtype, model.lora)
     roles = load_sft(data / "base", data / "sft", model.dtype, model.lora, bare)
@@ -130,7 +134,7 @@ def main(file: Path, questions: int, batch_size: int, out: Path | None) -> None:
         ("ppo", roles, POLICY),
     ):
         with holder.use(role) as used:
-            found[name] = asked(used, codec, chosen, batch_size)
+            found[name] = asked(used, codec, chosen, scale)
         for i in range(0, len(chosen), max(1, len(chosen) // 10)):
             said = found[name]["answer"].iloc[i]
             click.echo(f"{name}: {chosen[i].question} -> {said} [{' | '.join(chosen[i].answers)}]")

@@ -255,7 +255,7 @@ class Ours:
             ppo,
             settings,
             response,
-            load_params().base_model.generate.batch_size,
+            load_params().base_model.generate,
             seed=0,
             work=ROOT / ".work" / "benchmark",
         )

@@ -155,7 +155,7 @@ def answers_alone(
     bare = load_base(base, model.dtype, model.lora)
     roles = load_sft(base, Path(DEMONSTRATIONS, "data/sft"), model.dtype, model.lora, bare)
     prompts = [codec.prompt_ids(row.question) for row in asked]
-    limits = codec, model.max_answer_tokens, model.generate.batch_size
+    limits = codec, model.max_answer_tokens, model.generate
     with roles.use(roles.reference) as used:
         ids = generate_all(used, prompts, *limits)
     read = [(prompt, [one]) for prompt, one in zip(prompts, ids, strict=True)]

@@ -126,7 +126,7 @@ def sft_values(folder: Path, ruler: SentenceTransformer, asked: Sequence[SftRow]
     questions = [row.question for row in asked]
     with roles.use(roles.reference) as model:
         answers = greedy_responses(
-            model, codec, questions, base_model.max_answer_tokens, base_model.generate.batch_size
+            model, codec, questions, base_model.max_answer_tokens, base_model.generate
         )
     unscored = [np.nan] * len(asked)
     vectors = embedder.encode(ruler, [answer.text for answer in answers])

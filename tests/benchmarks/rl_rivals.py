@@ -29,6 +29,7 @@ from trl import DPOConfig, DPOTrainer
 from stages import ppo as stage
 from stages.rlhf import runtime
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.config.whole import Params, load_params
 from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.evidence.evidence import Evidence
@@ -82,10 +83,10 @@ class World:
         self.evidence = Evidence(check)
 
     @property
-    def limits(self) -> tuple[Codec, int, int]:
+    def limits(self) -> tuple[Codec, int, GenerationScale]:
         """What decoding is given."""
         model = self.model
-        return self.codec, model.max_answer_tokens, model.generate.batch_size
+        return self.codec, model.max_answer_tokens, model.generate
 
     @property
     def samples(self) -> int:

@@ -65,6 +65,16 @@ def test_of_a_model_made_here_it_claims_no_licence(
     assert "None is given" in text
 
 
+@pytest.mark.parametrize(("dtype", "said"), [("nf4", 1), ("bfloat16", 0)])
+def test_of_an_adapter_on_4_bit_weights_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, said: int
+) -> None:
+    write_run(tmp_path, monkeypatch)
+    run = {"params": {"models.${model}.dtype": dtype}}
+    (tmp_path / "data" / "ppo" / "run.json").write_text(json.dumps(run))
+    assert made(tmp_path)[1].count("trained on: `in 4 bits (nf4), dequantised`") == said
+
+
 def test_figures_have_intervals_and_what_was_not_measured_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

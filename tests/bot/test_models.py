@@ -15,7 +15,7 @@ from stages.rlhf.model.store import load_base, load_sft
 from stages.rlhf.reward.model import load_reward_model
 from tests.bot_fixtures import opened, write_run
 from tests.conftest import naming
-from tests.model_fixtures import LORA
+from tests.model_fixtures import LORA, at_once
 from tests.tokenizer_fixtures import QUESTIONS
 
 
@@ -52,7 +52,7 @@ def test_each_model_gives_its_own_answers_and_scores(
         ("ppo", roles, POLICY),
     ):
         with holder.use(role) as model:
-            answers[name] = generate_all(model, prompts, bot.codec, 32, 64)
+            answers[name] = generate_all(model, prompts, bot.codec, 32, at_once(64))
         assert bot.greedy(name, prompts) == answers[name], name
         assert streamed(bot, name, prompts) == answers[name], name
         assert [streamed(bot, name, [prompt])[0] for prompt in prompts] == answers[name], name

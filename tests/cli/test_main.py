@@ -6,11 +6,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
+from stages.cli import plan
 from stages.cli.main import COMMANDS, koqa
+from stages.rlhf.plan.footprint import Shape, memory
 from stages.rlhf.runs.cache import LOCK
+from stages.rlhf.runs.parallel import DOES_NOT_FIT
 from tests.conftest import ROOT, write_params
+from tests.model_fixtures import shipped
 
 HEAVY = ("torch", "transformers", "dvc", "pandas", "numpy", "pydantic", "ruamel", "stages.rlhf")
 PREPROCESSED = {
@@ -97,6 +102,28 @@ def test_plan_says_what_a_run_needs(tmp_path: Path) -> None:
     assert tight.returncode == 1
     assert "Does not fit 0.1 GiB" in tight.stdout
     assert "ppo needs" in tight.stderr
+
+
+def test_plan_says_of_one_stage_whether_it_fits(tmp_path: Path) -> None:
+    """Before preprocess; the status is what a stage tells `does not fit` and `unknown` by."""
+    write_params(tmp_path, model="micro")
+    assert run(tmp_path, "plan", "--stage", "ppo").stdout == "whole\n"
+    tight = run(tmp_path, "plan", "--stage", "ppo", "--memory", "0.81")
+    assert (tight.returncode, tight.stderr) == (DOES_NOT_FIT, "")
+    assert tight.stdout.startswith("ppo needs ")
+    assert "0.8 are available" in tight.stdout
+    gone = {"architecture": None, "base": None, "path": "none"}
+    write_params(tmp_path, model="micro", **{f"models.micro.{key}": v for key, v in gone.items()})
+    assert "config.json: no such file" in error(tmp_path, "plan", "--stage", "ppo")
+
+
+def test_the_stages_of_plan_are_those_it_counts() -> None:
+    (option,) = (option for option in plan.main.params if option.name == "stage")
+    assert isinstance(option.type, click.Choice)
+    params = shipped()
+    assert params.base_model.architecture is not None
+    found = memory(Shape.made(params.base_model.architecture), params, "cuda")
+    assert list(option.type.choices) == list(found) == STAGES
 
 
 def test_compare_outside_a_repository_says_what_to_do(tmp_path: Path) -> None:

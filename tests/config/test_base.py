@@ -45,6 +45,16 @@ def test_a_retired_key_is_one_of_its_own_section(tmp_path: Path) -> None:
             {"models.micro.dtype": "bfloat16"},
             ["models.micro: sft.method full", "bfloat16", "mixed", "float32", "lora"],
         ),
+        ({"models.micro.dtype": "nf4"}, ["models.micro: dtype nf4", "architecture", "hub", "path"]),
+        (
+            {
+                "models.micro.dtype": "nf4",
+                "models.micro.architecture": None,
+                "models.micro.base": None,
+                "models.micro.hub": "org/twin",
+            },
+            ["models.micro: sft.method full", "nf4", "frozen", "mixed", "float32", "lora"],
+        ),
         ({"models.micro.architecture.hidden_size": 30}, ["hidden_size", 30, 2, "even"]),
     ],
 )

@@ -8,16 +8,15 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import (
-    cut_after,
     draw_uniforms,
     generate,
     generate_all,
     greedy_responses,
-    pick,
 )
+from stages.rlhf.decoding.tokens import cut_after, pick
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
 from tests.conftest import naming
-from tests.model_fixtures import ids_codec, random_ids, tiny_gemma2, tiny_llama
+from tests.model_fixtures import at_once, ids_codec, random_ids, tiny_gemma2, tiny_llama
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 VOCAB, PAD, EOS, NEW = 40, 0, 2, 12
@@ -89,9 +88,9 @@ def test_greedy_is_what_transformers_generates(name: str, monkeypatch: pytest.Mo
 def test_answers_do_not_depend_on_their_batch(temperature: float) -> None:
     model, prompts, codec = tiny_llama(VOCAB), random_ids(9, 1, 14, VOCAB, 1), ids_codec(PAD, EOS)
     draws = draw_uniforms(9, NEW, "test") if temperature else None
-    expected = generate_all(model, prompts, codec, NEW, 9, temperature, draws)
+    expected = generate_all(model, prompts, codec, NEW, at_once(9), temperature, draws)
     for batch_size in (1, 2, 4):
-        found = generate_all(model, prompts, codec, NEW, batch_size, temperature, draws)
+        found = generate_all(model, prompts, codec, NEW, at_once(batch_size), temperature, draws)
         assert found == expected, f"batches of {batch_size}"
     order = [4, 0, 8, 2, 6, 1, 7, 3, 5]
     found = generate_all(
@@ -99,13 +98,15 @@ def test_answers_do_not_depend_on_their_batch(temperature: float) -> None:
         [prompts[i] for i in order],
         codec,
         NEW,
-        3,
+        at_once(3),
         temperature,
         None if draws is None else draws[order],
     )
     assert found == [expected[i] for i in order]
     if temperature:
-        assert expected != generate_all(model, prompts, codec, NEW, 9), "the draws decide nothing"
+        assert expected != generate_all(model, prompts, codec, NEW, at_once(9)), (
+            "the draws decide nothing"
+        )
 
 
 def test_sampling_follows_the_models_chances_at_its_temperature() -> None:
@@ -146,10 +147,13 @@ def test_sampling_without_uniforms_is_refused() -> None:
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 1.0)
     with pytest.raises(ValueError, match=naming("temperature", 0.0, "uniforms")):
         generate(model, [[5]], ids_codec(PAD, EOS), NEW, 0.0, torch.rand(1, NEW))
+    for engine in ("koqa", "transformers"):
+        with pytest.raises(ValueError, match=naming("temperature", 1.0, "uniforms")):
+            generate_all(model, [[5]], ids_codec(PAD, EOS), NEW, at_once(4, engine), 1.0)
 
 
 def test_no_prompts_no_answers() -> None:
-    assert generate_all(tiny_llama(VOCAB), [], ids_codec(), NEW, 4) == []
+    assert generate_all(tiny_llama(VOCAB), [], ids_codec(), NEW, at_once(4)) == []
 
 
 @pytest.mark.parametrize(
@@ -162,8 +166,8 @@ def test_cut_after_the_first_eos(ids: list[int], expected: list[int]) -> None:
 def test_answers_tell_their_length_and_whether_they_ended() -> None:
     codec = Codec(tiny_tokenizer())
     model = tiny_llama(len(codec.tokenizer))
-    answers = greedy_responses(model, codec, QUESTIONS, NEW, 3)
-    ids = generate_all(model, [codec.prompt_ids(q) for q in QUESTIONS], codec, NEW, 8)
+    answers = greedy_responses(model, codec, QUESTIONS, NEW, at_once(3))
+    ids = generate_all(model, [codec.prompt_ids(q) for q in QUESTIONS], codec, NEW, at_once(8))
     assert [a.tokens for a in answers] == [len(row) for row in ids]
     assert [a.ended for a in answers] == [row[-1] == codec.eos_id for row in ids]
     assert {a.ended for a in answers} == {True, False}

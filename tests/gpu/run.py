@@ -31,7 +31,10 @@ from stages.rlhf.precision import WEIGHTS, device
 from tests.benchmarks.ppo_sides import SETTINGS, Setting, llama_config, plain_tokenizer
 from tests.conftest import ROOT
 
-SUITES = ("tests/gpu", "tests/model", "tests/decoding", "tests/ppo", "tests/reward", "tests/runs/test_resume.py")
+SUITES = (
+    *("tests/gpu", "tests/model", "tests/decoding", "tests/ppo", "tests/reward"),
+    "tests/runs/test_resume.py",
+)
 MODEL = "llama32-1b"
 
 

@@ -10,10 +10,12 @@ import torch
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
+from stages.rlhf.decoding.static import GRAPHS, decoder_for
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.signals import Interrupted
-from tests.model_fixtures import differing, tiny_gemma2, tiny_llama
+from tests.gpu import DEVICE
+from tests.model_fixtures import at_once, differing, tiny_gemma2, tiny_llama
 from tests.runs.loops import RUNS
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
@@ -29,12 +31,12 @@ def twin(request: pytest.FixtureRequest) -> Any:
 
 
 def on_gpu(model: Any) -> Any:
-    return deepcopy(model).to("cuda")
+    return deepcopy(model).to(DEVICE)
 
 
 def test_log_probabilities_and_their_gradients_are_the_cpus(twin: Any) -> None:
     found = {}
-    for name, model in {"cpu": twin, "cuda": on_gpu(twin)}.items():
+    for name, model in {"cpu": twin, "gpu": on_gpu(twin)}.items():
         model.requires_grad_(True)
         rows = collate(PROMPTS, [[*reversed(p)] for p in PROMPTS], CODEC.pad_id, model.device)
         logprobs = response_logprobs(model, hidden_states(model, rows), rows)
@@ -48,9 +50,30 @@ def test_log_probabilities_and_their_gradients_are_the_cpus(twin: Any) -> None:
 def test_greedy_and_sampled_answers_are_the_cpus(twin: Any) -> None:
     draws = draw_uniforms(len(PROMPTS), 12, "tests")
     for more in ((), (1.0, draws)):
-        cpu, gpu = (generate_all(m, PROMPTS, CODEC, 12, 4, *more) for m in (twin, on_gpu(twin)))
+        models = twin, on_gpu(twin)
+        cpu, gpu = (generate_all(m, PROMPTS, CODEC, 12, at_once(4), *more) for m in models)
         same = sum(one == other for one, other in zip(cpu, gpu, strict=True))
         assert same >= len(PROMPTS) - 1, "more than a tie in the last digits"
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA graphs")
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_graphs_give_the_answers_of_the_growing_cache(
+    twin: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = on_gpu(twin), PROMPTS * 4
+    draws = draw_uniforms(len(prompts), 24, "graphs") if temperature else None
+    monkeypatch.setenv(GRAPHS, "0")
+    expected = generate_all(model, prompts, CODEC, 24, at_once(len(prompts)), temperature, draws)
+    monkeypatch.delenv(GRAPHS)
+    decoder = decoder_for(model, CODEC, prompts, len(prompts), 24, temperature)
+    assert decoder is not None
+    for _ in range(2):  # captured, then replayed from the first step on
+        found = decoder.generate(prompts, draws)
+        same = sum(one == other for one, other in zip(expected, found, strict=True))
+        assert same >= len(prompts) - 1, "more than a tie in the last digits"
+    steps = {type(getattr(step, "__self__", step)) for step in decoder.steps.values()}
+    assert steps == {torch.cuda.CUDAGraph}
 
 
 @pytest.mark.parametrize("loop", RUNS)

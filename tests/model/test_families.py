@@ -16,7 +16,9 @@ from transformers import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from stages.rlhf.decoding.generation import cut_after, generate
+from stages.rlhf.decoding.generation import generate
+from stages.rlhf.decoding.static import StaticDecoder, called, usable
+from stages.rlhf.decoding.tokens import cut_after
 from stages.rlhf.model import sequences
 from stages.rlhf.model.families import check_config, check_model, refusal
 from stages.rlhf.model.packing import can_pack, pack, packed_response_logprobs, packed_states
@@ -55,7 +57,21 @@ def outcomes() -> list[tuple[str, str]]:
 
 
 OUTCOMES = outcomes()
+GROWING = re.findall(  # families without a static cache, from that room's README
+    r"`(\w+)`",
+    re.findall(
+        r"come to the right logits;([^.]*)\.",
+        (ROOT / "stages" / "rlhf" / "decoding" / "README.md").read_text(encoding="utf-8"),
+    )[0],
+)
 RUNNING = [family for family, outcome in OUTCOMES if outcome in (PACKED, APART)]
+
+
+def test_the_families_without_a_static_cache_are_counted() -> None:
+    text = (ROOT / "stages" / "rlhf" / "decoding" / "README.md").read_text(encoding="utf-8")
+    assert GROWING
+    assert f"Of the {len(RUNNING)} families" in text
+    assert f"steps of {len(RUNNING) - len(GROWING)} come" in text
 
 
 def test_the_table_names_every_family_once() -> None:
@@ -83,6 +99,8 @@ def test_a_family_that_runs(family: str) -> None:
             groups = pack(PROMPTS, [ANSWERS[:2], ANSWERS[2:]], 0)
             close(packed_response_logprobs(model, packed_states(model, groups), groups), expected)
         compare_decoding(model)
+        assert usable(model) == (family not in GROWING)
+        assert usable(deepcopy(model).to(torch.bfloat16)) == (family not in GROWING)
         compare_adapters(model)
 
 
@@ -135,6 +153,10 @@ def compare_decoding(model: Any) -> None:
     eos_id = theirs[0][1]
     expected = [cut_after(row, eos_id) for row in theirs]
     assert generate(model, PROMPTS, ids_codec(0, eos_id), NEW) == expected
+    if usable(model):
+        columns = max(map(len, PROMPTS)) + NEW
+        static = StaticDecoder(model, 0, eos_id, len(PROMPTS), columns, NEW, 0.0, called)
+        assert static.generate(PROMPTS, None) == expected
 
 
 def linear_layers(model: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stages.cli.main import koqa
 from stages.rlhf.model.sequences import decoder_of
 from stages.rlhf.plan.cluster import CARDS, REACHED, Cluster, Passes, report, steps
-from stages.rlhf.plan.footprint import GIB, Shape, memory
+from stages.rlhf.plan.footprint import GIB, NF4_SIZE, Shape, memory
 from tests.model_fixtures import ARCHITECTURE, shipped, tiny_llama
 
 KO7 = Shape(4096, 11008, 32, 32, 32, 128, 46336, tied=False)  # LLaMA-2-ko-7B
@@ -67,6 +67,9 @@ def test_a_decoding_step_reads_all_weights_and_the_cache() -> None:
     assert (found.bound, found.busy) == ("traffic", found.traffic)
     twice = passes.decode(rows=4, prompt=100, answer=50, batch=2)
     assert twice.traffic == pytest.approx(50 * (2 * weights + cache) / (3.35e12 * 0.6))
+    packed = replace(passes, linear_size=NF4_SIZE).decode(rows=4, prompt=100, answer=50, batch=4)
+    weights -= (2 - NF4_SIZE) * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert packed.traffic == pytest.approx(50 * (weights + cache) / (3.35e12 * 0.6))
 
 
 def test_a_ring_sends_twice_all_but_its_own_part() -> None:
@@ -120,11 +123,16 @@ def test_what_fits_is_what_the_footprint_says() -> None:
     assert need == pytest.approx(62.2, abs=0.1)  # which the room's README says
     assert "All fit." in report(KO7, PARAMS, cluster(1), "h100")
     small = replace(CARDS["h100"], memory=need - 0.5)
-    said = report(KO7, PARAMS, Cluster(small, 8), "small")
-    assert "Do not fit: ppo (only sharded)" in said
-    said = report(BIG, PARAMS, cluster(8, 2), "h100")
-    assert "ppo (not even sharded)" in said
-    assert said.startswith("llama2-ko-7b on 2 machines of 8 x h100")
+    sharded = report(KO7, PARAMS, Cluster(small, 8, 2), "small")
+    assert "Fit sharded: ppo. From" in sharded
+    layers = 2 * KO7.decoder / GIB
+    least = need - layers * (1 - 1 / 8 - 2 / 32)  # over the eight cards of a machine, not sixteen
+    (row,) = (line.split() for line in sharded.splitlines() if line.startswith("ppo"))
+    assert row[7:9] == [f"{need:.1f}", f"{least:.1f}"]
+    assert "Do not fit: ppo. From" in report(KO7, PARAMS, Cluster(small, 1, 16), "small")
+    found = report(BIG, PARAMS, cluster(8, 2), "h100")
+    assert "Fit sharded: sft. Do not fit: rm, judge, ppo." in found  # as the room's README says
+    assert found.startswith("llama2-ko-7b on 2 machines of 8 x h100")
 
 
 def test_the_command_prints_a_line_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:

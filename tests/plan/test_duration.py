@@ -2,13 +2,15 @@
 
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.plan.calibration import Speeds, measure
+from stages.rlhf.model.quantized import quantised_layers
+from stages.rlhf.plan.calibration import Speeds, layers_of, measure
 from stages.rlhf.plan.duration import START, Costs, durations
 from stages.rlhf.plan.footprint import Shape, Work
 from tests.model_fixtures import LORA, shipped, tiny_gemma2, tiny_llama
@@ -127,6 +129,17 @@ def test_what_a_model_takes_is_within_a_factor_of_two(make: Any) -> None:
     with torch.no_grad():
         spent = min(timed(lambda: model.model(input_ids=batch)) for _ in range(5))
     assert 0.4 < costs.read(batch.numel()) / spent < 2.5
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra qlora")
+def test_4_bit_layers_are_timed_as_such() -> None:
+    entry = shipped().models["micro"].model_copy(update={"dtype": "nf4", "base": None})
+    entry = entry.model_copy(update={"sft": entry.sft.model_copy(update={"method": "lora"})})
+    shape = Shape.of(tiny_llama(64, width=64).config.to_dict())
+    assert len(quantised_layers(layers_of(shape, "nf4"))) == 2 * 7
+    assert not quantised_layers(layers_of(shape, "bfloat16"))
+    speeds = measure(shape, entry, tokens=64, least=0.0)
+    assert min(speeds.forward, speeds.train, speeds.step) > 0
 
 
 def timed(work: Any) -> float:

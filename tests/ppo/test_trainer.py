@@ -23,6 +23,7 @@ from tests.model_fixtures import (
     KINDS,
     PpoTrainer,
     Recorder,
+    at_once,
     keep,
     next_to_no_scores,
     no_validation,
@@ -303,14 +304,16 @@ def test_validation_sees_the_policy(tmp_path: Path) -> None:
     seen = []
 
     def validate() -> Validation:
-        seen.append(generate_all(trainer.roles.model, ids_of(trainer), trainer.codec, 8, 8))
+        seen.append(
+            generate_all(trainer.roles.model, ids_of(trainer), trainer.codec, 8, at_once(8))
+        )
         return no_validation()
 
     trainer.train(validate, keep(0, 1))
     with trainer.roles.use("sft") as model:
-        assert seen[0] == generate_all(model, ids_of(trainer), trainer.codec, 8, 8)
+        assert seen[0] == generate_all(model, ids_of(trainer), trainer.codec, 8, at_once(8))
     with trainer.roles.use(POLICY) as model:
-        assert seen[1] == generate_all(model, ids_of(trainer), trainer.codec, 8, 8)
+        assert seen[1] == generate_all(model, ids_of(trainer), trainer.codec, 8, at_once(8))
     assert seen[0] != seen[1]
 
 
@@ -461,7 +464,7 @@ def test_after_an_update_decoding_is_plain_generation_with_the_new_weights(
 
     def decoded() -> list[list[int]]:
         with trainer.roles.use(POLICY) as model:
-            return generate_all(model, ids_of(trainer), trainer.codec, 8, 4)
+            return generate_all(model, ids_of(trainer), trainer.codec, 8, at_once(4))
 
     before = decoded()
     trainer.learn(1, sampled(trainer))

@@ -8,7 +8,14 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.ppo.validation import SHOWN, Validator, reference_metrics
 from stages.rlhf.records import Response, SftRow
-from tests.model_fixtures import QUESTIONS, random_reward_model, sft_roles, shake, tiny_tokenizer
+from tests.model_fixtures import (
+    QUESTIONS,
+    at_once,
+    random_reward_model,
+    sft_roles,
+    shake,
+    tiny_tokenizer,
+)
 
 
 def test_reference_metrics_by_hand() -> None:
@@ -53,7 +60,7 @@ def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_p
     shake(judge.roles, "reward0", seed=11)
     codec, roles = Codec(tiny_tokenizer()), model.roles
     rows = [SftRow(id=str(i), question=q, answer="네.") for i, q in enumerate(QUESTIONS * 2)]
-    validate = Validator(roles, model, judge, codec, rows, 8, 5)
+    validate = Validator(roles, model, judge, codec, rows, 8, at_once(5))
     found = []
     for role in ("reward0", "reward1", "reward0"):
         with roles.use(role):
@@ -62,7 +69,7 @@ def test_a_validator_measures_the_role_in_use_and_keeps_answers_to_be_read(tmp_p
     assert found[0] == found[2]
     prompts = [codec.prompt_ids(row.question) for row in rows]
     with roles.use("reward0"):
-        ids = generate_all(roles.model, prompts, codec, 8, 16)
+        ids = generate_all(roles.model, prompts, codec, 8, at_once(16))
     read = [(prompt, [answer]) for prompt, answer in zip(prompts, ids, strict=True)]
     for key, scorer in (("score", model), ("judge", judge)):
         expected = scorer.corrected_scores(read, codec).mean().item()

@@ -9,7 +9,7 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.reward.best_of_n import gate, sample
 from tests.conftest import naming
-from tests.model_fixtures import sft_roles
+from tests.model_fixtures import at_once, sft_roles
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
 
@@ -17,12 +17,12 @@ def test_answers_differ_by_their_place_and_not_by_their_batch(tmp_path: Path) ->
     codec, roles = Codec(tiny_tokenizer()), sft_roles(tmp_path, "full")
     prompts = [codec.prompt_ids(question) for question in QUESTIONS]
     with roles.use(None) as model:
-        found = sample(model, prompts, 3, codec, 8, 64, 1.0, "seed")
-        again = sample(model, prompts, 3, codec, 8, 5, 1.0, "seed")
-        other = sample(model, prompts, 3, codec, 8, 64, 1.0, "other")
+        found = sample(model, prompts, 3, codec, 8, at_once(64), 1.0, "seed")
+        again = sample(model, prompts, 3, codec, 8, at_once(5), 1.0, "seed")
+        other = sample(model, prompts, 3, codec, 8, at_once(64), 1.0, "other")
         draws = draw_uniforms(24, 8, "seed")
         repeated = [prompt for prompt in prompts for _ in range(3)]
-        said = generate_all(model, repeated, codec, 8, 24, 1.0, draws)
+        said = generate_all(model, repeated, codec, 8, at_once(24), 1.0, draws)
     assert found == again != other
     assert [answer for _, answers in found for answer in answers] == said
     assert [prompt for prompt, _ in found] == prompts

@@ -28,6 +28,7 @@ from stages.rlhf.reward.model import (
 from tests.conftest import naming
 from tests.model_fixtures import (
     LORA,
+    at_once,
     ids_codec,
     random_ids,
     random_reward_model,
@@ -358,16 +359,16 @@ def test_a_policy_saved_and_loaded_gives_the_same_answers(tmp_path: Path, method
     draws = draw_uniforms(len(prompts), 8, "reload")
     roles.add("policy", like=roles.reference)
     with roles.use("policy") as model:
-        before = generate_all(model, prompts, codec, 8, 4, 1.0, draws)
+        before = generate_all(model, prompts, codec, 8, at_once(4), 1.0, draws)
     shake(roles, "policy", seed=7)
     with roles.use("policy") as model:
-        expected = generate_all(model, prompts, codec, 8, 4, 1.0, draws)
+        expected = generate_all(model, prompts, codec, 8, at_once(4), 1.0, draws)
     assert expected != before
     roles.save("policy", tmp_path / "ppo")
     again = load_sft(tmp_path / "base", tmp_path / "sft", "float32", LORA)
     again.load("policy", tmp_path / "ppo")
     with again.use("policy") as model:
-        assert generate_all(model, prompts, codec, 8, 4, 1.0, draws) == expected
+        assert generate_all(model, prompts, codec, 8, at_once(4), 1.0, draws) == expected
 
 
 def test_heads_keep_their_digits_under_autocast(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from stages.rlhf.records import RmRow
 from stages.rlhf.reward.hard_negatives import MAKERS
 from stages.rlhf.reward.scoring import hard_negative_accuracy, measure_scale
 from tests.conftest import naming
-from tests.model_fixtures import micro_params, random_reward_model, sft_roles, shipped
+from tests.model_fixtures import at_once, micro_params, random_reward_model, sft_roles, shipped
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, tiny_tokenizer
 
 MICRO = micro_params(max_answer_tokens=8)
@@ -25,7 +25,7 @@ def test_the_scale_is_that_of_answers_which_sft_samples(tmp_path: Path, method: 
     draws = draw_uniforms(len(prompts), 8, shipped().seed, "rm", "scale")
     with roles.use(roles.reference) as sft:  # not the reward model's own adapters
         temperature = shipped().ppo.temperature
-        answers = generate_all(sft, prompts, codec, 8, 3, temperature, draws)
+        answers = generate_all(sft, prompts, codec, 8, at_once(3), temperature, draws)
     read = [(p, [a]) for p, a in zip(prompts, answers, strict=True)]
     raw = model.raw_scores(read, codec)
     for member, scores, (mean, sd) in zip(model.members, raw, scales, strict=True):

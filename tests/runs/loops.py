@@ -12,15 +12,16 @@ from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
+from stages.rlhf.model.sequences import decoder_of
 from stages.rlhf.precision import device
 from stages.rlhf.records import write_jsonl
 from stages.rlhf.reward.groups import prompts_with_responses
 from stages.rlhf.reward.training import train
-from stages.rlhf.runs import checkpoints
+from stages.rlhf.runs import checkpoints, sharding
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.train.pretraining import new_llama, pretrain
-from tests.model_fixtures import ARCHITECTURE, IDS, save_base, tiny_llama
+from tests.model_fixtures import ARCHITECTURE, IDS, at_once, save_base, save_models, tiny_llama
 from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
 from tests.sft_fixtures import GROUPS as RANKED
 from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
@@ -53,10 +54,10 @@ def short_batch(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
 
 
 def _reward_models(folder: Path, group: ProcessGroup, members: int, batch_size: int) -> Result:
-    for turn in (True, False):  # transformers writes in the main process alone, so that one first
-        if group.is_main is turn:
-            model = reward_model(folder / "models", members=members)
-        group.any(False)  # until both are here
+    if group.is_main:  # transformers writes in the main process alone
+        save_models(folder / "models", "full")
+    group.any(False)  # until they are written
+    model = reward_model(folder / "models", members=members)
     model.group = group
     now = settings(batch_size=batch_size)
     rm = knobs(members=members, odin_coef=0.1)
@@ -72,10 +73,12 @@ def _reward_models(folder: Path, group: ProcessGroup, members: int, batch_size: 
 def answers(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
     """Sampled two at a time."""
     model = tiny_llama(len(CODEC.tokenizer)).to(device())
+    if sharding.wanted():
+        sharding.shard(model.requires_grad_(False), decoder_of(model), device())
     prompts = [CODEC.prompt_ids(question) for question in QUESTIONS]
     draws = draw_uniforms(len(prompts), 8, "tests")
     held = Checkpointer(folder / "x", group)
-    return {"ids": generate_all(model, prompts, CODEC, 8, 2, 1.0, draws, held)}
+    return {"ids": generate_all(model, prompts, CODEC, 8, at_once(2), 1.0, draws, held)}
 
 
 def tuned(method: str, both: bool) -> Run:

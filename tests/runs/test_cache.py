@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -348,3 +350,19 @@ def test_every_stage_has_a_fingerprint(name: str, tmp_path: Path) -> None:
     assert made.params
     assert f"stages/{name}.py" in made.code
     assert len(made.fingerprint) == 64
+
+
+def test_the_package_of_4_bit_weights_counts_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setattr(provenance, "version", lambda name: f"{name}'s")
+    params = load_params(ROOT / "params.yaml")
+    for dtype in ("mixed", "nf4"):
+        name = params.model
+        entry = params.models[name].model_copy(update={"dtype": dtype})
+        given = params.model_copy(update={"models": {**params.models, name: entry}})
+        monkeypatch.setattr(closure, "check_fingerprint", lambda *where: {})
+        made = provenance.origin(provenance.Stage("rm", given, tmp_path / "code.json", {}))
+        assert ("bitsandbytes" in made.packages) == (dtype == "nf4")
+        assert "torch" in made.packages

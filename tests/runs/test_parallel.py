@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.rlhf.runs import checkpoints, signals
+from stages.rlhf.runs import checkpoints, sharding, signals
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.runtime import PROCESSES, processes
@@ -27,12 +27,15 @@ TOLERANCE = 1e-5
 Found = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
-def several(count: int, loop: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def several(
+    count: int, loop: str, folder: Path, *more: str, shard: str = "0"
+) -> subprocess.CompletedProcess[str]:
     """So many processes at a loop, a checkpoint at every step."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={count}", "-m", "tests.runs.several", loop, str(folder), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", checkpoints.SECONDS: "0"}
+    environment[sharding.SHARD] = shard
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
@@ -75,6 +78,27 @@ def test_several_come_to_what_one_comes_to(
     tmp_path: Path, one: Callable[[str], Found], loop: str, count: int
 ) -> None:
     done = several(count, loop, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [read(tmp_path, rank) for rank in range(count)]
+    for plain, tensors in found[1:]:
+        assert plain == found[0][0]
+        assert differing(tensors, found[0][1]) == []
+    assert_close(found[0], one(loop))
+
+
+SHARDABLE = [loop for loop in RUNS if loop not in ("pretraining", "sft full")]
+
+
+@pytest.mark.parametrize(
+    ("count", "loop"),
+    [(2, loop) for loop in SHARDABLE]
+    + [pytest.param(4, loop, marks=pytest.mark.slow) for loop in SHARDABLE if loop in FOUR],
+)
+def test_a_backbone_spread_over_several_comes_to_what_a_whole_one_comes_to(
+    tmp_path: Path, one: Callable[[str], Found], loop: str, count: int
+) -> None:
+    """Also where the processes have other numbers of micro-batches and of tokens to decode."""
+    done = several(count, loop, tmp_path, shard="1")
     assert done.returncode == 0, done.stderr[-3000:]
     found = [read(tmp_path, rank) for rank in range(count)]
     for plain, tensors in found[1:]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from stages.rlhf.runs.checkpoints import LOG, log_of
 from stages.rlhf.runs.parallel import TORCHRUN
+from stages.rlhf.runs.sharding import SHARD
 from stages.rlhf.runtime import PROCESSES
 from tests.compare_metrics import leaves
 from tests.conftest import ROOT, write_params
@@ -29,11 +30,19 @@ COMMANDS = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def copied(uncut: Path, folder: Path) -> Path:
+    """A copy of a repository in which all has run, for stages to run in it once more."""
+    return Path(shutil.copytree(uncut, folder, ignore=shutil.ignore_patterns(".work")))
+
+
 @pytest.fixture(scope="module")
 def two(uncut: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a repository in which all has run, for stages to run in it once more."""
-    folder = tmp_path_factory.mktemp("parallel") / "two"
-    return Path(shutil.copytree(uncut, folder, ignore=shutil.ignore_patterns(".work")))
+    return copied(uncut, tmp_path_factory.mktemp("parallel") / "two")
+
+
+@pytest.fixture(scope="module")
+def spread(uncut: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(uncut, tmp_path_factory.mktemp("sharded") / "spread")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -51,6 +60,14 @@ def test_two_processes_come_to_what_one_comes_to(
     assert numbers(two / name) == pytest.approx(numbers(uncut / name), abs=TOLERANCE, rel=TOLERANCE)
     assert_close(found, weights(uncut), FAR if stage in ("base", "sft") else TOLERANCE)
     assert json.loads(told.read_text("utf-8"))["processes"] == 2
+
+
+@pytest.mark.parametrize("stage", ["rm", "ppo", "evaluate"])
+def test_backbones_spread_over_two_come_to_the_same(
+    spread: Path, uncut: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv(SHARD, "1")
+    test_two_processes_come_to_what_one_comes_to(spread, uncut, monkeypatch, stage)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,13 +14,20 @@ import torch
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from stages.rlhf import tensors
-from stages.rlhf.bot.merge import ADAPTER, CONFIG, adapter_of, backbone_of, merge, merged
+from stages.rlhf.bot.merge import (
+    ADAPTER,
+    CONFIG,
+    adapter_of,
+    as_trained,
+    backbone_of,
+    merge,
+    merged,
+)
 from stages.rlhf.bot.models import Bot, folder_of
 from stages.rlhf.bot.parity import same_scores, same_tokens
 from stages.rlhf.bot.served import same_answers
 from stages.rlhf.chat import Codec
 from stages.rlhf.hub import POINTER
-from stages.rlhf.model.store import load_causal_lm
 from stages.rlhf.precision import WEIGHTS
 
 Write = Callable[[Path], str]  # fills a folder, holds it against the original, says so
@@ -78,7 +85,7 @@ def export_merged(
     """A writer for `in_draft`: the merged model, held against the original, and as it is served."""
 
     def write(draft: Path) -> str:
-        model = merged(name, data)
+        model = merged(name, data, bot.entry.dtype)
         write_model(model, bot.codec, dtype, bot.entry.max_answer_tokens, draft)
         found = same_tokens(bot, name, draft, questions)
         return f"{found}; {same_answers(bot, name, draft, questions)}" if served else found
@@ -135,7 +142,7 @@ def export_reward(bot: Bot, data: Path, dtype: str, questions: Sequence[str]) ->
     (member, scale), *_ = saved["members"].items()
 
     def write(draft: Path) -> str:
-        causal = load_causal_lm(backbone_of("sft", data), "float32")
+        causal = as_trained(backbone_of("sft", data), bot.entry.dtype)
         merge(causal, folder / member)
         causal.config.num_labels, causal.config.pad_token_id = 1, bot.codec.pad_id
         model = AutoModelForSequenceClassification.from_config(causal.config)

@@ -11,6 +11,7 @@ from ruamel.yaml.compat import StringIO
 from stages.rlhf.bot.models import folder_of
 from stages.rlhf.files import RUN, file_hash
 from stages.rlhf.hub import POINTER
+from stages.rlhf.precision import NF4
 
 TITLES = {
     "base": "the base model",
@@ -121,6 +122,7 @@ def _made(
     """A list of what determines it: commit, lock, seed, hashes."""
     run = _read(data / name / RUN)
     ran = _read(metrics / "runtime" / "runs" / f"{name}.json")
+    packed = run.get("params", {}).get("models.${model}.dtype") == NF4
     known = {
         "git commit": ran.get("commit"),
         "dvc.lock, sha256": file_hash(lock) if lock.is_file() else None,
@@ -130,5 +132,6 @@ def _made(
         **{f"input {key}, sha256": value for key, value in run.get("inputs", {}).items()},
         **{f"package {key}": value for key, value in run.get("packages", {}).items()},
         "dtype of the weights": dtype,
+        "weights that adapters were trained on": "in 4 bits (nf4), dequantised" if packed else None,
     }
     return "".join(f"- {key}: `{value}`\n" for key, value in known.items() if value is not None)

@@ -190,7 +190,8 @@ class Bot:
     def greedy(self, name: str, prompts: list[list[int]]) -> list[list[int]]:
         """Ids of a greedy answer to each prompt."""
         holder, role = self._holder(name)
-        limits = self.codec, self.entry.max_answer_tokens, self.entry.generate.batch_size
+        alone = self.entry.generate.model_copy(update={"engine": "koqa"})  # of others in the batch
+        limits = self.codec, self.entry.max_answer_tokens, alone
         with holder.use(role) as model:
             return generate_all(model, prompts, *limits)
 

@@ -12,7 +12,7 @@ from transformers import (
 
 from stages.rlhf.bot.models import Bot
 from stages.rlhf.chat import Codec
-from stages.rlhf.decoding.generation import cut_after
+from stages.rlhf.decoding.tokens import cut_after
 from stages.rlhf.korean import clean_line
 
 TOLERANCE = 1e-3  # of a score, in standard deviations

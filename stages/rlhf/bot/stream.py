@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
-from stages.rlhf.decoding.generation import COMPACT_SHARE, pick
+from stages.rlhf.decoding.tokens import COMPACT_SHARE, choose, pad_left
 from stages.rlhf.model.sequences import decoder_of, next_logits
 
 _PARTIAL = "\ufffd"  # what the bytes of an unfinished character decode to
@@ -27,12 +27,7 @@ def token_ids(
     A response that has ended is in no later step. `temperature` 0 is greedy; else `uniforms`
     (B, max_new_tokens) decide.
     """
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[codec.pad_id] * (longest - len(p)) + p for p in prompts])
-    lengths = torch.tensor([len(p) for p in prompts])
-    mask = torch.arange(longest) >= longest - lengths[:, None]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    ids, mask, positions = (one.to(model.device) for one in (ids, mask, positions))
+    ids, mask, positions = pad_left(prompts, codec.pad_id, model.device)
     cache = DynamicCache(config=model.config)
     alive = torch.arange(len(prompts))  # row of the cache -> response
     done = torch.zeros(len(prompts), dtype=torch.bool)
@@ -46,10 +41,8 @@ def token_ids(
                 use_cache=True,
             ).last_hidden_state
             logits = next_logits(model, states[:, -1], temperature or 1.0)
-            if uniforms is None:
-                chosen = logits.argmax(-1)
-            else:
-                chosen = pick(logits, uniforms[alive, step].to(model.device))
+            own = None if uniforms is None else uniforms[alive, step].to(model.device)
+            chosen = choose(logits, own)
         new = chosen.cpu()
         yield {int(alive[i]): int(new[i]) for i in (~done).nonzero().squeeze(-1)}
         done = done | (new == codec.eos_id)

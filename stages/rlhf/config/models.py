@@ -47,9 +47,10 @@ class Pretraining(Section):
 
 
 class GenerationScale(Section):
-    """Rows decoded at once outside PPO's rollouts."""
+    """How responses are decoded: how many rows at once, and by what."""
 
     batch_size: Positive
+    engine: Literal["koqa", "transformers"]
 
 
 class ModelEntry(View):
@@ -58,7 +59,7 @@ class ModelEntry(View):
     hub: str | None
     revision: str | None
     path: Path | None
-    dtype: Literal["float32", "bfloat16", "mixed"]
+    dtype: Literal["float32", "bfloat16", "mixed", "nf4"]
     max_prompt_tokens: Positive
     max_answer_tokens: Positive
     architecture: Architecture | None
@@ -77,6 +78,11 @@ class ModelEntry(View):
             )
         if (self.architecture is None) != (self.base is None):
             raise ValueError("base is given exactly where architecture is: it trains it")
+        if self.architecture is not None and self.dtype == "nf4":
+            raise ValueError(
+                "dtype nf4 holds frozen weights, and a model with an architecture is trained from"
+                " scratch; expected dtype mixed or float32, or a hub or path in its stead"
+            )
         if self.revision is not None and self.hub is None:
             raise ValueError(f"revision ({self.revision}) is of a hub model; hub is null")
         return self

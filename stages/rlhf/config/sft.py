@@ -48,6 +48,11 @@ class SftModel(ModelEntry):
                 "sft.method full trains the weights themselves, and in dtype bfloat16 small steps"
                 " round to nothing; expected dtype mixed or float32, or sft.method lora"
             )
+        if self.sft.method == "full" and self.dtype == "nf4":
+            raise ValueError(
+                "sft.method full trains the weights themselves, and in dtype nf4 they are frozen;"
+                " expected dtype mixed or float32, or sft.method lora"
+            )
         return self
 
 

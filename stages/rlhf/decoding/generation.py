@@ -4,23 +4,27 @@ Different here: sampling uses one uniform number per (response, position), sampl
 the response's own seed, so that a response does not depend on the batch it is decoded in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
+from stages.rlhf.decoding import continuous
+from stages.rlhf.decoding.static import decoder_for
+from stages.rlhf.decoding.tokens import COMPACT_SHARE, choose, cut_after, pad_left
 from stages.rlhf.model.sequences import decoder_of, next_logits
 from stages.rlhf.records import Response
 from stages.rlhf.runs.checkpoints import NO_CHECKPOINTS, Checkpointer
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
+from stages.rlhf.runs.sharding import going_on, most, wait
 from stages.rlhf.runtime import derive_seed
 
-BLOCK = 256  # tokens whose probabilities are summed together when one is sampled
-COMPACT_SHARE = 0.25  # finished rows leave the cache once they are this share of the batch
+Decode = Callable[[list[list[int]], Tensor | None], list[list[int]]]  # of prompts and uniforms
 
 
 def draw_uniforms(count: int, length: int, *seed: object) -> Tensor:
@@ -48,19 +52,13 @@ def generate(
     `temperature` 0 is greedy; otherwise `uniforms` (B, max_new_tokens) determine every token.
     Raises ValueError if only one of the two is given.
     """
+    decoder = decoder_of(model)
     if not prompts:
+        wait(decoder)
         return []
-    if (temperature > 0) != (uniforms is not None):
-        given = "given" if uniforms is not None else "none"
-        raise ValueError(
-            f"sampling needs uniforms: temperature is {temperature}, uniforms: {given}"
-        )
+    _check_draws(temperature, uniforms)
     device = model.device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[codec.pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask, positions = pad_left(prompts, codec.pad_id, device)
     cache = DynamicCache(config=model.config)
     alive = torch.arange(len(prompts), device=device)  # row of the cache -> response
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -68,7 +66,8 @@ def generate(
     draws = None if uniforms is None else uniforms.to(device)
 
     for step in range(max_new_tokens):
-        states = decoder_of(model)(
+        going_on(decoder, True)
+        states = decoder(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -76,7 +75,7 @@ def generate(
             use_cache=True,
         ).last_hidden_state
         logits = next_logits(model, states[:, -1], temperature or 1.0)
-        chosen = logits.argmax(-1) if draws is None else pick(logits, draws[alive, step])
+        chosen = choose(logits, None if draws is None else draws[alive, step])
         responses[alive, step] = torch.where(done, codec.eos_id, chosen)
         done = done | (chosen == codec.eos_id)
         finished = int(done.sum())
@@ -90,30 +89,37 @@ def generate(
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = positions[:, -1:] + 1
+    wait(decoder)
     return [cut_after(row, codec.eos_id) for row in responses.tolist()]
 
 
-def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """(B, V), (B,) -> (B,): the token where the cumulative probability exceeds the uniform.
-
-    Found in two steps, the block and then the token in it, so that float64 sums are of one block.
-    """
-    mass = (logits - logits.amax(-1, keepdim=True)).exp_()
-    blocks = functional.pad(mass, (0, -mass.shape[-1] % BLOCK)).view(len(mass), -1, BLOCK)
-    ends = blocks.sum(-1).double().cumsum(-1)  # (B, blocks)
-    target = uniforms.double()[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
-    end = ends.gather(-1, block)
-    start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0)
-    own = blocks[torch.arange(len(mass), device=mass.device), block[:, 0]].double().cumsum(-1)
-    within = (target - start) / (end - start) * own[:, -1:]  # the two sums differ in last digits
-    step = torch.searchsorted(own, within, right=True).clamp(max=BLOCK - 1)
-    return (block * BLOCK + step).squeeze(-1).clamp(max=mass.shape[-1] - 1)
+def _check_draws(temperature: float, uniforms: Tensor | None) -> None:
+    if (temperature > 0) != (uniforms is not None):
+        given = "given" if uniforms is not None else "none"
+        raise ValueError(
+            f"sampling needs uniforms: temperature is {temperature}, uniforms: {given}"
+        )
 
 
-def cut_after(ids: list[int], eos_id: int) -> list[int]:
-    """Everything up to and including the first EOS."""
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+def _engine(
+    model: Any,
+    prompts: list[list[int]],
+    codec: Codec,
+    max_new_tokens: int,
+    scale: GenerationScale,
+    temperature: float,
+    processes: int,
+) -> tuple[int, Decode]:
+    """How many of these prompts a process decodes in a call, and what it calls."""
+    if scale.engine == "transformers":
+        share = -(-max(len(prompts), 1) // processes)
+        limits = codec, max_new_tokens, scale.batch_size, temperature
+        return share, lambda batch, draws: continuous.generate(model, batch, *limits, draws)
+    static = decoder_for(model, codec, prompts, scale.batch_size, max_new_tokens, temperature)
+    if static is not None:
+        return scale.batch_size, static.generate
+    own = codec, max_new_tokens, temperature
+    return scale.batch_size, lambda batch, draws: generate(model, batch, *own, draws)
 
 
 def generate_all(
@@ -121,29 +127,37 @@ def generate_all(
     prompts: list[list[int]],
     codec: Codec,
     max_new_tokens: int,
-    batch_size: int,
+    scale: GenerationScale,
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
 ) -> list[list[int]]:
     """`generate` for any number of prompts, batched by length; responses in the given order.
 
-    Resumes from the checkpointer, whose processes have a batch each at a time.
+    By CUDA graphs on a GPU, and by another engine where `scale` names one; that has all prompts at
+    once. Resumes from the checkpointer, whose processes have a batch each at a time.
     """
+    _check_draws(temperature, uniforms)
     group = checkpointer.group
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = checkpointer.load()
     done: list[list[int]] = found.plain["responses"] if found else []  # in that order
+    batch_size, decode = _engine(
+        model, prompts, codec, max_new_tokens, scale, temperature, group.size
+    )
     starts = range(len(done), len(order), batch_size * group.size)
+    idle_batches = most(decoder_of(model), len(starts)) - len(starts)
     for start in tqdm(starts, desc="generate", delay=5, mininterval=5, leave=False):
         count = min(batch_size * group.size, len(order) - start)
         own = list(range(count))[group.rank * batch_size :][:batch_size]
         rows = [order[start + i] for i in own]
         draws = None if uniforms is None else uniforms[rows]
         batch = [prompts[i] for i in rows]
-        made = generate(model, batch, codec, max_new_tokens, temperature, draws)
+        made = decode(batch, draws)
         done.extend(BatchShard(group, [own], count).gather_ids(made, max_new_tokens))
         checkpointer.maybe_save(len(done), lambda: ({}, {"responses": done}))
+    for _ in range(idle_batches):
+        generate(model, [], codec, max_new_tokens)
     responses: list[list[int]] = [[] for _ in prompts]
     for i, response in zip(order, done, strict=True):
         responses[i] = response
@@ -160,13 +174,11 @@ def greedy_responses(
     codec: Codec,
     messages: list[str],
     max_new_tokens: int,
-    batch_size: int,
+    scale: GenerationScale,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Response]:
     """Greedy responses to messages, in order."""
     prompts = [codec.prompt_ids(message) for message in messages]
     together = Checkpointer(None, group)
-    generated = generate_all(
-        model, prompts, codec, max_new_tokens, batch_size, checkpointer=together
-    )
+    generated = generate_all(model, prompts, codec, max_new_tokens, scale, checkpointer=together)
     return [to_response(ids, codec) for ids in generated]

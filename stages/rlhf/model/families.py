@@ -20,7 +20,7 @@ from stages.rlhf.model.sequences import decoder_of, next_logits
 _LENGTH = 6  # tokens of the probe
 # Root mean square of the differences allowed, over the standard deviation of the logits: what a
 # dtype rounds in the LM head, and in all layers. What is computed wrongly is off by .1, and by .7.
-_ROUNDING = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.02, 0.2)}
+ROUNDING = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.02, 0.2)}
 
 
 def check_config(folder: Path) -> None:
@@ -66,9 +66,9 @@ def check_model(model: Any) -> None:
     Raises ValueError naming the family, and by how much it is off.
     """
     name = f"model_type {model.config.model_type!r}"
-    ids = _probe(model)
+    ids = probe_ids(model)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    in_head, in_all = _ROUNDING[model.dtype]
+    in_head, in_all = ROUNDING[model.dtype]
     for claim, compute, most in (
         ("the LM head's product, scaled and soft-capped as the config says", _head, in_head),
         ("the same whatever stands after a token", _right_padded, in_all),
@@ -91,7 +91,7 @@ def _pad_id(model: Any) -> int:
     return getattr(model.config, "pad_token_id", None) or 0
 
 
-def _probe(model: Any) -> Tensor:
+def probe_ids(model: Any) -> Tensor:
     """(1, _LENGTH) distinct ids all over the vocabulary, none of them padding."""
     rows, pad = model.get_input_embeddings().weight.shape[0], _pad_id(model)
     spread = [(2 * k + 1) * rows // (2 * _LENGTH) for k in range(_LENGTH)]

@@ -64,7 +64,11 @@ class LoraLinear(PeftLinear):
         active = self.active_adapters
         if args or more or self.merged or len(active) != 1 or active[0] not in self.lora_A:
             return super().forward(x, *args, **more)
-        name = active[0]
+        return self.adapted(x, active[0])
+
+    def adapted(self, x: Tensor, name: str) -> Tensor:
+        """(..., I) -> (..., O), with one adapter."""
+        base = self.get_base_layer()
         given = [x, base.weight, self.lora_A[name].weight, self.lora_B[name].weight]
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -72,7 +76,7 @@ class LoraLinear(PeftLinear):
         x, weight = given[:2]
         a, b = (tensor.to(weight.dtype) for tensor in given[2:])
         if x.dtype != weight.dtype or base.weight.requires_grad:
-            return super().forward(given[0], *args, **more)
+            return super().forward(given[0])
         bias = None if base.bias is None else base.bias.to(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         out: Tensor = LoraProduct.apply(flat, weight, bias, a, b, self.scaling[name])

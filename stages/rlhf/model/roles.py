@@ -15,7 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from stages.rlhf import tensors
 from stages.rlhf.config.models import Lora
 from stages.rlhf.model.lora import LoraLinear
+from stages.rlhf.model.quantized import QuantizedLoraLinear, layer_types
+from stages.rlhf.model.sequences import decoder_of
 from stages.rlhf.precision import products
+from stages.rlhf.runs.sharding import is_sharded
 
 LINEAR = (torch.nn.Linear, Conv1D, FalconLinear)  # and not what else is derived from them
 POLICY, VALUE = "policy", "value"  # the adapters that PPO trains
@@ -39,20 +42,23 @@ def lora_config(lora: Lora, backbone: Any) -> LoraConfig:
 
     So do layers that are derived from a linear one and compute more, like Phi-MoE's router.
     """
-    head = backbone.get_output_embeddings()
+    head, packed = backbone.get_output_embeddings(), layer_types(backbone)
     config = _LinearLayers(
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules={
             name
             for name, module in backbone.named_modules()
-            if type(module) in LINEAR and module is not head
+            if type(module) in (*LINEAR, *packed) and module is not head
         },
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    config._register_custom_module({torch.nn.Linear: LoraLinear})
+    classes: dict[type, type] = dict.fromkeys(
+        packed, QuantizedLoraLinear
+    )  # before what they are of
+    config._register_custom_module(classes | {torch.nn.Linear: LoraLinear})
     return config
 
 
@@ -130,7 +136,7 @@ class Roles:
         with self.use(name) as model:
             layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
             try:
-                if model.dtype == torch.float32:
+                if model.dtype == torch.float32 and not is_sharded(decoder_of(model)):
                     for layer in layers:
                         layer.merge(name)
                 self._merged = True

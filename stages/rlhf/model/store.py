@@ -22,8 +22,11 @@ from stages.rlhf.config.models import LocalModel, Lora
 from stages.rlhf.files import RUN, file_hash
 from stages.rlhf.hub import POINTER, follow_pointer, refuse_pickles
 from stages.rlhf.model.families import check_config, check_model
+from stages.rlhf.model.quantized import options, trainable_through
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, device
+from stages.rlhf.model.sequences import decoder_of
+from stages.rlhf.precision import NF4, SDPA_FLOAT32, WEIGHTS, autocasts, check_gpu, device
+from stages.rlhf.runs import sharding
 
 CARD = "model.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -78,8 +81,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_causal_lm(folder: Path, dtype: str) -> Any:
     """A causal language model in `dtype` (a key of precision.WEIGHTS), frozen and in eval mode.
 
-    Raises ValueError for a pickle, for an adapter, and for a model of a family that this library
-    would compute wrongly (`families.py`), or that needs custom code.
+    Raises ValueError for a pickle, for an adapter, for a model of a family that this library would
+    compute wrongly (`families.py`), or that needs custom code, and for nf4 without bitsandbytes.
     """
     where = weights_folder(folder)
     refuse_pickles(where)
@@ -87,20 +90,29 @@ def load_causal_lm(folder: Path, dtype: str) -> Any:
     if (where / "adapter_config.json").is_file():  # transformers would load the model it names
         raise ValueError(f"{where / 'adapter_config.json'}: an adapter; expected a full model")
     check_config(where)
+    check_gpu(dtype)
+    more = options(where, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=WEIGHTS[dtype],
             use_safetensors=True,
             trust_remote_code=False,
+            **more,
         )  # attention is sdpa; eager for Gemma-2, whose soft-cap sdpa does not support
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{where}: no usable model: {_first_line(error)}") from error
     sdpa = model.config._attn_implementation == "sdpa"  # where it is not, sdpa would be wrong
     if device() == "cpu" and autocasts(dtype) and sdpa:
         model.set_attn_implementation(SDPA_FLOAT32)
-    model = model.to(device()).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if sharding.wanted():
+        sharding.shard(model, decoder_of(model), device())
+    else:
+        model = model.to(device())
     try:
+        if dtype == NF4:
+            trainable_through(model)
         check_model(model)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.rlhf.config.whole import Model
+from stages.rlhf.model.quantized import quantise
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.plan.footprint import Shape
-from stages.rlhf.precision import SDPA_FLOAT32, WEIGHTS, autocasts, device, products
+from stages.rlhf.precision import NF4, SDPA_FLOAT32, WEIGHTS, autocasts, device, products
 from stages.rlhf.sizes import LOGITS_TILE
 
 LAYERS = 2
@@ -71,6 +72,8 @@ def layers_of(shape: Shape, dtype: str) -> Any:
         head_dim=shape.head_dim,
     )
     model = LlamaForCausalLM(config).to(WEIGHTS[dtype])
+    if dtype == NF4:
+        return quantise(model).requires_grad_(False)
     if device() == "cpu" and autocasts(dtype):
         model.set_attn_implementation(SDPA_FLOAT32)
     return model.to(device()).requires_grad_(False)

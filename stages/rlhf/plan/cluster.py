@@ -1,22 +1,32 @@
 """What a run would take on GPUs that are not here: pure arithmetic, from a card's data sheet.
 
 Seconds are the larger of arithmetic and memory traffic, each at a share of the data sheet's figure,
-plus what the processes exchange. Every GPU holds the whole model (`KOQA_PROCESSES`): weights that
-do not fit one card need sharding, which is counted here and not built.
+plus what the processes exchange. Every GPU has a process (`KOQA_PROCESSES`) with all weights, or,
+where those do not fit, with a share of the layers', spread over the cards of its machine. What
+gathering them costs is not counted.
 
 N parameters of the layers, A of an adapter, V words, H hidden size, T tokens of a row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
 from stages.rlhf.config.whole import Params
-from stages.rlhf.plan.footprint import GIB, Bytes, Shape, memory, weight_size
+from stages.rlhf.plan.fits import PROCESS, SHARD, Fit, fit, needed
+from stages.rlhf.plan.footprint import (
+    GIB,
+    Shape,
+    linear_size,
+    memory,
+    shardable,
+    spread,
+    weight_size,
+)
 from stages.rlhf.sizes import RECOMPUTED_FROM
 
 REACHED = {"arithmetic": 0.4, "traffic": 0.6, "links": 0.7}  # of the data sheet; aims, not measured
-OTHER = 0.8  # GiB of a CUDA process without any model
 ANSWERS = 5  # of a ranked group
 
 
@@ -91,6 +101,7 @@ class Passes:
     cluster: Cluster
     size: float  # bytes of a weight
     r: int
+    linear_size: float | None = None  # of a linear layer's weight; None: the same
 
     def forward(self, tokens: float, scored: float, row: float) -> float:
         """FLOPs of a forward: 2 N, attention, 2 V H for a scored token."""
@@ -127,7 +138,10 @@ class Passes:
 
     def decode(self, rows: float, prompt: float, answer: float, batch: int) -> Seconds:
         """Answers, `batch` at once: a step of a batch reads all weights, and its cache so far."""
-        weights = ceil(rows / batch) * self.size * (self.shape.decoder + self.shape.embedding)
+        shape, size = self.shape, self.size
+        linear = shape.linear * (size if self.linear_size is None else self.linear_size)
+        read = size * (shape.decoder - shape.linear + shape.embedding) + linear
+        weights = ceil(rows / batch) * read
         cache = rows * (prompt + answer / 2) * self.shape.cache(self.size)
         flops = self.forward(rows * (prompt + answer), rows * answer, prompt + answer)
         return self._seconds(flops, answer * (weights + cache))
@@ -149,7 +163,7 @@ class Step(NamedTuple):
 def steps(shape: Shape, params: Params, cluster: Cluster) -> dict[str, Step]:
     """By stage; rows are as long as the model's caps allow, so the figures are the worst case."""
     model, ppo = params.base_model, params.ppo
-    passes = Passes(shape, cluster, weight_size(model), model.lora.r)
+    passes = Passes(shape, cluster, weight_size(model), model.lora.r, linear_size(model))
     room = params.rag.passage_tokens if params.rag.enabled else 0
     prompt, answer = float(model.max_prompt_tokens + room), float(model.max_answer_tokens)
 
@@ -175,33 +189,37 @@ def steps(shape: Shape, params: Params, cluster: Cluster) -> dict[str, Step]:
     return found | {"ppo": Step(size * row, update)}
 
 
-def sharded(needs: Bytes, shape: Shape, size: float, cluster: Cluster) -> Bytes:
-    """A stage's bytes on each card with weights spread over all, two layers gathered at a time."""
-    layers = 2 * size * shape.decoder / shape.layers
-    return {**needs, "weights": needs["weights"] / cluster.size + layers}
-
-
 def report(shape: Shape, params: Params, cluster: Cluster, card: str) -> str:
     """A line per stage: GiB on a card by purpose, tokens a second of all, what bounds it."""
     size, found = weight_size(params.base_model), steps(shape, params, cluster)
-    needs = {k: v for k, v in memory(shape, params, "cuda").items() if k in found}
+    needs = {k: v for k, v in memory(shape, params, "cuda", cluster.size).items() if k in found}
     kinds = list(dict.fromkeys(kind for parts in needs.values() for kind in parts))
     machines = f"{cluster.hosts} machines of {cluster.gpus}" if cluster.hosts > 1 else cluster.gpus
     lines = [f"{params.model} on {machines} x {card}, {cluster.card.memory:.0f} GiB each"]
     header = [*kinds, "all", "sharded", "tokens/s", "bound by", "links"]
     lines.append(f"{'GiB':10}" + "".join(f"{kind:>13}" for kind in header))
-    unfit = []
     for stage, parts in needs.items():
-        step, spread = found[stage], sharded(parts, shape, size, cluster)
-        whole, least = (OTHER + sum(one.values()) / GIB for one in (parts, spread))
+        step, least = found[stage], "–"
+        if cluster.gpus > 1 and shardable(params):
+            least = f"{needed(spread(parts, shape, size, cluster.gpus), PROCESS['cuda']):.1f}"
         cells = [f"{parts[kind] / GIB:.1f}" if kind in parts else "–" for kind in kinds]
-        cells += [f"{whole:.1f}", f"{least:.1f}", f"{step.tokens / step.seconds.total:,.0f}"]
-        cells += [step.seconds.bound, f"{step.seconds.links / step.seconds.total:.1%}"]
+        cells += [f"{needed(parts, PROCESS['cuda']):.1f}", least]
+        cells += [f"{step.tokens / step.seconds.total:,.0f}", step.seconds.bound]
+        cells += [f"{step.seconds.links / step.seconds.total:.1%}"]
         lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
-        if whole > cluster.card.memory:
-            how = "only" if least <= cluster.card.memory else "not even"
-            unfit.append(f"{stage} ({how} sharded)")
-    fits = f"Do not fit: {', '.join(unfit)}; koqa does not shard weights." if unfit else "All fit."
+    fits = {stage: fit(stage, shape, params, cluster.card.memory, cluster.gpus) for stage in needs}
     shares = ", ".join(f"{share:.0%} of its {name}" for name, share in REACHED.items())
-    lines.append(f"{fits} From the data sheet, at {shares}; rows as long as the caps allow.")
+    lines.append(
+        f"{verdict(fits)} From the data sheet, at {shares}; rows as long as the caps allow."
+    )
     return "\n".join(lines)
+
+
+def verdict(fits: Mapping[str, Fit]) -> str:
+    """Which stages fit with all weights on every card, which with a share, and which do not."""
+    sharded = ", ".join(stage for stage, found in fits.items() if found.how == SHARD)
+    unfit = ", ".join(stage for stage, found in fits.items() if found.problem)
+    if not sharded and not unfit:
+        return "All fit."
+    kinds = {"Fit sharded": sharded, "Do not fit": unfit}
+    return " ".join(f"{kind}: {names}." for kind, names in kinds.items() if names)

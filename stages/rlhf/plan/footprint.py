@@ -10,13 +10,15 @@ from typing import Any
 
 from stages.rlhf.config.models import Architecture
 from stages.rlhf.config.whole import Model, Params
-from stages.rlhf.sizes import LOGITS_TILE, SCORING_TOKENS
+from stages.rlhf.sizes import LOGITS_TILE, RECOMPUTED_FROM, SCORING_TOKENS
 
 GIB = 2**30
 # Values per token and layer, in multiples of the widths, at the peak of a forward and a backward
 # pass, temporaries included. Fitted to peaks of a CPU process.
 WORKED = {"hidden": 20, "keys": 4, "intermediate": 4}
 WORKED_BESIDES = 2500  # independent of the widths: masks, statistics, low-rank products
+# Bytes of a 4-bit weight: an 8-bit scale for 64 of them, a float32 scale for 256 of those.
+NF4_SIZE = 0.5 + 1 / 64 + 4 / (64 * 256)
 DECODED_COPIES = 4  # of [B, V] while a token is sampled: logits, probabilities, float64 sums
 
 Bytes = dict[str, float]  # by purpose
@@ -102,16 +104,28 @@ class Shape:
         """All parameters; a tied head counts once."""
         return self.embedding * (1 if self.tied else 2) + self.decoder
 
+    @property
+    def linear(self) -> int:
+        """Parameters of the layers' linear modules."""
+        return self.layers * sum(i * o for i, o in self.linears)
+
+    def stored(self, size: float, linear_size: float) -> float:
+        """Bytes of all weights; those of `linears` have a size of their own."""
+        return size * (self.parameters - self.linear) + linear_size * self.linear
+
     def lora(self, r: int) -> int:
         """Parameters of one adapter."""
         return self.layers * sum(r * (i + o) for i, o in self.linears)
 
-    def worked(self, size: float) -> float:
-        """Bytes per token at the peak of a forward and a backward pass."""
+    def worked(self, size: float, recomputed: bool = False) -> float:
+        """Bytes per token at the peak of a forward and a backward pass.
+
+        `recomputed`: of one layer at a time, and of the others their inputs alone.
+        """
         keys = self.kv_heads * self.head_dim
         widths = {"hidden": self.hidden, "keys": keys, "intermediate": self.intermediate}
-        numbers = sum(times * widths[name] for name, times in WORKED.items())
-        return size * self.layers * (numbers + WORKED_BESIDES)
+        layer = sum(times * widths[name] for name, times in WORKED.items()) + WORKED_BESIDES
+        return size * (layer + self.layers * self.hidden if recomputed else self.layers * layer)
 
     def cache(self, size: float) -> float:
         """Bytes of a token in the KV cache."""
@@ -136,8 +150,13 @@ class Work:
 
 
 def weight_size(model: Model) -> int:
-    """Bytes per weight."""
-    return 2 if model.dtype == "bfloat16" else 4
+    """Bytes per weight that is not in 4 bits, and per activation."""
+    return 2 if model.dtype in ("bfloat16", "nf4") else 4
+
+
+def linear_size(model: Model) -> float:
+    """Bytes per weight of the layers' linear modules."""
+    return NF4_SIZE if model.dtype == "nf4" else weight_size(model)
 
 
 def trained(numbers: float) -> float:
@@ -145,13 +164,34 @@ def trained(numbers: float) -> float:
     return 12.0 * numbers
 
 
-def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
-    """Peak bytes of each stage that loads a model, by purpose."""
+def shardable(params: Params) -> bool:
+    """Whether the cards of a machine can share the layers' weights.
+
+    What SFT trains stays whole, and so do 4-bit weights.
+    """
+    return params.base_model.sft.method == "lora" and params.base_model.dtype != "nf4"
+
+
+def spread(parts: Bytes, shape: Shape, size: float, cards: int) -> Bytes:
+    """A stage's bytes on each of the cards that share the layers' weights, `size` bytes each.
+
+    Embeddings and head stay whole; two layers at a time are gathered.
+    """
+    layers = size * shape.decoder
+    own = layers / cards + 2 * layers / shape.layers
+    return {**parts, "weights": parts["weights"] - layers + own}
+
+
+def memory(shape: Shape, params: Params, device: str, processes: int = 1) -> dict[str, Bytes]:
+    """Peak bytes of each stage that loads a model, by purpose, of one of so many processes.
+
+    As if a stage decoded and trained at once.
+    """
     model, size = params.base_model, weight_size(params.base_model)
     adapter = shape.lora(model.lora.r)
     room = params.rag.passage_tokens if params.rag.enabled else 0
     row = model.max_prompt_tokens + room + model.max_answer_tokens
-    worked, weights = shape.worked(size), size * shape.parameters
+    worked, weights = shape.worked(size), shape.stored(size, linear_size(model))
     rows, columns = LOGITS_TILE.get(device, LOGITS_TILE["cuda"])
     tile = 3.0 * 4 * rows * columns
     sft_adapters = 1 if model.sft.method == "lora" else 0
@@ -161,12 +201,15 @@ def memory(shape: Shape, params: Params, device: str) -> dict[str, Bytes]:
 
     sft_tokens = model.sft.micro_batch_size * row
     whole = model.sft.method == "full"
+    learned = shape.parameters if whole else adapter
+    buckets = 4.0 * learned if processes > 1 else 0.0  # DDP's copy of the gradients
+    recomputed = shape.decoder >= RECOMPUTED_FROM
     found: dict[str, Bytes] = {
         "sft": {
             "weights": weights,
-            "training": trained(shape.parameters if whole else adapter),
+            "training": trained(learned) + buckets,
             "adapters": 0.0 if whole else 4.0 * adapter,
-            "activations": sft_tokens * worked,
+            "activations": sft_tokens * shape.worked(size, recomputed),
             "tile": tile + (4.0 * shape.embedding if whole else 0.0),  # the head's gradient
         }
     }

@@ -1,11 +1,8 @@
 """Estimates before a run: memory of every stage that loads a model, by purpose, and a rough time.
 
-For the model in params.yaml; a hub model's config.json comes from the hub cache, or is downloaded
-once.
+For the model in params.yaml.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,34 +10,12 @@ from pathlib import Path
 import torch
 
 from stages.rlhf.config.whole import Params
-from stages.rlhf.hub import fetch
 from stages.rlhf.plan.calibration import measure
 from stages.rlhf.plan.duration import durations
 from stages.rlhf.plan.experiments import all_metrics
+from stages.rlhf.plan.fits import PROCESS, available_memory, shape_of, too_much
 from stages.rlhf.plan.footprint import GIB, Bytes, Shape, Work, memory
 from stages.rlhf.sizes import TEMPLATE_TOKENS
-
-PROCESS = {"cpu": 0.6, "cuda": 0.8}  # GiB of Python, torch and CUDA without any model
-REDUCED_BY = {
-    "weights": "dtype: bfloat16, or another `model`",
-    "adapters": "models.{model}.lora.r, rm.members",
-    "training": "models.{model}.lora.r, or sft.method: lora",
-    "activations": "models.{model}.{stage}.{micro}",
-    "tile": "nothing: it is small",
-    "decoding": "models.{model}.{batch}, max_answer_tokens",
-}
-
-
-def shape_of(params: Params) -> Shape:
-    """The base model's shape. Raises ValueError if a hub model's config.json is unavailable."""
-    base_model = params.base_model
-    if base_model.architecture is not None:
-        return Shape.made(base_model.architecture)
-    folder = base_model.path or fetch(str(base_model.hub), base_model.revision, ("config.json",))
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; expected the model's config")
-    return Shape.of(json.loads(file.read_text(encoding="utf-8")))
 
 
 def work_of(root: Path = Path()) -> Work:
@@ -62,31 +37,6 @@ def work_of(root: Path = Path()) -> Work:
         tokens["sft_answer"]["p50"],
         tokens["sft_answer"]["p99"],
     )
-
-
-def available_memory(device: str) -> float:
-    """GiB of memory of the GPU, or of this machine."""
-    if device == "cuda":
-        return float(torch.cuda.get_device_properties(0).total_memory / GIB)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-
-
-def too_much(needs: Mapping[str, Bytes], process: float, limit: float, params: Params) -> list[str]:
-    """A message per stage that exceeds `limit` GiB: its largest item, and what to change."""
-    found = []
-    for stage, parts in needs.items():
-        need = process + sum(parts.values()) / GIB
-        if need <= limit:
-            continue
-        most = max(parts, key=parts.__getitem__)
-        micro = "micro_batch_size" if stage == "sft" else "micro_batch_tokens"
-        batch = "generate.batch_size"
-        names = {"model": params.model, "stage": stage, "micro": micro, "batch": batch}
-        found.append(
-            f"{stage} needs {need:.1f} GiB, but {limit:.1f} are available; most of it is {most}"
-            f" ({parts[most] / GIB:.1f} GiB): change {REDUCED_BY[most].format(**names)}"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -120,7 +70,7 @@ def make_plan(params: Params, limit: float | None = None) -> Plan:
         memory(shape, params, device),
         durations(shape, params, work, measure(shape, params.base_model)),
         PROCESS[device],
-        available_memory(device) if limit is None else limit,
+        available_memory() if limit is None else limit,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.evidence.evidence import Evidence
@@ -25,6 +26,7 @@ from stages.rlhf.ppo.reward import Penalties, Reward, Violations, final_reward
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runs.process_group import BatchShard
+from stages.rlhf.runs.sharding import in_step
 from stages.rlhf.runtime import derive_seed
 
 
@@ -119,15 +121,15 @@ def sample(
     codec: Codec,
     temperature: float,
     shard: BatchShard,
-    batch_size: int,
+    scale: GenerationScale,
 ) -> list[list[int]]:
     """B prompts, (B, R) uniforms that decide each token -> B responses of at most R ids.
 
-    `batch_size` at once, as the KV cache of all may not fit.
+    As many at once as `scale` says, as the KV cache of all may not fit.
     """
     own, longest = shard.rows, uniforms.shape[1]
     ids = [prompts[i].ids for i in own]
-    made = generate_all(policy, ids, codec, longest, batch_size, temperature, uniforms[own])
+    made = generate_all(policy, ids, codec, longest, scale, temperature, uniforms[own])
     return shard.gather_ids(made, longest)
 
 
@@ -155,6 +157,7 @@ class Forward:
     A row's last digits depend on the rows batched with it: only so are its first ratios exactly 1.
     """
 
+    decoder: Any
     sequences: Sequences  # B responses
     shard: BatchShard
     micro_batch_tokens: int
@@ -164,7 +167,8 @@ class Forward:
         sequences = self.sequences
         whole = torch.zeros(sequences.response.shape, device=sequences.ids.device)  # (B, R)
         for minibatch in self.shard.minibatches:
-            for rows in micro_batches(sequences, minibatch, self.micro_batch_tokens):
+            parts = micro_batches(sequences, minibatch, self.micro_batch_tokens)
+            for rows in in_step(self.decoder, parts):
                 part = function(sequences[rows])  # (b, up to R)
                 whole[index_on(rows, whole), : part.shape[1]] = part
         self.shard.group.sum([whole])

@@ -16,11 +16,12 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.config.ppo import PpoConfig, PpoScale
 from stages.rlhf.decoding.generation import draw_uniforms
 from stages.rlhf.evidence.evidence import Evidence
 from stages.rlhf.model.roles import POLICY, VALUE, Roles
-from stages.rlhf.model.sequences import collate, context_window
+from stages.rlhf.model.sequences import collate, context_window, decoder_of
 from stages.rlhf.ppo import rollout as experience
 from stages.rlhf.ppo import stats
 from stages.rlhf.ppo.actor_critic import ActorCritic
@@ -43,6 +44,7 @@ from stages.rlhf.ppo.validation import Validate
 from stages.rlhf.records import PromptRow
 from stages.rlhf.reward.model import RewardModel
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, BatchShard, ProcessGroup
+from stages.rlhf.runs.sharding import in_step
 from stages.rlhf.runtime import Clock, derive_seed
 
 ESTIMATORS = {"rloo": leave_one_out, "grpo": group_normalised}  # next to gae, of whole responses
@@ -60,7 +62,7 @@ class PpoTrainer:
         ppo: PpoConfig,
         settings: PpoScale,
         max_new_tokens: int,
-        decoded_at_once: int,
+        generation: GenerationScale,
         seed: int,
         work: Path,
         process_group: ProcessGroup = SINGLE_PROCESS,
@@ -72,7 +74,7 @@ class PpoTrainer:
         self.prompts = experience.encode_prompts(rows, codec, max_new_tokens, window)
         self.roles, self.reward_model, self.codec = roles, reward_model, codec
         self.ppo, self.settings, self.max_new_tokens = ppo, settings, max_new_tokens
-        self.decoded_at_once = decoded_at_once
+        self.generation = generation
         self.seed, self.work, self.process_group = seed, work, process_group
         self.evidence = evidence
         critic = reward_model.members[0] if ppo.advantage == "gae" else None
@@ -153,7 +155,7 @@ class PpoTrainer:
         uniforms = draw_uniforms(len(prompts), self.max_new_tokens, *seed)  # (B, R)
         with roles.merged_copy(POLICY) as policy:
             responses = experience.sample(
-                policy, prompts, uniforms, codec, ppo.temperature, shard, self.decoded_at_once
+                policy, prompts, uniforms, codec, ppo.temperature, shard, self.generation
             )
         self.clock.lap("generate")
         sequences = collate([p.ids for p in prompts], responses, codec.pad_id, roles.model.device)
@@ -161,7 +163,8 @@ class PpoTrainer:
 
         # 2. Log-probabilities under policy and reference, and values: by the training forward, in
         #    the micro-batches of the first epoch, so that its ratios are exactly 1.
-        forward = experience.Forward(sequences, shard, self.settings.micro_batch_tokens)
+        decoder, limit = decoder_of(roles.model), self.settings.micro_batch_tokens
+        forward = experience.Forward(decoder, sequences, shard, limit)
         with roles.use(POLICY, train=True):
             old_logprobs = forward(model.logprobs)  # (B, R)
         with roles.use(roles.reference):
@@ -216,7 +219,9 @@ class PpoTrainer:
         tokens = int(rollout.sequences.sizes[rows, 1].sum())  # what each loss is a mean over
         sums = stats.LossSums(rollout.advantages.device)
         limit = self.settings.micro_batch_tokens
-        for part in micro_batches(rollout.sequences, group.shard(rows), limit):
+        parts = micro_batches(rollout.sequences, group.shard(rows), limit)
+        passes = int(train_policy) + (rollout.targets is not None)
+        for part in in_step(decoder_of(roles.model), parts, gradients=passes):
             mb = rollout[part]
             mask = mb.sequences.response_mask  # (b, R)
             if train_policy:

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.measure.text import chrf, chrf_plus_plus, exact, length
 from stages.rlhf.measure.violations import copies, loops
@@ -41,10 +42,10 @@ class Validator:
         codec: Codec,
         rows: list[SftRow],
         max_new_tokens: int,
-        batch_size: int,
+        scale: GenerationScale,
     ) -> None:
         self.roles, self.reward_model, self.judge, self.codec = roles, reward_model, judge, codec
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.max_new_tokens, self.scale = max_new_tokens, scale
         self.rows = rows
         self.prompts = [codec.prompt_ids(row.message) for row in rows]
         count = min(SHOWN, len(rows))
@@ -53,7 +54,7 @@ class Validator:
     def __call__(self) -> Validation:
         """Answer every question greedily, and measure the answers."""
         model, codec = self.roles.model, self.codec
-        limits = self.max_new_tokens, self.batch_size
+        limits = self.max_new_tokens, self.scale
         together = Checkpointer(None, self.reward_model.group)
         ids = generate_all(model, self.prompts, codec, *limits, checkpointer=together)
         answers = [to_response(one, codec) for one in ids]

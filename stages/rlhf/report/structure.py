@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from stages.rlhf.model.quantized import shape_of
 from stages.rlhf.model.roles import Roles
 
 _LAYER = re.compile(r"\.\d+\.")
@@ -36,7 +37,8 @@ def _backbone(model: nn.Module) -> Iterator[tuple[str, str, int]]:
         if ".lora_" in name:
             continue
         plain = _LAYER.sub(".*.", _WRAPPED.sub("", name)).removesuffix(".weight")
-        yield plain, " × ".join(map(str, parameter.shape)), parameter.numel()
+        shape = shape_of(parameter)
+        yield plain, " × ".join(map(str, shape)), shape.numel()
 
 
 def summary(roles: Roles, role: str) -> dict[str, Any]:

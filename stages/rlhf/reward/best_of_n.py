@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from stages.rlhf.chat import Codec
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.reward.model import PromptWithResponses, RewardModel
@@ -22,7 +23,7 @@ def sample(
     n: int,
     codec: Codec,
     max_new_tokens: int,
-    batch_size: int,
+    scale: GenerationScale,
     temperature: float,
     *seed: object,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
@@ -31,7 +32,7 @@ def sample(
     repeated = [prompt for prompt in prompts for _ in range(n)]
     draws = draw_uniforms(len(repeated), max_new_tokens, *seed)
     responses = generate_all(
-        model, repeated, codec, max_new_tokens, batch_size, temperature, draws, checkpointer
+        model, repeated, codec, max_new_tokens, scale, temperature, draws, checkpointer
     )
     return [(prompt, responses[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 

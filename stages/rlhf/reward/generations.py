@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.measure import EvaluateParams
+from stages.rlhf.config.models import GenerationScale
 from stages.rlhf.decoding.generation import generate_all, to_response
 from stages.rlhf.model.roles import POLICY, Roles
 from stages.rlhf.model.store import check_card, load_base, load_sft, load_tokenizer
@@ -46,7 +47,7 @@ def generate(
     check_card(paths["judge"], {"base": paths["base"]})
     codec = Codec(load_tokenizer(paths["base"]))
     prompts = [codec.prompt_ids(message) for message in messages]
-    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    limits = codec, base_model.max_answer_tokens, base_model.generate
     bare = load_base(paths["base"], base_model.dtype, base_model.lora)
     roles = load_sft(paths["base"], paths["sft"], base_model.dtype, base_model.lora, bare)
     roles.load(POLICY, paths["ppo"])
@@ -96,7 +97,7 @@ def greedy(
     """Greedy responses to other messages, of base, SFT and PPO as `generate` has loaded them."""
     base_model = params.base_model
     codec = Codec(load_tokenizer(base))
-    limits = codec, base_model.max_answer_tokens, base_model.generate.batch_size
+    limits = codec, base_model.max_answer_tokens, base_model.generate
     prompts = [codec.prompt_ids(message) for message in messages]
     found = _greedy(loaded.bare, loaded.roles, prompts, limits, work, group)
     return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
@@ -106,7 +107,7 @@ def _greedy(
     bare: Roles,
     roles: Roles,
     prompts: list[list[int]],
-    limits: tuple[Codec, int, int],
+    limits: tuple[Codec, int, GenerationScale],
     work: Path,
     group: ProcessGroup,
 ) -> dict[str, list[list[int]]]:

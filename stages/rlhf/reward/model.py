@@ -40,8 +40,15 @@ from stages.rlhf.model.packing import (
     worth_packing,
 )
 from stages.rlhf.model.roles import Roles
-from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs, response_states
+from stages.rlhf.model.sequences import (
+    collate,
+    decoder_of,
+    hidden_states,
+    response_logprobs,
+    response_states,
+)
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.runs.sharding import in_step
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.sizes import SCORING_TOKENS
 
@@ -242,8 +249,9 @@ class RewardModel:
         micro_batches = self.group.shard(self.micro_batches(prompts, tokens))
         for row, index in enumerate(chosen):
             with self.roles.use(self.members[index].name):
+                passes = in_step(decoder_of(self.roles.model), micro_batches)
                 for micro_batch in tqdm(
-                    micro_batches, desc="score", delay=5, mininterval=5, leave=False
+                    passes, "score", len(micro_batches), delay=5, mininterval=5, leave=False
                 ):
                     columns = [i for p in micro_batch for i in range(ends[p], ends[p + 1])]
                     own = [prompts[p] for p in micro_batch]

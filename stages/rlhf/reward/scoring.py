@@ -27,7 +27,7 @@ def measure_scale(
             prompts,
             codec,
             base_model.max_answer_tokens,
-            base_model.generate.batch_size,
+            base_model.generate,
             params.ppo.temperature,
             draws,
             Checkpointer(None, model.group),

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.reward import RewardLosses, RewardScale
 from stages.rlhf.measure.ranking import Group, report
+from stages.rlhf.model.sequences import decoder_of
 from stages.rlhf.reward.groups import (
     EncodedGroup,
     GroupBatch,
@@ -45,6 +46,7 @@ from stages.rlhf.runs.checkpoints import (
     strip_prefix,
 )
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.runs.sharding import in_step
 from stages.rlhf.runtime import derive_seed
 from stages.rlhf.train.schedule import cosine_schedule
 
@@ -165,13 +167,14 @@ class MemberTrainer:
             batch_groups(part, [counts[i] for i in own], self.device)
             for part, own in zip(parts, indices, strict=True)
         ]
+        pairs, decoder = list(zip(parts, batches, strict=True)), decoder_of(self.model.roles.model)
         with self.model.roles.use(self.member.name, train=True):
             gradients: list[Gradients] = []
             if self.length_head is not None and (len(parts) > 1 or self.group.size > 1):
                 with torch.no_grad():
-                    outs = [self.outputs(*part) for part in zip(parts, batches, strict=True)]
+                    outs = [self.outputs(*one) for one in in_step(decoder, pairs)]
                 gradients = _length_gradients(outs, batches, self.device, self.group)
-            for i, (part, batch) in enumerate(zip(parts, batches, strict=True)):
+            for i, (part, batch) in enumerate(in_step(decoder, pairs, gradients=1)):
                 out = self.outputs(part, batch)
                 scores = out.quality if out.length is None else out.quality + out.length
                 ranking = (batch.counts * self.ranking_losses(scores, batch)).sum() / weight

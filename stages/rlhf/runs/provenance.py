@@ -21,6 +21,7 @@ from stages.rlhf.files import RUN, file_hash, folder_hash
 from stages.rlhf.runs import closure
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "sentence_transformers", "pandas")
+FOR_4_BITS = ("bitsandbytes",)
 
 
 class Readable(Protocol):
@@ -82,10 +83,12 @@ def origin(stage: Stage) -> Origin:
 
 def _origin(stage: Stage, code: dict[str, str]) -> Origin:
     declared = YAML(typ="safe", pure=True).load(closure.ROOT / "dvc.yaml")["stages"][stage.name]
-    loaded = [name for name in PACKAGES if name in sys.modules]  # preprocess has no torch
+    params = {name: _value(stage.params, name) for name in declared_params(declared)}
+    used = (*PACKAGES, *(FOR_4_BITS if "nf4" in params.values() else ()))  # peft imports them, too
+    loaded = [name for name in used if name in sys.modules]  # preprocess has no torch
     return Origin(
         stage.name,
-        {name: _value(stage.params, name) for name in declared_params(declared)},
+        params,
         {name: _hash(path) for name, path in stage.inputs.items()},
         code,
         {"python": platform.python_version(), **{name: version(name) for name in loaded}},

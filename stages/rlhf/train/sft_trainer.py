@@ -9,6 +9,7 @@ several processes each takes its share of every micro-batch, so that their numbe
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,14 @@ from trl import SFTConfig, SFTTrainer
 from stages.rlhf import files
 from stages.rlhf.chat import Codec
 from stages.rlhf.config.sft import SftParams
-from stages.rlhf.precision import autocasts
+from stages.rlhf.model.sequences import decoder_of
+from stages.rlhf.precision import WEIGHTS, autocasts
 from stages.rlhf.records import SftRow
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.checkpoints import Timer, note
 from stages.rlhf.runs.notice import notice
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
+from stages.rlhf.runs.sharding import is_sharded
 from stages.rlhf.runs.signals import Interrupted
 from stages.rlhf.train.sampling import ShardCollator, SortedBatches
 from stages.rlhf.train.tiled_head import recomputes, use_tiles
@@ -74,7 +77,7 @@ def trainer_config(
         lr_scheduler_type="cosine",
         warmup_steps=round(params.sft.warmup_share * steps),
         weight_decay=params.sft.weight_decay,
-        bf16=base_model.dtype == "bfloat16" or autocasts(base_model.dtype),
+        bf16=WEIGHTS[base_model.dtype] == torch.bfloat16 or autocasts(base_model.dtype),
         use_cpu=not torch.cuda.is_available(),  # as load_causal_lm; Trainer rejects bf16 without it
         max_length=None,
         packing=False,
@@ -161,6 +164,21 @@ class ManifestTrainer(SFTTrainer):
         super().__init__(*given, **named)
         use_tiles(self.model)
         self.sorts, self.group = sorts, group
+        self.sharded = is_sharded(decoder_of(self.model))
+        if self.sharded:  # DDP takes no shares of weights, and accelerate refuses them
+            self.accelerator.prepare_model = partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
+
+    def training_step(self, *given: Any, **named: Any) -> Any:
+        """A micro-batch; after a step's last one the processes' gradients are averaged."""
+        loss = super().training_step(*given, **named)
+        if self.sharded and self.accelerator.sync_gradients:  # as DDP does
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.group.sum_gradients(trained)
+            for parameter in trained:
+                parameter.grad /= self.group.size
+        return loss
 
     def _get_dataloader(self, *given: Any, is_training: bool = False, **named: Any) -> Any:
         """All micro-batches for each process; of those for training, its share of the rows."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from stages.rlhf.model.logprobs import token_scores
+from stages.rlhf.model.quantized import shape_of
 from stages.rlhf.model.sequences import decoder_of, head_of
 from stages.rlhf.sizes import RECOMPUTED_FROM
 
@@ -58,5 +59,5 @@ def recomputes(model: Any) -> bool:
     everywhere.
     """
     embeddings = model.get_input_embeddings().weight.numel()
-    found = sum(p.numel() for p in decoder_of(model).parameters()) - embeddings
+    found = sum(shape_of(p).numel() for p in decoder_of(model).parameters()) - embeddings
     return bool(found >= RECOMPUTED_FROM)
