@@ -1,8 +1,8 @@
 """Decoding by transformers' continuous batching, for entries whose `generate.engine` asks for it.
 
-A row that is done makes room for another at once, and keys and values are in pages. It pays where
-flash-attn is installed and answers differ much in length. Different from this library's own
-decoding: tokens are sampled by a generator for the whole call, so that a response depends on the
+A row that is done makes room for another at once, and keys and values are in pages: meant for
+flash-attn, and answers that differ much in length. Different from this library's own decoding:
+tokens are sampled by a generator for the whole call, so that a response depends on the
 others; the same call gives the same responses. And because another forward samples than the one
 that trains, each call compares the two on some of its rows. B rows, R response tokens.
 """
