@@ -37,6 +37,12 @@ DOES_NOT_FIT = 3  # exit status of --stage; 1: it cannot tell
     default=1,
     help="With --stage: on as many GPUs of this machine.  [default: KOQA_PROCESSES, or 1]",
 )
+@click.option(
+    "--shard/--no-shard",
+    default=True,
+    help="With --stage: whether those GPUs may share the weights.",
+    show_default=True,
+)
 def main(
     memory: float | None,
     gpus: int | None,
@@ -44,6 +50,7 @@ def main(
     card: str,
     stage: str | None,
     processes: int,
+    shard: bool,
 ) -> None:
     """Estimate memory and time before a run.
 
@@ -60,7 +67,8 @@ def main(
         params = load_params()
         if stage is not None:
             limit = memory or fits.available_memory()
-            found = fits.fit(stage, fits.shape_of(params), params, limit, processes)
+            cards = processes if shard else 1
+            found = fits.fit(stage, fits.shape_of(params), params, limit, processes, cards)
             click.echo(found.how or found.problem)
             sys.exit(0 if found.how else DOES_NOT_FIT)
         if gpus is not None:

@@ -108,6 +108,8 @@ def test_plan_says_of_one_stage_whether_it_fits(tmp_path: Path) -> None:
     """Before preprocess; the status is what a stage tells `does not fit` and `unknown` by."""
     write_params(tmp_path, model="micro")
     assert run(tmp_path, "plan", "--stage", "ppo").stdout == "whole\n"
+    alone = ("plan", "--stage", "ppo", "--processes", "4", "--no-shard")
+    assert run(tmp_path, *alone).stdout == "whole\n"
     tight = run(tmp_path, "plan", "--stage", "ppo", "--memory", "0.81")
     assert (tight.returncode, tight.stderr) == (DOES_NOT_FIT, "")
     assert tight.stdout.startswith("ppo needs ")

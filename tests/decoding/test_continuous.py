@@ -11,7 +11,7 @@ from stages.rlhf.decoding import continuous
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.model.roles import Roles
 from stages.rlhf.model.store import load_causal_lm
-from stages.rlhf.precision import SDPA_FLOAT32, products
+from stages.rlhf.precision import products
 from tests.conftest import naming
 from tests.model.family_twins import twin
 from tests.model_fixtures import (
@@ -94,13 +94,13 @@ def test_bfloat16_is_within_its_tolerance() -> None:
         assert len(generate_all(model, PROMPTS, CODEC, NEW, ENGINE, 1.0, draws)) == ROWS
 
 
-def test_float32_weights_with_bfloat16_products(tmp_path: Any) -> None:
+def test_products_in_another_dtype_than_weights_are_refused(tmp_path: Any) -> None:
     model = load_causal_lm(save_base(tmp_path), "float32")
-    model.set_attn_implementation(SDPA_FLOAT32)
-    with products("cpu", enabled=True):
-        found = generate_all(model, PROMPTS, CODEC, NEW, ENGINE)
-    assert len(found) == ROWS
-    assert model.config._attn_implementation == SDPA_FLOAT32
+    with (
+        products("cpu", enabled=True),
+        pytest.raises(ValueError, match=naming("'llama'", "transformers", "mixed", "'koqa'")),
+    ):
+        generate_all(model, PROMPTS, CODEC, NEW, ENGINE)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -334,3 +334,17 @@ def test_what_cannot_be_captured_is_called_and_said_once(
     assert len(said) == 1
     assert re.search(naming("llama", "CUDA graphs", "not permitted"), said[0])
     assert not usable(model)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_products_in_bfloat16_of_float32_weights(temperature: float) -> None:
+    """As `dtype: mixed` on a GPU: keys in float32 next to values in bfloat16."""
+    model = adapted(torch.float32)
+    prompts, draws = given(model, temperature)
+    on_gpu = StaticDecoder.generate.__wrapped__.__wrapped__  # without the CPU's own dtype
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = on_gpu(decoder(model, temperature), prompts, draws)
+        expected = generate.__wrapped__.__wrapped__(model, prompts, CODEC, NEW, temperature, draws)
+        assert static._off(model) is None
+    same = sum(one == other for one, other in zip(found, expected, strict=True))
+    assert same >= ROWS - 3

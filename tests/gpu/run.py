@@ -31,10 +31,7 @@ from stages.rlhf.precision import WEIGHTS, device
 from tests.benchmarks.ppo_sides import SETTINGS, Setting, llama_config, plain_tokenizer
 from tests.conftest import ROOT
 
-SUITES = (
-    *("tests/gpu", "tests/model", "tests/decoding", "tests/ppo", "tests/reward"),
-    "tests/runs/test_resume.py",
-)
+SUITES = ("tests/gpu", "tests/model/test_quantized.py")
 MODEL = "llama32-1b"
 
 
@@ -108,7 +105,7 @@ def steps(base: Path, setting: str) -> dict[str, Step]:
     ppo = ["tests.benchmarks.ppo_vs_trl", "--setting", setting, "--quick"]
     sft = ["tests.benchmarks.sft_vs_trl", str(base), "--rounds", "1"]
     return {
-        "tests": Step([*python, "pytest", "-q", "-m", "gpu or not slow", *SUITES], 150, tested),
+        "tests": Step([*python, "pytest", "-q", "-m", "gpu", *SUITES], 150, tested),
         "decode": Step([*python, "tests.benchmarks.decode_vs_generate", str(base)], 60, lines),
         "sft": Step([*python, *sft], 80, lines),
         "rm": Step([*python, *rm, "--micro-batches", "40", "--steps", "3"], 100, lines),

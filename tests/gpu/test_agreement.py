@@ -11,11 +11,19 @@ import torch
 from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.decoding.static import GRAPHS, decoder_for
+from stages.rlhf.model.roles import POLICY
 from stages.rlhf.model.sequences import collate, hidden_states, response_logprobs
 from stages.rlhf.runs import signals
 from stages.rlhf.runs.signals import Interrupted
 from tests.gpu import DEVICE
-from tests.model_fixtures import at_once, differing, tiny_gemma2, tiny_llama
+from tests.model_fixtures import (
+    KINDS,
+    at_once,
+    differing,
+    sft_roles,
+    tiny_gemma2,
+    tiny_llama,
+)
 from tests.runs.loops import RUNS
 from tests.tokenizer_fixtures import QUESTIONS, tiny_tokenizer
 
@@ -57,21 +65,26 @@ def test_greedy_and_sampled_answers_are_the_cpus(twin: Any) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA graphs")
+@pytest.mark.parametrize(("method", "dtype"), KINDS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
 def test_graphs_give_the_answers_of_the_growing_cache(
-    twin: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, method: str, dtype: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, prompts = on_gpu(twin), PROMPTS * 4
+    roles, prompts = sft_roles(tmp_path, method, dtype), PROMPTS * 4
+    roles.add(POLICY, like=roles.reference)
     draws = draw_uniforms(len(prompts), 24, "graphs") if temperature else None
-    monkeypatch.setenv(GRAPHS, "0")
-    expected = generate_all(model, prompts, CODEC, 24, at_once(len(prompts)), temperature, draws)
-    monkeypatch.delenv(GRAPHS)
-    decoder = decoder_for(model, CODEC, prompts, len(prompts), 24, temperature)
-    assert decoder is not None
-    for _ in range(2):  # captured, then replayed from the first step on
-        found = decoder.generate(prompts, draws)
-        same = sum(one == other for one, other in zip(expected, found, strict=True))
-        assert same >= len(prompts) - 1, "more than a tie in the last digits"
+    limits = CODEC, 24, at_once(len(prompts)), temperature, draws
+    with roles.merged_copy(POLICY) as model:
+        monkeypatch.setenv(GRAPHS, "0")
+        expected = generate_all(model, prompts, *limits)
+        monkeypatch.delenv(GRAPHS)
+        decoder = decoder_for(model, CODEC, prompts, len(prompts), 24, temperature)
+        assert decoder is not None
+        for _ in range(2):  # captured, then replayed from the first step on
+            found = decoder.generate(prompts, draws)
+            same = sum(one == other for one, other in zip(expected, found, strict=True))
+            # ties in last digits, of which bfloat16 has three
+            assert same >= len(prompts) - (1 if dtype == "float32" else len(prompts) // 4)
     steps = {type(getattr(step, "__self__", step)) for step in decoder.steps.values()}
     assert steps == {torch.cuda.CUDAGraph}
 

@@ -65,7 +65,7 @@ NF4 = [  # Dettmers et al. 2023, appendix E
 
 def rounded(weight: Tensor) -> Tensor:
     """The nearest of NF4's values, in blocks of 64 with a scale each, which is not rounded here."""
-    code, blocks = torch.tensor(NF4), weight.float().reshape(-1, 64)
+    code, blocks = torch.tensor(NF4, device=weight.device), weight.float().reshape(-1, 64)
     scale = blocks.abs().amax(1, keepdim=True)
     nearest = ((blocks / scale)[..., None] - code).abs().argmin(-1)
     return (code[nearest] * scale).view_as(weight)

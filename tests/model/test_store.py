@@ -48,7 +48,7 @@ IDS = torch.tensor([[5, 9, 11, 7, 30, 2], [8, 8, 4, 3, 12, 39]])
 
 def logits(roles: Roles, name: str | None) -> Tensor:
     with torch.no_grad(), roles.use(name) as model:
-        found: Tensor = model(IDS).logits
+        found: Tensor = model(IDS.to(model.device)).logits
     return found
 
 
@@ -178,7 +178,8 @@ def test_the_policy_starts_as_the_reference_bit_by_bit(tmp_path: Path, method: s
     assert logits(roles, "policy").equal(logits(roles, roles.reference))
     base = load_causal_lm(tmp_path / "base", "float32")
     with torch.no_grad():
-        assert not base(IDS).logits.equal(logits(roles, "policy")), "SFT is the base"
+        own = base(IDS.to(base.device)).logits
+        assert not own.equal(logits(roles, "policy")), "SFT is the base"
 
 
 def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +385,7 @@ def test_one_copy_of_the_base_serves_sft_too_where_sft_is_an_adapter(
     expected = sft_roles(tmp_path, method)
     base, sft = tmp_path / "base", tmp_path / "sft"
     bare = store.load_base(base, "float32", LORA)
-    ids = torch.tensor([[5, 6, 7]])
+    ids = torch.tensor([[5, 6, 7]], device=bare.model.device)
     with torch.no_grad(), bare.use(None) as model:
         before = model(ids).logits
     roles = load_sft(base, sft, "float32", LORA, bare)

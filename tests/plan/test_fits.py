@@ -41,6 +41,23 @@ def test_seven_billion_parameters_in_ppo(limit: int, cards: int, method: str, ho
     assert (found.problem == "") is (how != "")
 
 
+def test_cards_that_may_not_share_are_so_many_whole_ones() -> None:
+    assert fit("ppo", KO7, seven_b(), 24, 4).how == SHARD
+    found = fit("ppo", KO7, seven_b(), 24, 4, cards=1)
+    assert found.how == ""
+    assert found.problem.endswith(", or KOQA_PROCESSES=4"), "so many cards would share"
+
+
+def test_ddps_copy_of_gradients_counts_whoever_shares_the_weights() -> None:
+    one, four = (fit("sft", KO7, seven_b("full"), 1, n, cards=1).problem for n in (1, 4))
+    assert one.split(" GiB")[0] != four.split(" GiB")[0]
+
+
+def test_sft_answers_validation_questions() -> None:
+    parts = memory(KO7, seven_b(), "cuda")
+    assert parts["sft"]["decoding"] == parts["gate"]["decoding"] > 0
+
+
 @pytest.mark.parametrize(
     ("method", "dtype", "expected"),
     [("lora", "bfloat16", True), ("full", "mixed", False), ("lora", "nf4", False)],

@@ -13,15 +13,29 @@ from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
 from stages.rlhf.decoding.generation import draw_uniforms, generate_all
 from stages.rlhf.model.sequences import decoder_of
+from stages.rlhf.ppo.trainer import PpoTrainer
 from stages.rlhf.precision import device
-from stages.rlhf.records import write_jsonl
+from stages.rlhf.records import PromptRow, write_jsonl
 from stages.rlhf.reward.groups import prompts_with_responses
 from stages.rlhf.reward.training import train
 from stages.rlhf.runs import checkpoints, sharding
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.train.pretraining import new_llama, pretrain
-from tests.model_fixtures import ARCHITECTURE, IDS, at_once, save_base, save_models, tiny_llama
+from tests.model_fixtures import (
+    ARCHITECTURE,
+    IDS,
+    at_once,
+    keep,
+    no_validation,
+    ppo_knobs,
+    ppo_settings,
+    random_reward_model,
+    save_base,
+    save_models,
+    sft_roles,
+    tiny_llama,
+)
 from tests.reward_fixtures import GROUPS, knobs, reward_model, settings
 from tests.sft_fixtures import GROUPS as RANKED
 from tests.sft_fixtures import ROWS, STRANGERS, micro, rank1
@@ -81,6 +95,23 @@ def answers(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
     return {"ids": generate_all(model, prompts, CODEC, 8, at_once(2), 1.0, draws, held)}
 
 
+def optimised(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
+    """PPO with a value model: steps of 8 rows in micro-batches of one or two, decoded 3 at once."""
+    if group.is_main:
+        save_models(folder / "models", "lora")
+    group.any(False)  # until they are written
+    model = random_reward_model(sft_roles(folder / "models", "lora"), members=1)
+    rows = [PromptRow(id=str(i), question=question) for i, question in enumerate(QUESTIONS)]
+    knobs, scale = ppo_knobs(value_warmup=1, evaluate_every=1), ppo_settings(updates=3)
+    given = (knobs, scale, 8, at_once(3), 0, folder / "work", group)
+    trainer = PpoTrainer(model.roles, model, CODEC, rows, *given)
+    trainer.train(no_validation, keep(0), folder / "updates")
+    found: Result = {"updates": trainer.progress.updates}
+    for role in trainer.model.optimizers:
+        found |= checkpoints.add_prefix(f"{role}.", trainer.roles.state(role))
+    return found
+
+
 def tuned(method: str, both: bool) -> Run:
     """SFT in three epochs of two steps, and in two more on ranked answers where `both`."""
 
@@ -111,6 +142,7 @@ RUNS: dict[str, Run] = {
     "members": members,
     "short batch": short_batch,
     "answers": answers,
+    "ppo": optimised,
     "sft full": tuned("full", both=False),
     "sft lora": tuned("lora", both=False),
     "sft on both": tuned("lora", both=True),

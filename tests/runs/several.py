@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.cli.options import one_sentence_errors
-from stages.rlhf.runs import signals
+from stages.rlhf.runs import sharding, signals
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import ProcessGroup
 from stages.rlhf.train.sft_trainer import ManifestCallback
@@ -55,8 +55,16 @@ def main(loop: str, folder: str, step: int = 0) -> None:
     group = ProcessGroup.init()
     if step and group.rank == 1:
         dies_at(step)
+    spread, shard = [], sharding.shard
+
+    def counted(*given: Any) -> None:
+        shard(*given)
+        spread.append(given)
+
+    sharding.shard = counted
     with one_sentence_errors(), signals.catch_signals(), group.together():
         plain, tensors = work(loop, Path(folder), group)
+        assert bool(spread) is sharding.wanted()
         (Path(folder) / f"{group.rank}.json").write_text(json.dumps(plain))
         save_file(tensors, Path(folder) / f"{group.rank}.safetensors")
         group.destroy()

@@ -91,8 +91,8 @@ SHARDABLE = [loop for loop in RUNS if loop not in ("pretraining", "sft full")]
 
 @pytest.mark.parametrize(
     ("count", "loop"),
-    [(2, "answers"), (2, "sft lora")]
-    + [pytest.param(2, loop, marks=pytest.mark.slow) for loop in ("members", "sft on both")]
+    [(2, "ppo"), (2, "sft lora")]
+    + [pytest.param(2, loop, marks=pytest.mark.slow) for loop in ("answers", "members")]
     + [pytest.param(4, loop, marks=pytest.mark.slow) for loop in SHARDABLE if loop in FOUR],
 )
 def test_a_backbone_spread_over_several_comes_to_what_a_whole_one_comes_to(

@@ -68,6 +68,7 @@ def test_backbones_spread_over_two_come_to_the_same(
 ) -> None:
     monkeypatch.setenv(SHARD, "1")
     test_two_processes_come_to_what_one_comes_to(spread, uncut, monkeypatch, stage)
+    assert "layers spread over 2 processes" in (spread.parent / "log.txt").read_text()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

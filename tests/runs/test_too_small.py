@@ -81,13 +81,13 @@ def test_the_plan_is_asked_for_the_cards_of_this_machine(asked: list[list[str]])
     assert asked == [["--stage", "sft", "--processes", "4"]]
 
 
-def test_who_never_shards_is_asked_for_one_card(
+def test_who_never_shards_is_asked_for_whole_weights(
     monkeypatch: pytest.MonkeyPatch, asked: list[list[str]]
 ) -> None:
     monkeypatch.setenv(SHARD, "0")
     with pytest.raises(ValueError, match=SENTENCE):
         parallel.must_shard("sft", 4)
-    assert asked == [["--stage", "sft", "--processes", "1"]]
+    assert asked == [["--stage", "sft", "--processes", "4", "--no-shard"]]
 
 
 def test_without_a_gpu_or_against_the_plan_nothing_is_asked(

@@ -19,15 +19,14 @@ from transformers.utils import is_flash_attn_2_available
 
 from stages.rlhf.chat import Codec
 from stages.rlhf.model.sequences import collate, decoder_of, hidden_states, response_logprobs
-from stages.rlhf.precision import SDPA_FLOAT32
 from stages.rlhf.runs.sharding import is_sharded
 from stages.rlhf.runtime import derive_seed
 
 PAGE = 256  # tokens, as flash-attn wants them
 LEAST_TOKENS = 1024  # of a pass, so that several prompts are read by one
 CHECKED = 8  # rows of a call whose log-probabilities are compared
-# Root mean square of the differences allowed between the engine's and the trainer's, by the dtype
-# of the products. Rounding came to 5e-7 and .008 on twins.
+# Root mean square of the differences allowed between the engine's and the trainer's, by dtype.
+# Rounding came to 5e-7 and .008 on twins.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
@@ -61,7 +60,7 @@ def generate(
         max_requests_per_batch=rows,
         return_logprobs=True,
         seed=0 if uniforms is None else derive_seed("engine", *uniforms[:, 0].tolist()),
-        auto_switch_to_flash=is_flash_attn_2_available(),
+        auto_switch_to_flash=_flashes(model),
         disable_nccl_graph_mixing=False,
     )
     cards = [model.device] if model.device.type == "cuda" else []
@@ -74,22 +73,30 @@ def generate(
     return responses
 
 
+def _flashes(model: Any) -> bool:
+    """Whether the engine may use flash-attn, which takes no float32."""
+    return is_flash_attn_2_available() and model.dtype == torch.bfloat16
+
+
 @contextmanager
 def _attention(base: Any) -> Iterator[None]:
     """An attention that the engine has, and that is the model's own."""
     given, kind = base.config._attn_implementation, base.config.model_type
+    if torch.is_autocast_enabled(base.device.type):
+        raise ValueError(
+            f"model_type {kind!r}: generate.engine 'transformers' decodes in a thread of its own,"
+            " without the bfloat16 products of dtype: mixed; expected 'koqa', or another dtype"
+        )
     if is_sharded(decoder_of(base)):
         raise ValueError(
             f"model_type {kind!r}: its layers are spread over processes, which generate.engine"
             " 'transformers' cannot decode; expected 'koqa'"
         )
-    if given == "eager" and not is_flash_attn_2_available():
+    if given == "eager" and not _flashes(base):
         raise ValueError(
             f"model_type {kind!r}: generate.engine 'transformers' would replace its attention by a"
             " plain one, without a soft-cap; expected 'koqa', or flash-attn to be installed"
         )
-    if given == SDPA_FLOAT32:
-        base.set_attn_implementation("sdpa")
     try:
         yield
     finally:
@@ -146,13 +153,10 @@ def check(
     own = response_logprobs(model, hidden_states(model, rows), rows, temperature or 1.0)
     flat = torch.tensor([one for engine in engines for one in engine], device=own.device)
     off = flat - own[rows.response_mask]
-    kind, dtype = model.device.type, model.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    found, most = off.square().mean().sqrt().item(), TOLERANCE[dtype]
+    found, most = off.square().mean().sqrt().item(), TOLERANCE[model.dtype]
     if not found <= most:
         raise ValueError(
             f"generate.engine 'transformers': its log-probabilities of {len(responses)} responses"
             f" differ from the trainer's by up to {off.abs().max().item():.2g}, {found:.2g} in root"
-            f" mean square; expected at most {most} in {dtype}, or engine 'koqa'"
+            f" mean square; expected at most {most} in {model.dtype}, or engine 'koqa'"
         )

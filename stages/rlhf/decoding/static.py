@@ -12,7 +12,7 @@ waits for the GPU. B rows, C columns of prompt and response together, R response
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -105,6 +105,8 @@ def captured(decoder: Any, pool: Any, step: Step) -> Step:
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a capture that failed fails, too
             _give_up(decoder, f"a step cannot be captured: {_first_line(cause)}")
+            with suppress(RuntimeError):  # else the allocator goes on as within a capture
+                torch._C._cuda_endAllocateToPool(decoder.device.index or 0, pool)
     current.wait_stream(side)
     return again
 
@@ -136,8 +138,10 @@ class Columns(StaticLayer):
     ) -> tuple[Tensor, Tensor]:
         """Write (B, heads, 1, size) keys and values to the present column; all of both."""
         with unordered():
-            self.keys.index_copy_(2, self.cumulative_length[None], key_states)
-            self.values.index_copy_(2, self.cumulative_length[None], value_states)
+            at = self.cumulative_length[None]
+            # under autocast a layer may give values in bfloat16 next to keys in float32
+            self.keys.index_copy_(2, at, key_states.to(self.keys.dtype))
+            self.values.index_copy_(2, at, value_states.to(self.values.dtype))
         return self.keys, self.values
 
 
@@ -334,7 +338,10 @@ def _off(model: Any) -> str | None:
         states = decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state
         own.append(next_logits(model, states[0, -new:]))
     whole = torch.stack(own)
-    off, most = ((steps - whole).square().mean().sqrt() / whole.std()).item(), ROUNDING[model.dtype]
-    if not off <= most[1]:
-        return f"logits differ by {off:.2g} standard deviations, expected at most {most[1]}"
+    kind, dtype = model.device.type, model.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    off, most = ((steps - whole).square().mean().sqrt() / whole.std()).item(), ROUNDING[dtype][1]
+    if not off <= most:
+        return f"logits differ by {off:.2g} standard deviations, expected at most {most}"
     return None

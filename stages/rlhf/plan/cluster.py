@@ -207,7 +207,8 @@ def report(shape: Shape, params: Params, cluster: Cluster, card: str) -> str:
         cells += [f"{step.tokens / step.seconds.total:,.0f}", step.seconds.bound]
         cells += [f"{step.seconds.links / step.seconds.total:.1%}"]
         lines.append(f"{stage:10}" + "".join(f"{cell:>13}" for cell in cells))
-    fits = {stage: fit(stage, shape, params, cluster.card.memory, cluster.gpus) for stage in needs}
+    those = cluster.card.memory, cluster.size, cluster.gpus
+    fits = {stage: fit(stage, shape, params, *those) for stage in needs}
     shares = ", ".join(f"{share:.0%} of its {name}" for name, share in REACHED.items())
     lines.append(
         f"{verdict(fits)} From the data sheet, at {shares}; rows as long as the caps allow."

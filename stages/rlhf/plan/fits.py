@@ -76,16 +76,31 @@ class Fit(NamedTuple):
     problem: str = ""
 
 
-def fit(stage: str, shape: Shape, params: Params, limit: float, cards: int = 1) -> Fit:
-    """How a stage fits `cards` cards of one machine, a process and `limit` GiB each.
+def fit(
+    stage: str,
+    shape: Shape,
+    params: Params,
+    limit: float,
+    processes: int = 1,
+    cards: int | None = None,
+) -> Fit:
+    """How a stage fits by so many processes, with a card of `limit` GiB each.
 
-    Of a sharded stage that does not fit, the message counts a share of the weights.
+    `cards` of one machine may share the weights; None: one for each process. Of a sharded stage
+    that does not fit, the message counts a share of the weights; of one that is whole, it says how
+    many cards would do, up to eight.
     """
-    parts, process = memory(shape, params, "cuda", cards)[stage], PROCESS["cuda"]
+    parts, process = memory(shape, params, "cuda", processes)[stage], PROCESS["cuda"]
     if needed(parts, process) <= limit:
         return Fit(WHOLE)
-    if cards > 1 and shardable(params):
-        parts = spread(parts, shape, weight_size(params.base_model), cards)
-        if needed(parts, process) <= limit:
-            return Fit(SHARD)
-    return Fit(problem=too_much({stage: parts}, process, limit, params)[0])
+    cards = processes if cards is None else cards
+    shared = {
+        count: spread(parts, shape, weight_size(params.base_model), count)
+        for count in ({cards} if cards > 1 else (2, 4, 8))
+        if shardable(params)
+    }
+    enough = [count for count, share in shared.items() if needed(share, process) <= limit]
+    if cards > 1 and enough:
+        return Fit(SHARD)
+    problem = too_much({stage: shared.get(cards, parts)}, process, limit, params)[0]
+    return Fit(problem=problem + (f", or KOQA_PROCESSES={enough[0]}" if enough else ""))

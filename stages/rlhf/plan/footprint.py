@@ -211,6 +211,7 @@ def memory(shape: Shape, params: Params, device: str, processes: int = 1) -> dic
             "adapters": 0.0 if whole else 4.0 * adapter,
             "activations": sft_tokens * shape.worked(size, recomputed),
             "tile": tile + (4.0 * shape.embedding if whole else 0.0),  # the head's gradient
+            "decoding": decoding(model.generate.batch_size),  # of its answers to validation
         }
     }
     adapters = {"rm": params.rm.members + sft_adapters, "judge": 1}

@@ -70,10 +70,11 @@ def must_shard(stage: str, count: int) -> bool:
     """
     if not torch.cuda.is_available() or os.environ.get(PLAN) == "0":
         return False
-    cards = 1 if os.environ.get(sharding.SHARD) == "0" else count
-    command = [sys.executable, "-m", "stages.cli.main", "plan"]
-    command += ["--stage", stage, "--processes", str(cards)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "stages.cli.main", "plan", "--stage", stage]
+    command += ["--processes", str(count)]
+    command += ["--no-shard"] if os.environ.get(sharding.SHARD) == "0" else []
+    local = {**os.environ, "HF_HUB_OFFLINE": "1"}  # it reads what stage base has fetched
+    done = subprocess.run(command, capture_output=True, text=True, env=local)
     if done.returncode == DOES_NOT_FIT:
         raise ValueError(f"{done.stdout.strip()}; {PLAN}=0 starts it all the same")
     return done.returncode == 0 and done.stdout.strip() == "shard"

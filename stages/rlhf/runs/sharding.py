@@ -2,8 +2,8 @@
 
 Each process holds a share of every layer's weights, and for a moment of each pass one layer whole.
 So a pass by one process is a pass by all: who has no rows left passes over nothing, until all are
-through. Embeddings, norms and LM head stay whole, and adapters, so that a checkpoint holds no share
-of anything, and what is trained is summed as without sharding.
+through. Embeddings, the last norm and the LM head stay whole, and adapters, so that a checkpoint
+holds no share of anything, and what is trained is summed as without sharding.
 """
 
 import os
@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed import ReduceOp, all_reduce, get_world_size
+from torch.distributed import ReduceOp, all_reduce, get_rank, get_world_size
+
+from stages.rlhf.runs.notice import notice
 
 SHARD = "KOQA_SHARD"  # 1: shard; 0: never; unset: where the plan says that it does not fit
 _CARDS = "koqa_cards"  # attribute of a decoder that is sharded: the processes of this machine
@@ -62,6 +64,9 @@ def shard(model: Any, decoder: Any, device: str) -> None:
         if not isinstance(whole, DTensor):
             whole.data = whole.data.to(device)
     setattr(decoder, _CARDS, cards.get_group())
+    idle(decoder)  # by all: who cannot pass over nothing fails here, not in the middle of a run
+    if get_rank() == 0:
+        notice(f"model_type {decoder.config.model_type!r}: layers spread over {here} processes")
 
 
 def is_sharded(decoder: Any) -> bool:
