@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.rlhf.decoding.generation import pick
+from stages.rlhf.decoding.tokens import pick
 from stages.rlhf.ppo.core import (
     gae,
     group_normalised,

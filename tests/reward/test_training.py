@@ -392,7 +392,7 @@ class NoBackbone:
     """Roles of a model that has nothing but its head."""
 
     reference = None
-    model = SimpleNamespace(device=torch.device("cpu"))
+    model = SimpleNamespace(device=torch.device("cpu"), get_decoder=lambda: None)
 
     def use(self, name: str, train: bool = False) -> Any:
         return nullcontext()
