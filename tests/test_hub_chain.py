@@ -4,6 +4,7 @@ llama3 stands for Llama-3.2-1B and kanana-1.5-2.1b, whose architecture and token
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,11 @@ NF4 = "nf4"  # a twin of llama3 whose rows are whole blocks, in 4-bit weights
 NF4_TWIN = (llama3_tokenizer, lambda vocab_size: tiny_llama(vocab_size, eos_id=1, width=64))
 
 
-@pytest.fixture(scope="module", params=["llama3", *SLOW, pytest.param(NF4, marks=pytest.mark.slow)])
+LACKS = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra qlora")
+SLOW.append(pytest.param(NF4, marks=[pytest.mark.slow, LACKS]))
+
+
+@pytest.fixture(scope="module", params=["llama3", *SLOW])
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder after all five stages."""
     folder = tmp_path_factory.mktemp("hub")
