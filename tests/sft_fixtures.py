@@ -1,10 +1,12 @@
 """Demonstrations, ranked groups, and params for SFT on the tiny models."""
 
+from pathlib import Path
 from typing import Any
 
+from stages import sft
 from stages.rlhf.config.whole import Params
-from stages.rlhf.records import RmRow, SftRow
-from tests.model_fixtures import LORA, micro_params, shipped
+from stages.rlhf.records import RmRow, SftRow, write_jsonl
+from tests.model_fixtures import LORA, micro_params, save_base, shipped
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES
 
 ROWS = [
@@ -23,11 +25,25 @@ GROUPS = [
 BEST = ["나", "바", "사"]
 
 
+def write_inputs(folder: Path) -> Path:
+    """A base model, and what SFT reads."""
+    save_base(folder / "base")
+    write_jsonl(folder / "rows" / "train.jsonl", ROWS)
+    write_jsonl(folder / "rows" / "validation.jsonl", STRANGERS)
+    return folder
+
+
+def train(params: Params, folder: Path) -> dict[str, Any]:
+    """The stage's training, on what lies in the folder."""
+    places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
+    return sft.train(params, *places)
+
+
 def micro(**changed: Any) -> Params:
     """params.yaml with model micro and other SFT settings, on demonstrations alone."""
     small = {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, **changed}
-    sft = shipped().models["micro"].sft.model_copy(update=small)
-    params = micro_params(lora=LORA, sft=sft)
+    scale = shipped().models["micro"].sft.model_copy(update=small)
+    params = micro_params(lora=LORA, sft=scale)
     alone = params.sft.model_copy(update={"data": "demonstrations"})
     return params.model_copy(update={"sft": alone})
 

@@ -9,28 +9,18 @@ import torch
 
 from stages import sft
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.whole import Params
 from stages.rlhf.model.store import check_card, load_sft, load_tokenizer
 from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.train import sft_trainer
 from tests.conftest import naming
-from tests.model_fixtures import LORA, save_base
-from tests.sft_fixtures import BEST, GROUPS, ROWS, STRANGERS, micro, rank1
+from tests.model_fixtures import LORA
+from tests.sft_fixtures import BEST, GROUPS, ROWS, micro, rank1, train, write_inputs
 from tests.tokenizer_fixtures import tiny_tokenizer
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_base(tmp_path / "base")
-    write_jsonl(tmp_path / "rows" / "train.jsonl", ROWS)
-    write_jsonl(tmp_path / "rows" / "validation.jsonl", STRANGERS)
-    return tmp_path
-
-
-def train(params: Params, folder: Path) -> dict[str, Any]:
-    """The stage's training, on what lies in the folder."""
-    places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
-    return sft.train(params, *places)
+    return write_inputs(tmp_path)
 
 
 def test_labels_are_the_answer_and_its_eos() -> None:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from stages import base, sft
 from stages.rlhf.chat import Codec
-from stages.rlhf.config.whole import Params
 from stages.rlhf.decoding.generation import generate_all
 from stages.rlhf.model.store import load_causal_lm
 from stages.rlhf.precision import autocasts, device, products
@@ -23,10 +22,9 @@ from tests.model_fixtures import (
     micro_params,
     ppo_trainer,
     sampled,
-    save_base,
     tiny_llama,
 )
-from tests.sft_fixtures import ROWS, STRANGERS, micro
+from tests.sft_fixtures import micro, train, write_inputs
 from tests.tokenizer_fixtures import QUESTIONS, SENTENCES, SIXTY_FOUR, tiny_tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -34,16 +32,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A base model, and what SFT reads."""
-    save_base(tmp_path / "base")
-    write_jsonl(tmp_path / "rows" / "train.jsonl", ROWS)
-    write_jsonl(tmp_path / "rows" / "validation.jsonl", STRANGERS)
-    return tmp_path
-
-
-def train(params: Params, folder: Path) -> dict[str, Any]:
-    places = [folder / name for name in ("base", "rows", "groups.jsonl", "sft", "work")]
-    return sft.train(params, *places)
+    return write_inputs(tmp_path)
 
 
 def test_products_are_in_bfloat16_where_the_hardware_makes_them() -> None:
