@@ -160,28 +160,44 @@ def real_table() -> str:
     forms = {
         "cosine": "{:.3f}",
         "chrf": "{:.1f}",
+        "eos_rate": "{:.2f}",
         "repetition": "{:.2f}",
+        "polite_rate": "{:.2f}",
         "length": "{:.0f}",
     }
     against = {"cosine_gain": "{:+.3f}", "win_rate_decided": "{:.2f}"}
-    titles = ["cosine", "chrF", "repetition", "characters"]
+    titles = ["cosine", "chrF", "ends", "loops", "polite", "characters"]
     titles += ["cosine above SFT's", "judge prefers it, where they differ"]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     rows = table("real")
     for row in rows:
         if row["model"] in REAL:
             cells = [spanned(row, key, form) for key, form in forms.items()]
-            cells += [spanned(row, key, form) if row[key] else "–" for key, form in against.items()]
+            cells += [spanned(row, key, form) for key, form in against.items()]
             name = f"seed {row['seed']}: {REAL[row['model']]}"
             lines.append(f"| {name} | {' | '.join(cells)} |")
     titles = ["accuracy", "length alone", "above it", "length-matched", "length, given rank"]
+    titles += ["after the length curve: above length", "length, given rank"]
     keys = ["accuracy", "length_only_accuracy", "accuracy_above_length", "accuracy_length_matched"]
+    keys += [BIAS, "corrected_accuracy_above_length", f"corrected_{BIAS}"]
     lines += ["", f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     for row in rows:
         if row["model"] not in REAL:
             name = {"rm": "reward model", "judge": "judge"}[row["model"]]
-            cells = [spanned(row, key) for key in [*keys, BIAS]]
+            cells = [spanned(row, key) for key in keys]
             lines.append(f"| seed {row['seed']}: {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def korquad_table() -> str:
+    """metrics/tables/korquad.csv: what alignment costs in reading."""
+    titles = ["questions", "exact match (%)", "F1 (%)", "F1 above the base model's"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in table("korquad"):
+        cells = [spanned(row, key, "{:.1f}") for key in ("exact_match", "f1")]
+        gain = "–" if row["model"] == "base" else spanned(row, "f1_gain", "{:+.1f}")
+        cells = [row["questions"], *cells, gain]
+        lines.append(f"| {REAL[row['model']]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -248,7 +264,9 @@ def cell(row: dict[str, str], key: str, form: str = "{:.3f}") -> str:
 
 
 def spanned(row: dict[str, str], key: str, form: str = "{:.3f}") -> str:
-    """A figure of a row with its interval."""
+    """A figure of a row with its interval; a dash where there is none."""
+    if not row[key]:
+        return cell(row, key)
     value, low, high = (cell(row, f"{key}{end}", form) for end in ("", "_ci_low", "_ci_high"))
     return f"{value} [{low}, {high}]"
 
@@ -603,6 +621,7 @@ READMES: Mapping[str, Blocks] = {
         "rm_benchmark": benchmark_table,
         "time": time_line,
         "real": real_table,
+        "korquad": korquad_table,
     },
     "stages/rlhf/retrieval/README.md": {
         "retrieval": partial(whole_table, "retrieval", {"build_seconds": "build (s)"}),

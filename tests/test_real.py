@@ -74,3 +74,26 @@ def test_rows_are_those_of_the_run(
     samples = [*read_jsonl(folder / real.SAMPLES)]
     judged = np.mean([s["base"]["judged"] - s["sft"]["judged"] for s in samples])
     assert rows.loc["base", "judged_gain"] == pytest.approx(judged)
+
+
+def test_a_table_keeps_the_rows_of_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tmp_path / "metrics" / "tables"
+    tables.mkdir(parents=True)
+    monkeypatch.setattr(real, "ROOT", tmp_path)
+    real.write([{"model": "sft", "seed": 0, "cosine": 0.25}])
+    real.write([{"model": "sft", "seed": 1, "cosine": 0.5, "eos_rate": 1.0}])
+    real.write([{"model": "sft", "seed": 1, "cosine": 0.75, "eos_rate": 0.5}])
+    found = pd.read_csv(tables / "real.csv")
+    assert found.seed.tolist() == [0, 1]
+    assert found.cosine.tolist() == [0.25, 0.75]
+    assert found.eos_rate.isna().tolist() == [True, False]
+
+
+def test_length_is_measured_on_the_scores_that_ppo_follows() -> None:
+    block = {"accuracy": 0.7, "length_corrected": {"accuracy": 0.6, "accuracy_ci_low": 0.5}}
+    found = real.ranking(block)
+    assert (found["accuracy"], found["corrected_accuracy"]) == (0.7, 0.6)
+    assert found["corrected_accuracy_ci_low"] == 0.5
+    assert real.ranking({"accuracy": 0.7})["corrected_accuracy"] is None  # the judge has no curve

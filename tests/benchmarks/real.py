@@ -53,6 +53,8 @@ DETAILS = "metrics/details"
 WHOLE = ("params.yaml", "stages/models.yaml", DETAILS, TEST, SAMPLES, "data/base", "data/judge")
 
 Cells = dict[str, Any]
+# Of the scores after the length curve, which are what PPO and best-of-n follow.
+CORRECTED = ("accuracy", "accuracy_above_length", "length_correlation_given_rank")
 
 
 def settings(data: Path, model: Path, seed: int) -> dict[str, Any]:
@@ -121,9 +123,14 @@ def rows_of_run(seed: int) -> list[Cells]:
     for ranker in RANKERS:
         block = json.loads(Path(DETAILS, f"{ranker}.json").read_text(encoding="utf-8"))
         cells = {"model": ranker, "seed": seed, "questions": block["questions"]}
-        cells |= picked(block, RANKING)
-        rows.append(cells)
+        rows.append(cells | ranking(block))
     return rows
+
+
+def ranking(block: Mapping[str, Any]) -> Cells:
+    """A ranker's metrics, and those of its scores after the length curve, if it has one."""
+    corrected = picked(block.get("length_corrected", {}), CORRECTED)
+    return picked(block, RANKING) | {f"corrected_{key}": v for key, v in corrected.items()}
 
 
 def picked(block: Mapping[str, Any], keys: Sequence[str]) -> Cells:
@@ -181,8 +188,16 @@ def main(data: Path, model: Path, seeds: tuple[int, ...], alone: bool) -> None:
     rows: list[Cells] = []
     for seed in seeds:
         rows += measured(found["real"][seed], found.get(DEMONSTRATIONS, {}).get(seed), seed)
+    write(rows)
+
+
+def write(rows: Sequence[Cells]) -> None:
+    """To the table, where other seeds keep their rows; the first columns to the terminal."""
     table = pd.DataFrame(rows)
     file = ROOT / "metrics" / "tables" / "real.csv"
+    if file.is_file():
+        before = pd.read_csv(file)
+        table = pd.concat([before[~before.seed.isin(table.seed)], table])
     table.to_csv(file, index=False, float_format="%.6g")
     click.echo(table.iloc[:, :12].to_string(index=False))
 
