@@ -622,6 +622,9 @@ READMES: Mapping[str, Blocks] = {
         "time": time_line,
         "real": real_table,
         "korquad": korquad_table,
+        "large_vocabulary": partial(
+            whole_table, "large_vocabulary", {"memory_of_theirs": "memory, of theirs"}, words=2
+        ),
     },
     "stages/rlhf/retrieval/README.md": {
         "retrieval": partial(whole_table, "retrieval", {"build_seconds": "build (s)"}),
