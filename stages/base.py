@@ -20,15 +20,23 @@ from stages.rlhf.hub import write_local_pointer, write_pointer
 from stages.rlhf.model.families import check_config
 from stages.rlhf.model.store import save_on_every_host, weights_folder
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
-from stages.rlhf.records import details_file, read_jsonl, runtime_file, write_stage_metrics
+from stages.rlhf.records import (
+    SftRow,
+    details_file,
+    read_jsonl,
+    read_rows,
+    runtime_file,
+    write_stage_metrics,
+)
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.closure import read_fingerprint
 from stages.rlhf.runs.parallel import run_parallel
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
-from stages.rlhf.train.pretraining import new_llama, pretrain
+from stages.rlhf.train.pretraining import Example, new_llama, pretrain
 
 HEADLINE = ("loss", "tokens", "parameters")
+READING = "reading.jsonl"  # of the rows
 
 
 def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
@@ -56,9 +64,10 @@ def make(
     room = params.rag.passage_tokens if params.rag.enabled else 0
     longest = base_model.max_prompt_tokens + base_model.max_answer_tokens + room
     documents = [
-        [tokenizer.bos_token_id, *codec.response_ids(str(row["text"]))][:longest]
+        Example([tokenizer.bos_token_id, *codec.response_ids(str(row["text"]))][:longest])
         for row in read_jsonl(rows / "corpus.jsonl")
     ]
+    lessons = read_lessons(rows / READING, codec, longest)
     ids = {
         "pad_token_id": codec.pad_id,
         "bos_token_id": int(tokenizer.bos_token_id),
@@ -71,19 +80,41 @@ def make(
         model.set_attn_implementation(SDPA_FLOAT32)
     model.to(device())
     checkpointer = Checkpointer(work / "pretraining", group)
-    losses = pretrain(model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer)
+    losses = pretrain(
+        model, documents, codec.pad_id, base_model.base, rng, mixed, checkpointer, lessons
+    )
     if group.is_main:
         shutil.rmtree(out, ignore_errors=True)
         save_on_every_host(model)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    tail = losses[-max(1, len(losses) // 20) :]
-    return {
-        "loss": sum(tail) / len(tail),
+    figures = {
+        "loss": last(losses.documents),
         "documents": len(documents),
-        "tokens": sum(map(len, documents)),
+        "tokens": sum(len(row.ids) for row in documents),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    if taken := sum(map(len, lessons)):
+        figures |= {"lessons": taken, "lessons_loss": last(losses.lessons)}
+    return figures
+
+
+def read_lessons(file: Path, codec: Codec, longest: int) -> list[list[Example]]:
+    """Those with one passage, then the others; longer ones than the model reads are left out."""
+    alone, among = list[Example](), list[Example]()
+    for row in read_rows(file, SftRow):
+        prompt = codec.prompt_ids(row.message)
+        ids = prompt + codec.response_ids(row.answer)
+        if len(ids) <= longest:
+            whole = alone if len(row.passages or ()) == 1 else among
+            whole.append(Example(ids, len(prompt)))
+    return [alone, among]
+
+
+def last(losses: list[float]) -> float:
+    """Mean of the last twentieth."""
+    tail = losses[-max(1, len(losses) // 20) :]
+    return sum(tail) / len(tail)
 
 
 @click.command(help=__doc__)
@@ -95,7 +126,7 @@ def main(code: Path, model: Path, rows: Path, out: Path, metrics: Path) -> None:
     with one_sentence_errors():
         params = load(BaseParams)
         hub, path = params.base_model.hub, params.base_model.path
-        inputs = {n: rows / n for n in ("corpus.jsonl", "tokenizer.json")}
+        inputs = {n: rows / n for n in ("corpus.jsonl", READING, "tokenizer.json")}
         if params.base_model.architecture is None:
             inputs = {"model": model} if path else {}
         runtime.start(params.threads, params.seed, "base")

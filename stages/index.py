@@ -23,6 +23,7 @@ from stages.rlhf import runtime
 from stages.rlhf.chat import cited, declines, encode_as_text
 from stages.rlhf.config.base import load
 from stages.rlhf.config.preprocess import IndexParams
+from stages.rlhf.evidence.reading import Names, lessons
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.records import (
     PromptRow,
@@ -44,6 +45,7 @@ FILES = ("corpus.jsonl", "tokenizer.json")  # of data/preprocess, next to the ro
 PARTS = ("sft", "rm", "judge", "ppo")
 HELD_OUT = ("validation", "test")
 MEASURES = ("hit@1", "hit@5", "mrr@10")
+READING = "reading.jsonl"  # of the rows
 NOT_FOUND = {-1}  # no passage
 RESAMPLES = 1000
 HEADLINE = ("enabled", "passages", "set_aside", "retrieval.hit@1", "retrieval.hit@5")
@@ -55,6 +57,7 @@ def copy_rows(rows: Path, out: Path) -> None:
         shutil.copytree(rows / part, out / part)
     for name in FILES:
         shutil.copyfile(rows / name, out / name)
+    write_jsonl(out / READING, ())
 
 
 def write_rows(mix: Mix, rows: Path, out: Path) -> dict[str, Any]:
@@ -86,6 +89,24 @@ def _write(
         write_jsonl(out / part / file.name, made)
         counts[file.stem] = dict(sorted(Counter(map(kind_of, made)).items()))
     return counts
+
+
+def write_lessons(library: Library, rounds: int, seed: int, out: Path) -> int:
+    """Training rows with passages, under other names; their number. `out`: the rows."""
+    demonstrations = read_rows(out / "sft" / "train.jsonl", SftRow)
+    groups = read_rows(out / "rm" / "train.jsonl", RmRow)
+    rows = demonstrations + [best_answer(row) for row in groups]
+    if not rounds:
+        return write_jsonl(out / READING, ())
+    said = (text for row in rows if row.passages for text in (row.question, row.answer))
+    return write_jsonl(out / READING, lessons(rows, Names(library.texts, said), rounds, seed))
+
+
+def best_answer(row: RmRow) -> SftRow:
+    """A group as a demonstration."""
+    return SftRow(
+        id=row.id, question=row.question, passages=row.passages, answer=row.answers[row.best]
+    )
 
 
 def kind_of(row: PromptRow) -> str:
@@ -151,6 +172,8 @@ def make(
         "set_aside_by_reason": dict(corpus.set_aside),
     }
     figures["rows"] = write_rows(mix, rows, out_rows)
+    seed = runtime.derive_seed(params.seed, "rag", "reading")
+    figures["reading"] = write_lessons(built, rag.reading, seed, out_rows)
     test = read_rows(rows / "sft" / "test.jsonl", SftRow)
     gone = [made for row in test if (made := mix.without_evidence(row)) is not None]
     write_jsonl(out / "without_evidence.jsonl", gone)

@@ -93,6 +93,7 @@ def rag(**changed: Any) -> RagConfig:
         "passage_tokens": 128,
         "right": 0.6,
         "absent": 0.2,
+        "reading": 1,
     }
     return RagConfig(**{**whole, **changed})
 

@@ -1,5 +1,6 @@
 """Pretraining: every row once an epoch, padding never trained, and a model that learns."""
 
+import math
 import random
 from contextlib import nullcontext
 from itertools import pairwise
@@ -15,7 +16,18 @@ from stages import base
 from stages.rlhf.config.models import Pretraining
 from stages.rlhf.precision import SDPA_FLOAT32
 from stages.rlhf.train import pretraining
-from stages.rlhf.train.pretraining import batches, new_llama, pad, pretrain
+from stages.rlhf.train.pretraining import (
+    Example,
+    Losses,
+    batches,
+    curriculum,
+    labels_of,
+    new_llama,
+    pad,
+    predicted,
+    pretrain,
+    steps_of,
+)
 from tests.conftest import naming
 from tests.model_fixtures import ARCHITECTURE, IDS, random_ids, shipped
 from tests.tokenizer_fixtures import tiny_tokenizer
@@ -29,12 +41,13 @@ def test_pad_by_hand() -> None:
 
 
 def test_every_row_comes_once_an_epoch_beside_rows_of_like_length() -> None:
-    rows = random_ids(23, 1, 30, 300, 0)
+    rows = [Example(ids) for ids in random_ids(23, 1, 30, 300, 0)]
     stream = batches(rows, 5, random.Random(0))
     epochs = [[next(stream) for _ in range(5)] for _ in range(3)]
     for epoch in epochs:
         assert sorted(row for batch in epoch for row in batch) == sorted(rows)
-        spans = sorted((min(map(len, b)), max(map(len, b))) for b in epoch)
+        lengths = [[len(row.ids) for row in batch] for batch in epoch]
+        spans = sorted((min(one), max(one)) for one in lengths)
         assert all(a[1] <= b[0] for a, b in pairwise(spans)), spans
     assert epochs[0] != epochs[1]
     again = batches(rows, 5, random.Random(0))
@@ -46,10 +59,11 @@ def test_pretraining_learns_and_leaves_the_model_frozen() -> None:
     model = new_llama(ARCHITECTURE, IDS, max_length=40)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert (model.config.pad_token_id, model.config.eos_token_id) == (0, 2)
-    rows = [[1, *(3 + (start + i) % 20 for i in range(8)), 2] for start in range(20)]
+    rows = [Example([1, *(3 + (start + i) % 20 for i in range(8)), 2]) for start in range(20)]
     settings = Pretraining(steps=40, batch_size=10, learning_rate=3e-2)
-    losses = pretrain(model, rows, 0, settings, random.Random(0))
-    assert len(losses) == 40
+    losses, lessons = pretrain(model, rows, 0, settings, random.Random(0))
+    assert len(losses) == len(lessons) == 40
+    assert all(map(math.isnan, lessons))
     assert losses[-1] < 0.4 * losses[0], f"loss {losses[0]} at first, {losses[-1]} at last"
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -61,9 +75,8 @@ def test_padding_is_never_trained() -> None:
         torch.manual_seed(0)
         model = new_llama(ARCHITECTURE, IDS, max_length=40)
         settings = Pretraining(steps=1, batch_size=2, learning_rate=1e-2)
-        first += pretrain(
-            model, [[1, 9, 2], [1, 5, 6, 8, 9, 2]], pad_id, settings, random.Random(0)
-        )
+        rows = [Example([1, 9, 2]), Example([1, 5, 6, 8, 9, 2])]
+        first += pretrain(model, rows, pad_id, settings, random.Random(0)).documents
     assert first[0] == first[1]
 
 
@@ -93,7 +106,9 @@ def test_batches_go_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Elsewhere()
     monkeypatch.setattr(pretraining, "products", lambda device, enabled: nullcontext())
     settings = Pretraining(steps=2, batch_size=2, learning_rate=1e-2)
-    pretraining.pretrain(model, [[1, 5, 2], [1, 2]], 0, settings, random.Random(0))
+    pretraining.pretrain(
+        model, [Example([1, 5, 2]), Example([1, 2])], 0, settings, random.Random(0)
+    )
     assert model.seen == {torch.device("meta")}
 
 
@@ -104,17 +119,54 @@ def test_a_gpu_trains_the_base_model(
     moved: list[str] = []
     attention: list[str] = []
 
-    def trained(model: Any, *given: Any) -> list[float]:
+    def trained(model: Any, *given: Any) -> Losses:
         attention.append(model.config._attn_implementation)
-        return [1.0]
+        return Losses([1.0], [math.nan])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(base, "autocasts", lambda dtype: True)
     monkeypatch.setattr(base, "pretrain", trained)
     monkeypatch.setattr(LlamaForCausalLM, "to", lambda self, where: moved.append(where))
     tiny_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "reading.jsonl").write_text("")
     (tmp_path / "corpus.jsonl").write_text('{"text": "서울은 수도입니다."}\n', encoding="utf-8")
     base.make(shipped().model_copy(update={"model": "micro"}), tmp_path, tmp_path / "out", tmp_path)
     assert moved == ["cuda" if gpu else "cpu"]
     # its backward pass is slow in bfloat16 on a CPU alone
     assert attention == ["sdpa" if gpu else SDPA_FLOAT32]
+
+
+def test_of_a_lesson_the_answer_alone_is_predicted() -> None:
+    rows = [Example([5, 6, 7, 8], 2), Example([1, 9])]
+    ids, mask = pad([row.ids for row in rows], 0)
+    assert labels_of(rows, ids, mask).tolist() == [[-100, -100, 7, 8], [-100, 9, -100, -100]]
+    assert predicted(rows) == 3
+
+
+def test_lessons_follow_the_documents_list_by_list_beside_half_as_many() -> None:
+    documents = [Example([1, n, 2]) for n in range(3, 13)]
+    lessons = [[Example([4] * n, 1) for n in range(2, 7)], [Example([5] * n, 1) for n in (2, 3)]]
+    settings = Pretraining(steps=3, batch_size=4, learning_rate=1e-2)
+    steps = list(curriculum(documents, lessons, settings, random.Random(0)))
+    assert len(steps) == steps_of(settings, lessons) == 3 + 2 + 1
+    assert [list(map(len, step)) for step in steps[:3]] == [[4], [4], [2]]
+    assert all(len(step[0]) == 2 for step in steps[3:])
+    taught = [row for step in steps[3:] for row in step[1]]
+    assert sorted(taught[:5]) == sorted(lessons[0])
+    assert sorted(taught[5:]) == sorted(lessons[1])
+    plain = curriculum(documents, (), settings, random.Random(0))
+    assert list(plain) == steps[:3]
+
+
+def test_lessons_teach_to_copy() -> None:
+    """The answer is the question's third token, which no document says: loss before and after."""
+    torch.manual_seed(0)
+    model = new_llama(ARCHITECTURE, IDS, max_length=40)
+    rng = random.Random(0)
+    asked = [[rng.randrange(3, 25) for _ in range(4)] for _ in range(400)]
+    lessons = [[Example([*ids, ids[2], 2], 4) for ids in asked]]
+    settings = Pretraining(steps=5, batch_size=10, learning_rate=1e-2)
+    documents = [Example([1, 3, 2])] * 10
+    losses = pretrain(model, documents, 0, settings, random.Random(0), lessons=lessons)
+    assert all(map(math.isnan, losses.lessons[:5]))
+    assert losses.lessons[-1] < 0.5 * losses.lessons[5], losses.lessons[5::5]

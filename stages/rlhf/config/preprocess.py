@@ -74,6 +74,7 @@ class RagConfig(Section):
     passage_tokens: Positive
     right: Share
     absent: Share
+    reading: Annotated[int, Field(ge=0)]
 
     @property
     def tokenisers(self) -> tuple[Literal["pieces", "morphemes"], ...]:

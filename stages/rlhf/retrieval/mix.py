@@ -48,9 +48,9 @@ class Mix:
         self.tokens = lru_cache(maxsize=1 << 16)(tokens)
 
     def sft(self, row: SftRow) -> SftRow:
-        """A demonstration."""
+        """A demonstration; where it is wrong, no passage supports it."""
         rng = self._rng(row)
-        shown = self._shown(rng, row.question, row.answer, row.must_contain)
+        shown = self._shown(rng, row.question, row.answer)
         if shown is None:
             return row
         return self._with(row, shown, answer=self._cited(row.answer, shown))
@@ -128,7 +128,7 @@ class Mix:
         passages = self._fitting(found[: self.rag.passages])
         return self._with(row, Shown(tuple(passages), frozenset())) if passages else row
 
-    def _sides(self, question: str, answer: str, phrase: str | None) -> Sides:
+    def _sides(self, question: str, answer: str, phrase: str | None = None) -> Sides:
         sides = Sides([], [])
         for i in self.library.find(question, SEARCHED):
             stance = self.library.support.stance(self._text(i), question, answer, phrase)
@@ -136,14 +136,12 @@ class Mix:
                 (sides.supporting if stance == "supports" else sides.others).append(i)
         return sides
 
-    def _shown(
-        self, rng: random.Random, question: str, answer: str, phrase: str | None = None
-    ) -> Shown | None:
+    def _shown(self, rng: random.Random, question: str, answer: str) -> Shown | None:
         """The passages of a training row; None for none."""
         draw, count = rng.random(), self.rag.passages
         if draw >= self.rag.right + self.rag.absent:
             return None
-        sides = self._sides(question, answer, phrase)
+        sides = self._sides(question, answer)
         if not sides.supporting:
             return None
         if draw >= self.rag.right:

@@ -16,6 +16,8 @@ Name = Literal["pieces", "morphemes"]
 _WORD = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣ]+|[a-z]+|\d+|[一-龥]+|[ぁ-ヿ]+")
 # Kiwi's tags without particles (J), endings (E), suffixes (XS), copulas and marks (SF, SP, ...)
 _CONTENT = re.compile(r"N[NPR]|V[VA]|M[MA]|XPN|XR|SL|SH|SN")
+_NOUN = re.compile(r"NN[GP]|XPN|SL|SH")
+_BOUND = {"NNB", "XSN"}  # nouns only after another
 _FUNCTION = re.compile(r"J|E|XS|VC|VX|S[FPSEO]")  # particles, endings, suffixes, copulas, marks
 _ASKING = re.compile(  # content words that a question ends with: 누구인지 알려 줄 수 있나요
     r"(무엇|뭐|누구|어디|언제|몇)/(NP|MM|MA.|NR)|(알|알리|말하|설명하|가르치|주|있|궁금하)/V.*"
@@ -35,6 +37,26 @@ def morphemes(texts: Sequence[str]) -> Iterator[list[str]]:
     """Form and part of speech (N, V, ...) of every morpheme with a meaning of its own."""
     for found in _kiwi().tokenize(texts):
         yield [f"{t.form.lower()}/{t.tag[0]}" for t in found if _CONTENT.match(t.tag)]
+
+
+def nouns(text: str) -> Iterator[tuple[str, str]]:
+    """Words that are a noun, or several without a blank, and what follows it: particles, marks.
+
+    쿠알라룸푸르, 이고. Other words with a noun in them (속한, 원자) are left out.
+    """
+    found = iter(_kiwi().tokenize(text))
+    token = next(found, None)
+    for word in re.finditer(r"\S+", text):
+        end, plain = word.start(), True
+        while token and token.start < word.end():
+            bound = token.tag in _BOUND and token.start > word.start()
+            if plain and end == token.start and (bound or _NOUN.match(token.tag)):
+                end = token.end
+            elif not _FUNCTION.match(token.tag) or token.tag[:2] in {"XS", "VX"}:
+                plain = False
+            token = next(found, None)
+        if plain and word.start() < end <= word.end():
+            yield text[word.start() : end], text[end : word.end()]
 
 
 @lru_cache(maxsize=1 << 14)

@@ -2,11 +2,16 @@
 
 Different here: documents are not packed. Each is one row from BOS to EOS, and batches have rows of
 similar length, so there is no attention across documents and little padding.
+
+A model that is to read passages has lessons after that, questions with passages whose answers alone
+are predicted, first those with one passage: it learns to find and copy within some hundred steps,
+with all of a row predicted, or all passages from the start, it takes several times as many. Half as
+many documents beside them keep what was learned by heart.
 """
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,14 +49,55 @@ def new_llama(architecture: Architecture, codec_ids: dict[str, int], max_length:
     return LlamaForCausalLM(config)
 
 
-def batches(rows: list[list[int]], size: int, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Endless batches of rows of similar length, in random order; every row once per epoch."""
+class Losses(NamedTuple):
+    """Of every step; NaN of one without lessons."""
+
+    documents: list[float]
+    lessons: list[float]
+
+
+class Example(NamedTuple):
+    """Token ids; those from `first` on are predicted."""
+
+    ids: list[int]
+    first: int = 1
+
+
+def epoch(rows: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Batches of rows of similar length, in random order; every row once."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rng.random()))
+    starts = list(range(0, len(order), size))
+    rng.shuffle(starts)
+    for start in starts:
+        yield [rows[i] for i in order[start : start + size]]
+
+
+def batches(rows: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Epoch after epoch, without end."""
     while True:
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rng.random()))
-        starts = list(range(0, len(order), size))
-        rng.shuffle(starts)
-        for start in starts:
-            yield [rows[i] for i in order[start : start + size]]
+        yield from epoch(rows, size, rng)
+
+
+def steps_of(settings: Pretraining, lessons: Sequence[Sequence[Example]]) -> int:
+    """`settings.steps` on documents, then one pass over each list of lessons."""
+    return settings.steps + sum(-(-len(rows) // settings.batch_size) for rows in lessons)
+
+
+def curriculum(
+    documents: Sequence[Example],
+    lessons: Sequence[Sequence[Example]],
+    settings: Pretraining,
+    rng: random.Random,
+) -> Iterator[list[list[Example]]]:
+    """The batches of each step: documents; after `settings.steps`, half as many, and lessons."""
+    size = settings.batch_size
+    stream = batches(documents, size, rng)
+    for _ in range(settings.steps):
+        yield [next(stream)]
+    stream = batches(documents, max(1, size // 2), rng)
+    for rows in lessons:
+        for batch in epoch(rows, size, rng):
+            yield [next(stream), batch]
 
 
 def pad(
@@ -64,33 +110,44 @@ def pad(
     return ids.to(device), mask.to(device)
 
 
-def predicted(rows: list[list[int]]) -> int:
-    """Tokens that are predicted: all but each row's first."""
-    return sum(len(row) - 1 for row in rows)
+def predicted(rows: Sequence[Example]) -> int:
+    """Tokens that are predicted."""
+    return sum(len(row.ids) - row.first for row in rows)
+
+
+def labels_of(rows: Sequence[Example], ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) ids and mask -> (B, T) ids of what is predicted, -100 elsewhere."""
+    firsts = torch.tensor([row.first for row in rows], device=ids.device)[:, None]
+    before = torch.arange(ids.shape[1], device=ids.device)[None] < firsts
+    return ids.masked_fill(~mask | before, -100)
 
 
 def pretrain(
     model: Any,
-    rows: list[list[int]],
+    documents: Sequence[Example],
     pad_id: int,
     settings: Pretraining,
     rng: random.Random,
     autocast: bool = False,
     checkpointer: Checkpointer = NO_CHECKPOINTS,
-) -> list[float]:
-    """Train in place with AdamW; returns the loss of every step. Resumes from a checkpoint.
+    lessons: Sequence[Sequence[Example]] = (),
+) -> Losses:
+    """Train in place with AdamW; returns the losses of every step. Resumes from a checkpoint.
 
-    The checkpointer's processes have a shard of each batch. Raises ValueError if there are no rows.
+    The checkpointer's processes have a shard of each batch. Raises
+    ValueError if there are no documents.
     """
-    if not rows:
+    if not documents:
         raise ValueError("the corpus is empty: expected at least one document")
     processes = checkpointer.group
-    processes.check_rows(min(settings.batch_size, len(rows)), "base.batch_size, or all documents,")
+    fewest = min(settings.batch_size, len(documents))
+    processes.check_rows(fewest, "base.batch_size, or all documents,")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
-    stream = batches(rows, settings.batch_size, rng)
-    losses: list[Tensor] = []
+    steps = steps_of(settings, lessons)
+    stream = curriculum(documents, lessons, settings, rng)
+    losses: list[Tensor] = []  # (2,): documents', lessons' or NaN
     model.train().requires_grad_(True)
     weights = dict(model.named_parameters())
 
@@ -109,30 +166,31 @@ def pretrain(
         load_optimizer(optimizer, strip_prefix("adam.", found.tensors))
         for _ in losses:
             next(stream)
-    progress = tqdm(range(len(losses), settings.steps), desc="pretrain", mininterval=5)
+    progress = tqdm(range(len(losses), steps), desc="pretrain", mininterval=5)
     for step in progress:
-        factor = cosine_schedule(step, settings.steps, max(1, settings.steps // 20))
+        factor = cosine_schedule(step, steps, max(1, steps // 20))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
-        batch = next(stream)
-        own = processes.shard(batch)
-        loss = torch.zeros((), device=model.device)
-        if own:
-            ids, mask = pad(own, pad_id, model.device)
-            labels = ids.masked_fill(~mask, -100)
-            with products(model.device, autocast):
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-            loss = loss * (predicted(own) / predicted(batch))
-            loss.backward()
-        loss = loss.detach()
-        processes.sum([loss])
+        of_step = torch.full((2,), torch.nan, device=model.device)
+        for number, batch in enumerate(next(stream)):
+            own = processes.shard(batch)
+            loss = torch.zeros((), device=model.device)
+            if own:
+                ids, mask = pad([row.ids for row in own], pad_id, model.device)
+                with products(model.device, autocast):
+                    labels = labels_of(own, ids, mask)
+                    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+                loss = loss * (predicted(own) / predicted(batch))
+                loss.backward()
+            of_step[number] = loss.detach()
+        processes.sum([of_step])
         processes.sum_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
+        losses.append(of_step)
         if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+            progress.set_postfix(loss=f"{of_step[0].item():.3f}")
         checkpointer.maybe_save(step + 1, state)
     model.eval().requires_grad_(False)
-    return [float(loss) for loss in losses]
+    return Losses(*torch.stack(losses).T.tolist())
