@@ -171,8 +171,8 @@ def pretrain(
         factor = cosine_schedule(step, steps, max(1, steps // 20))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
-        of_step = torch.full((2,), torch.nan, device=model.device)
-        for number, batch in enumerate(next(stream)):
+        of_step: list[Tensor] = []
+        for batch in next(stream):
             own = processes.shard(batch)
             loss = torch.zeros((), device=model.device)
             if own:
@@ -182,13 +182,14 @@ def pretrain(
                     loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
                 loss = loss * (predicted(own) / predicted(batch))
                 loss.backward()
-            of_step[number] = loss.detach()
-        processes.sum([of_step])
+            of_step.append(loss.detach())
+        processes.sum(of_step)
         processes.sum_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(of_step)
+        of_step += [torch.full_like(of_step[0], torch.nan)] * (2 - len(of_step))
+        losses.append(torch.stack(of_step))
         if step % 50 == 0:
             progress.set_postfix(loss=f"{of_step[0].item():.3f}")
         checkpointer.maybe_save(step + 1, state)
