@@ -5,6 +5,7 @@ python -m stages.index --code data/check/index.json --rows data/preprocess
 
 The library is `rag.path` of params.yaml, by default the corpus of the data.
 Without `rag.enabled`, data/rows is what preprocess wrote, byte for byte, and data/index is empty.
+data/rows/reading.jsonl has the lessons in reading for a model made here (none without it).
 """
 
 import shutil

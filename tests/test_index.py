@@ -64,7 +64,7 @@ def test_without_rag_rows_stay_as_they_are(folder: Path) -> None:
     assert not run(folder, enabled=False).startswith("failed")
     before = files_of(folder / "data" / "preprocess")
     del before["rejects.jsonl"]  # which no stage reads
-    assert files_of(folder / "data" / "rows") == before
+    assert files_of(folder / "data" / "rows") == {**before, "reading.jsonl": b""}
     assert set(files_of(folder / "data" / "index")) == {"run.json"}
     assert json.loads((folder / "metrics" / "index.json").read_text()) == {"enabled": False}
 
@@ -74,11 +74,16 @@ def test_rows_get_passages_and_metrics_count_them(folder: Path) -> None:
     rows, before = folder / "data" / "rows", files_of(folder / "data" / "preprocess")
     for name in ("corpus.jsonl", "tokenizer.json"):
         assert (rows / name).read_bytes() == before[name]
-    assert set(files_of(rows)) == set(before) - {"rejects.jsonl"}
+    assert set(files_of(rows)) == set(before) - {"rejects.jsonl"} | {"reading.jsonl"}
     train = read_rows(rows / "sft" / "train.jsonl", SftRow)
     assert [row.id for row in train] == [row.id for row in demonstrations()]
     kinds = [index.kind_of(row) for row in train]
     details = json.loads((folder / "metrics" / "details" / "index.json").read_text())
+    groups = read_rows(rows / "rm" / "train.jsonl", RmRow)
+    lessons = read_rows(rows / "reading.jsonl", SftRow)
+    taught = [row.id for row in [*train, *groups] if row.passages]
+    assert [row.id for row in lessons] == [f"{i}-{n}" for n in range(4) for i in taught]
+    assert details["reading"] == len(lessons) > 0
     counts = details["rows"]["sft"]["train"]
     assert counts == {kind: kinds.count(kind) for kind in ("cited", "closed", "refused")}
     assert details["rows"]["sft"]["test"] == {"cited": 12}

@@ -77,6 +77,7 @@ def test_a_base_model_without_a_hub_is_trained_on_the_gpu(
     monkeypatch.setattr(base, "pretrain", watched)
     tiny_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in 8 * SENTENCES])
+    write_jsonl(tmp_path / "reading.jsonl", [])
     params = micro_params(dtype="mixed")
     found = base.make(params, tmp_path, tmp_path / "out", tmp_path / "work")
     assert where == [DEVICE]

@@ -29,7 +29,7 @@ PARAMS = {
     "data.source": "jsonl",
     "data.path": "source",
 }
-MADE = {"tokenizer.json"}  # of a training text that need not be asked for
+MADE = {"tokenizer.json", "reading.jsonl"}  # of other rows, which need not be asked for
 # The least of each file: every row names its split, and no question is asked twice.
 LEAST = {
     ("sft", "train"): 1,

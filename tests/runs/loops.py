@@ -21,7 +21,7 @@ from stages.rlhf.reward.training import train
 from stages.rlhf.runs import checkpoints, sharding
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
-from stages.rlhf.train.pretraining import new_llama, pretrain
+from stages.rlhf.train.pretraining import Example, new_llama, pretrain
 from tests.model_fixtures import (
     ARCHITECTURE,
     IDS,
@@ -47,14 +47,21 @@ Run = Callable[..., Result]  # of a folder, and of a process group
 
 
 def pretrained(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:
-    """Six steps on documents of 8 to 12 tokens; a step has 8, the last of an epoch 4."""
+    """Three steps on documents of 8 to 12 tokens, three with lessons; of 8 rows or 4."""
     torch.manual_seed(0)
     model = new_llama(ARCHITECTURE, IDS, max_length=40).to(device())
     rows = [[1, *(3 + (start + i) % 20 for i in range(6 + start % 5)), 2] for start in range(20)]
-    steps = Pretraining(steps=6, batch_size=8, learning_rate=3e-2)
+    documents, lessons = [Example(row) for row in rows], [Example(row, 4) for row in rows]
+    steps = Pretraining(steps=3, batch_size=8, learning_rate=3e-2)
     held = Checkpointer(folder / "x", group)
-    losses = pretrain(model, rows, 0, steps, random.Random(0), checkpointer=held)
-    return {"losses": losses, **model.state_dict()}
+    losses = pretrain(
+        model, documents, 0, steps, random.Random(0), checkpointer=held, lessons=[lessons]
+    )
+    return {
+        "losses": losses.documents,
+        "lessons": losses.lessons[steps.steps :],
+        **model.state_dict(),
+    }
 
 
 def members(folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> Result:

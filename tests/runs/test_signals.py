@@ -27,6 +27,7 @@ def repository(folder: Path) -> Path:
     write_fingerprint(folder, "base")
     rows = folder / "rows"
     write_jsonl(rows / "corpus.jsonl", [{"text": f"{s} {i}"} for i in range(40) for s in SENTENCES])
+    write_jsonl(rows / "reading.jsonl", [])
     train_tokenizer(SENTENCES, VOCABULARY, ()).save(str(rows / "tokenizer.json"))
     return folder
 

@@ -13,8 +13,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from stages import base
+from stages.rlhf.chat import Codec
 from stages.rlhf.config.models import Pretraining
 from stages.rlhf.precision import SDPA_FLOAT32
+from stages.rlhf.records import SftRow, write_jsonl
 from stages.rlhf.train import pretraining
 from stages.rlhf.train.pretraining import (
     Example,
@@ -170,3 +172,21 @@ def test_lessons_teach_to_copy() -> None:
     losses = pretrain(model, documents, 0, settings, random.Random(0), lessons=lessons)
     assert all(map(math.isnan, losses.lessons[:5]))
     assert losses.lessons[-1] < 0.5 * losses.lessons[5], losses.lessons[5::5]
+
+
+def test_lessons_with_one_passage_come_first_and_long_ones_are_left_out(tmp_path: Path) -> None:
+    codec = Codec(tiny_tokenizer())
+    rows = [
+        SftRow(
+            id=str(n), question="수도는?", passages=("서울은 수도입니다.",) * n, answer="서울 [1]"
+        )
+        for n in (3, 1, 2, 40)
+    ]
+    write_jsonl(tmp_path / "reading.jsonl", rows)
+    lengths = {row.id: len(codec.prompt_ids(row.message)) for row in rows}
+    longest = lengths["3"] + len(codec.response_ids("서울 [1]"))
+    alone, among = base.read_lessons(tmp_path / "reading.jsonl", codec, longest)
+    assert [row.first for row in alone] == [lengths["1"]]
+    assert [row.first for row in among] == [lengths["3"], lengths["2"]]
+    for row in alone + among:
+        assert codec.text(row.ids[row.first :]) == "서울 [1]"

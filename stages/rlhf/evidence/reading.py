@@ -113,14 +113,17 @@ class Renaming:
 def lessons(rows: Sequence[SftRow], names: Names, rounds: int, seed: int) -> Iterator[SftRow]:
     """Every row that has passages, `rounds` times with one of them, then as often with all.
 
-    Each time it has other names. Refusals stay as they are. Ids get the number of the time.
+    Each time it has other names. Refusals stay as they are. An answer with a name or number that
+    neither its question nor its passages have teaches to invent: it is left out. Ids get the number
+    of the time.
     """
     for number in range(2 * rounds):
         for row in rows:
             if row.passages:
                 rng = Random(f"{seed}/{number}/{row.id}")
                 shown = with_one_passage(row, rng) if number < rounds else row
-                yield renamed(shown, Renaming(names, rng), number)
+                if made := renamed(shown, Renaming(names, rng), number):
+                    yield made
 
 
 def with_one_passage(row: SftRow, rng: Random) -> SftRow:
@@ -132,17 +135,24 @@ def with_one_passage(row: SftRow, rng: Random) -> SftRow:
     return row.model_copy(update={"passages": (passages[number - 1],), "answer": answer})
 
 
-def renamed(row: SftRow, renaming: Renaming, number: int) -> SftRow:
-    """The row with other names; what its answer must contain is not known any more."""
-    answer = row.answer
+def renamed(row: SftRow, renaming: Renaming, number: int) -> SftRow | None:
+    """The row with other names; None if its answer has one that it has from nowhere.
+
+    What the answer must contain is not known any more.
+    """
+    question = renaming.text(row.question)
+    passages = tuple(renaming.text(passage) for passage in row.passages or ())
+    answer, known = row.answer, len(renaming.given)
     if not declines(answer):
         source = cited(answer)
         answer = renaming.text(without_citations(answer))
         answer = answer if source is None else cite(answer, source)
+    if len(renaming.given) > known:
+        return None
     changed = {
         "id": f"{row.id}-{number}",
-        "question": renaming.text(row.question),
-        "passages": tuple(renaming.text(passage) for passage in row.passages or ()),
+        "question": question,
+        "passages": passages,
         "answer": answer,
         "must_contain": None,
     }
