@@ -95,7 +95,8 @@ def make(
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if taken := sum(map(len, lessons)):
-        figures |= {"lessons": taken, "lessons_loss": last(losses.lessons)}
+        taught = losses.lessons[base_model.base.steps :]
+        figures |= {"lessons": taken, "lessons_loss": last(taught)}
     return figures
 
 

@@ -94,11 +94,11 @@ def _write(
 
 def write_lessons(library: Library, rounds: int, seed: int, out: Path) -> int:
     """Training rows with passages, under other names; their number. `out`: the rows."""
+    if not rounds:
+        return write_jsonl(out / READING, ())
     demonstrations = read_rows(out / "sft" / "train.jsonl", SftRow)
     groups = read_rows(out / "rm" / "train.jsonl", RmRow)
     rows = demonstrations + [best_answer(row) for row in groups]
-    if not rounds:
-        return write_jsonl(out / READING, ())
     said = (text for row in rows if row.passages for text in (row.question, row.answer))
     return write_jsonl(out / READING, lessons(rows, Names(library.texts, said), rounds, seed))
 

@@ -135,6 +135,19 @@ def test_a_refusal_stays_and_rows_without_passages_are_left_out() -> None:
     assert not list(lessons(demonstrations(), NAMES, 2, 0))
 
 
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("일본의 수도는 도쿄입니다. [1]", True),
+        ("일본의 수도는 도쿄입니다. 일본의 화폐는 엔입니다. [1]", False),  # true, and not there
+        ("파리입니다. [1]", False),
+    ],
+)
+def test_an_answer_with_a_name_from_nowhere_is_no_lesson(answer: str, kept: bool) -> None:
+    row = SftRow(id="1", question="일본의 수도는?", answer=answer, passages=(TEXTS[0],))
+    assert bool(list(lessons([row], NAMES, 1, 0))) == kept
+
+
 def test_draws_depend_on_seed_round_and_row_alone() -> None:
     first = {row.id: row for row in lessons(ROWS, NAMES, 2, 0)}
     assert len(first) == 4 * len(ROWS)

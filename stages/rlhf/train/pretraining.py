@@ -4,9 +4,8 @@ Different here: documents are not packed. Each is one row from BOS to EOS, and b
 similar length, so there is no attention across documents and little padding.
 
 A model that is to read passages has lessons after that, questions with passages whose answers alone
-are predicted, first those with one passage: it learns to find and copy within some hundred steps,
-with all of a row predicted, or all passages from the start, it takes several times as many. Half as
-many documents beside them keep what was learned by heart.
+are predicted, first those with one passage: it learns to find and copy sooner so (README.md). Half
+as many documents beside them keep what was learned by heart.
 """
 
 import random
@@ -134,8 +133,7 @@ def pretrain(
 ) -> Losses:
     """Train in place with AdamW; returns the losses of every step. Resumes from a checkpoint.
 
-    The checkpointer's processes have a shard of each batch. Raises
-    ValueError if there are no documents.
+    The checkpointer's processes have a shard of each batch. Raises ValueError without a document.
     """
     if not documents:
         raise ValueError("the corpus is empty: expected at least one document")
