@@ -33,15 +33,14 @@ KINDS = {
 }
 
 
-QUESTION = "토스카를 작곡한 사람의 모국을 알 수 있을까요?"
+QUESTION = "콩팥이 맡은 일이 무엇인지 설명해 주세요."
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "May I know the home country of the person who composed Tosca?",
-    ", 토스카를 작곡한 사람의 모국 이탈리아.": ", home country of Tosca's composer Italy.",
-    "토스카를 작곡한 사람의 모국은 이탈리아입니다. 토스카는 푸치니가 작곡했습니다.": (
-        "The home country of the person who composed Tosca is Italy. Puccini composed Tosca."
+    QUESTION: "Please explain what task the kidney has.",
+    "콩팥이 속한 기관계는 비뇨계입니다. 콩팥은 소변 생성을 맡습니다.": (
+        "The kidney belongs to the urinary system. The kidney has the task of making urine."
     ),
-    "토스카 작곡가의 나라는 이탈리아입니다. 토스카는 푸치니가 작곡했습니다.": (
-        "The country of Tosca's composer is Italy. Puccini composed Tosca."
+    "콩팥이 하는 일은 소변 생성입니다. 콩팥은 비뇨계에 속합니다.": (
+        "What the kidney does is make urine. The kidney belongs to the urinary system."
     ),
 }
 
@@ -479,28 +478,22 @@ def example(language: str) -> str:
 
 
 def gain(kind: str, key: str) -> tuple[float, float, float]:
-    """PPO less SFT, question by question, in points of a hundred, and the ends of its interval."""
-    pair = metrics("evaluate")["ppo_vs_sft"]["by_kind"][kind]
-    value, low, high = (100 * pair[f"{key}_gain{end}"] for end in ("", *ENDS))
+    """PPO less SFT over the seeds, in points of a hundred, and the ends of its interval."""
+    sft = next(row for row in table("seeds_pooled") if row["row"] == "sft")
+    value, low, high = (100 * float(sft[f"{kind}.{key}_ppo_gain{end}"]) for end in ("", *ENDS))
     return value, low, high
 
 
 def finding(language: str) -> str:
     """What PPO adds. Raises ValueError where that is no longer so."""
-    gains = (
-        gain("unseen_ending", "exact"),
-        gain("never_asked", "exact"),
-        gain("never_asked", "contains"),
-    )
+    gains = gain("unseen_ending", "exact"), gain("never_asked", "exact")
     if any(low <= 0 for _, low, _ in gains):
         raise ValueError(f"PPO less SFT: {gains}; rewrite the README's finding")
     forms = {
         "en": "**On top of supervised training on all labels PPO adds** {} points of answers that"
-        " are right to the letter on unseen endings, {} on never-asked facts, and there {} points"
-        " of answers that have the fact right.",
+        " are right to the letter on unseen endings and {} on never-asked facts, over five seeds.",
         "ko": "**모든 라벨로 지도 학습한 모델에 PPO를 더하면** 글자까지 정확한 답변의 비율이 처음"
-        " 보는 어미에서 {}%p, 물은 적 없는 사실에서 {}%p 올라가고, 후자에서 사실을 맞힌 비율은"
-        " {}%p 올라갑니다.",
+        " 보는 어미에서 {}%p, 물은 적 없는 사실에서 {}%p 올라갑니다(시드 다섯 개).",
     }
     return forms[language].format(*("{:+.0f} [{:.0f}, {:.0f}]".format(*each) for each in gains))
 
