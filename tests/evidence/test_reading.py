@@ -139,7 +139,7 @@ def test_a_refusal_stays_and_rows_without_passages_are_left_out() -> None:
     ("answer", "kept"),
     [
         ("일본의 수도는 도쿄입니다. [1]", True),
-        ("일본의 수도는 도쿄입니다. 일본의 화폐는 엔입니다. [1]", False),  # true, and not there
+        ("일본의 수도는 도쿄입니다. 독일의 화폐는 유로입니다. [1]", False),  # true, and not there
         ("파리입니다. [1]", False),
     ],
 )

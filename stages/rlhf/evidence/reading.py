@@ -3,7 +3,7 @@
 What a model has learned by heart it does not look up: of passages that say what it knows, a small
 one learns nothing about reading. Here a row's rare nouns become other rare nouns of the library,
 the same wherever the row has them, and its numbers other numbers, so that nothing but the passages
-says what is right. Nouns that many passages have (수도, 작가) stay: they say what is asked.
+says what is right. Nouns that many passages have (수도, 작가) stay: they are what is looked for.
 """
 
 import re
@@ -27,11 +27,11 @@ _SYLLABLES, _FINALS, _RIEUL = 0xAC00, 28, 8  # Unicode's order of syllables; ㄹ
 
 
 class Names:
-    """The rare nouns of a library's texts, and their numbers; `said`: what else has them."""
+    """The rare nouns of a library's texts, and their numbers; `others`: what else names them."""
 
-    def __init__(self, texts: Sequence[str], said: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Sequence[str], others: Iterable[str] = ()) -> None:
         found, words, numbers = Counter[str](), Counter[str](), set[str]()
-        tails = {tail for text in said for _, tail in nouns(text)}
+        tails = {tail for text in others for _, tail in nouns(text)}
         for text in texts:
             here = {noun: tail for noun, tail in nouns(text) if not _NUMBER.search(noun)}
             found.update(here.keys())

@@ -5,7 +5,7 @@ similar length, so there is no attention across documents and little padding.
 
 A model that is to read passages has lessons after that, questions with passages whose answers alone
 are predicted, first those with one passage: it learns to find and copy sooner so (README.md). Half
-as many documents beside them keep what was learned by heart.
+as many documents along with them keep what was learned by heart.
 """
 
 import random
