@@ -95,8 +95,8 @@ def make(
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if taken := sum(map(len, lessons)):
-        of_lessons = losses.lessons[base_model.base.steps :]
-        figures |= {"lessons": taken, "lessons_loss": last(of_lessons)}
+        taught = losses.lessons[base_model.base.steps :]
+        figures |= {"lessons": taken, "lessons_loss": last(taught)}
     return figures
 
 

@@ -99,8 +99,8 @@ def write_lessons(library: Library, rounds: int, seed: int, out: Path) -> int:
     demonstrations = read_rows(out / "sft" / "train.jsonl", SftRow)
     groups = read_rows(out / "rm" / "train.jsonl", RmRow)
     rows = demonstrations + [best_answer(row) for row in groups]
-    others = (text for row in rows if row.passages for text in (row.question, row.answer))
-    return write_jsonl(out / READING, lessons(rows, Names(library.texts, others), rounds, seed))
+    said = (text for row in rows if row.passages for text in (row.question, row.answer))
+    return write_jsonl(out / READING, lessons(rows, Names(library.texts, said), rounds, seed))
 
 
 def best_answer(row: RmRow) -> SftRow:

@@ -27,11 +27,11 @@ _SYLLABLES, _FINALS, _RIEUL = 0xAC00, 28, 8  # Unicode's order of syllables; ㄹ
 
 
 class Names:
-    """The rare nouns of a library's texts, and their numbers; `others`: what else names them."""
+    """The rare nouns of a library's texts, and their numbers; `said`: what else names them."""
 
-    def __init__(self, texts: Sequence[str], others: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Sequence[str], said: Iterable[str] = ()) -> None:
         found, words, numbers = Counter[str](), Counter[str](), set[str]()
-        tails = {tail for text in others for _, tail in nouns(text)}
+        tails = {tail for text in said for _, tail in nouns(text)}
         for text in texts:
             here = {noun: tail for noun, tail in nouns(text) if not _NUMBER.search(noun)}
             found.update(here.keys())
