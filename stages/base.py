@@ -21,6 +21,7 @@ from stages.rlhf.model.families import check_config
 from stages.rlhf.model.store import save_on_every_host, weights_folder
 from stages.rlhf.precision import SDPA_FLOAT32, autocasts, device
 from stages.rlhf.records import (
+    READING,
     SftRow,
     details_file,
     read_jsonl,
@@ -36,7 +37,6 @@ from stages.rlhf.runs.provenance import Stage
 from stages.rlhf.train.pretraining import Example, new_llama, pretrain
 
 HEADLINE = ("loss", "tokens", "parameters")
-READING = "reading.jsonl"  # of the rows
 
 
 def made_tokenizer(file: Path) -> PreTrainedTokenizerFast:
@@ -95,8 +95,8 @@ def make(
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if taken := sum(map(len, lessons)):
-        taught = losses.lessons[base_model.base.steps :]
-        figures |= {"lessons": taken, "lessons_loss": last(taught)}
+        of_lessons = losses.lessons[base_model.base.steps :]
+        figures |= {"lessons": taken, "lessons_loss": last(of_lessons)}
     return figures
 
 

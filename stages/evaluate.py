@@ -25,11 +25,13 @@ from stages.rlhf import runtime
 from stages.rlhf.config.base import load
 from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.measure import EvaluateParams
+from stages.rlhf.evidence.grounding import checked, unstated
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
 from stages.rlhf.model.roles import POLICY
 from stages.rlhf.records import (
+    WITHOUT_EVIDENCE,
     Response,
     SftRow,
     details_file,
@@ -39,8 +41,9 @@ from stages.rlhf.records import (
     write_stage_metrics,
 )
 from stages.rlhf.report import comparison, comparison_figures, grounded, html, structure
+from stages.rlhf.retrieval.support import Support
 from stages.rlhf.reward.gate import read_gate
-from stages.rlhf.reward.generations import Generations, generate, greedy
+from stages.rlhf.reward.generations import Generations, again, generate, greedy
 from stages.rlhf.runs.parallel import run_parallel
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 from stages.rlhf.runs.provenance import Stage
@@ -152,8 +155,11 @@ def with_and_without(
     work: Path,
     process_group: ProcessGroup,
 ) -> tuple[dict[str, dict[str, list[Response]]], dict[str, list[SftRow]]]:
-    """Answers and rows by condition: without passages, with them, with the evidence gone."""
-    gone = read_rows(paths["index"] / grounded.WITHOUT_EVIDENCE, SftRow)
+    """Answers and rows by condition: without passages, with them, with the evidence gone.
+
+    Of models, and of PPO where its answers are compared with the passages.
+    """
+    gone = read_rows(paths["index"] / WITHOUT_EVIDENCE, SftRow)
     rows = {
         grounded.CLOSED: [grounded.closed(row) for row in shown],
         grounded.RAG: shown,
@@ -164,6 +170,15 @@ def with_and_without(
         messages = [row.message for row in rows[condition]]
         own = work / condition
         answers[condition] = greedy(params, paths["base"], found, messages, own, process_group)
+    support = Support.load(paths["index"])
+    for condition in (grounded.RAG, grounded.WITHOUT):
+        first, of_condition = answers[condition]["ppo"], rows[condition]
+        indices = unstated(first, of_condition, support)
+        messages = [of_condition[index].message for index in indices]
+        own = work / f"{condition}_again"
+        more = again(params, paths["base"], found, messages, own, process_group)
+        others = dict(zip(indices, more, strict=True))
+        answers[condition][grounded.CHECKED] = checked(first, others, of_condition, support)
     return answers, rows
 
 

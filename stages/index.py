@@ -27,6 +27,8 @@ from stages.rlhf.config.preprocess import IndexParams
 from stages.rlhf.evidence.reading import Names, lessons
 from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.records import (
+    READING,
+    WITHOUT_EVIDENCE,
     PromptRow,
     RmRow,
     Row,
@@ -43,10 +45,14 @@ from stages.rlhf.retrieval.passages import Corpus, split
 from stages.rlhf.runs.provenance import Stage, recorded
 
 FILES = ("corpus.jsonl", "tokenizer.json")  # of data/preprocess, next to the rows
-PARTS = ("sft", "rm", "judge", "ppo")
+SCHEMAS: Mapping[str, type[PromptRow]] = {
+    "sft": SftRow,
+    "rm": RmRow,
+    "judge": RmRow,
+    "ppo": PromptRow,
+}
 HELD_OUT = ("validation", "test")
 MEASURES = ("hit@1", "hit@5", "mrr@10")
-READING = "reading.jsonl"  # of the rows
 NOT_FOUND = {-1}  # no passage
 RESAMPLES = 1000
 HEADLINE = ("enabled", "passages", "set_aside", "retrieval.hit@1", "retrieval.hit@5")
@@ -54,11 +60,17 @@ HEADLINE = ("enabled", "passages", "set_aside", "retrieval.hit@1", "retrieval.hi
 
 def copy_rows(rows: Path, out: Path) -> None:
     """What later stages read of data/preprocess."""
-    for part in PARTS:
+    for part in SCHEMAS:
         shutil.copytree(rows / part, out / part)
     for name in FILES:
         shutil.copyfile(rows / name, out / name)
     write_jsonl(out / READING, ())
+
+
+def training_questions(rows: Path) -> list[str]:
+    """All that are trained on."""
+    parts = (read_rows(rows / part / "train.jsonl", schema) for part, schema in SCHEMAS.items())
+    return [row.question for part in parts for row in part]
 
 
 def write_rows(mix: Mix, rows: Path, out: Path) -> dict[str, Any]:
@@ -98,16 +110,9 @@ def write_lessons(library: Library, rounds: int, seed: int, out: Path) -> int:
         return write_jsonl(out / READING, ())
     demonstrations = read_rows(out / "sft" / "train.jsonl", SftRow)
     groups = read_rows(out / "rm" / "train.jsonl", RmRow)
-    rows = demonstrations + [best_answer(row) for row in groups]
-    said = (text for row in rows if row.passages for text in (row.question, row.answer))
-    return write_jsonl(out / READING, lessons(rows, Names(library.texts, said), rounds, seed))
-
-
-def best_answer(row: RmRow) -> SftRow:
-    """A group as a demonstration."""
-    return SftRow(
-        id=row.id, question=row.question, passages=row.passages, answer=row.answers[row.best]
-    )
+    rows = demonstrations + [row.demonstration() for row in groups]
+    mentions = (text for row in rows if row.passages for text in (row.question, row.answer))
+    return write_jsonl(out / READING, lessons(rows, Names(library.texts, mentions), rounds, seed))
 
 
 def kind_of(row: PromptRow) -> str:
@@ -116,7 +121,7 @@ def kind_of(row: PromptRow) -> str:
         return "closed"
     answer = row.answer if isinstance(row, SftRow) else None
     if isinstance(row, RmRow):
-        answer = row.answers[row.best]
+        answer = row.best_answer
     if answer is None or (cited(answer) is None and not declines(answer)):
         return "unlabelled"
     return "refused" if declines(answer) else "cited"
@@ -159,7 +164,8 @@ def make(
     rag = params.rag
     corpus = Corpus(params.rag.path)
     passages = list(split(corpus.texts(), rag.characters))
-    built = Library.build(passages, rag.tokenisers, out, embedder if rag.dense else None)
+    dense = embedder if rag.dense else None
+    built = Library.build(passages, rag.tokenisers, out, dense, questions=training_questions(rows))
     clock.lap("build")
     tokenizer = encode_as_text(Tokenizer.from_file(str(rows / "tokenizer.json")))
 
@@ -177,7 +183,7 @@ def make(
     figures["reading"] = write_lessons(built, rag.reading, seed, out_rows)
     test = read_rows(rows / "sft" / "test.jsonl", SftRow)
     gone = [made for row in test if (made := mix.without_evidence(row)) is not None]
-    write_jsonl(out / "without_evidence.jsonl", gone)
+    write_jsonl(out / WITHOUT_EVIDENCE, gone)
     clock.lap("rows")
     figures["without_evidence"] = len(gone)
     figures["retrieval"] = retrieved(

@@ -47,18 +47,9 @@ def phases(params: SftParams, rows: Path, groups: Path) -> list[Phase]:
     demonstrations = read_rows(rows / "train.jsonl", SftRow)
     found = [Phase(demonstrations, params.base_model.sft.epochs, derive_seed(params.seed, "sft"))]
     if params.sft.data == "rank1":
-        best = best_answers(read_rows(groups, RmRow))
+        best = [row.demonstration() for row in read_rows(groups, RmRow)]
         found.append(Phase(best, params.sft.rank1_epochs, derive_seed(params.seed, "sft", "rank1")))
     return found
-
-
-def best_answers(groups: list[RmRow]) -> list[SftRow]:
-    """Each group's question with its best-ranked answer, the first where several tie."""
-    best = [group.answers[group.best] for group in groups]
-    return [
-        SftRow(id=group.id, question=group.question, answer=answer, passages=group.passages)
-        for group, answer in zip(groups, best, strict=True)
-    ]
 
 
 def losses(found: list[dict[str, float]]) -> dict[str, Any]:

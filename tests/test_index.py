@@ -11,7 +11,14 @@ from ruamel.yaml import YAML
 
 from stages import index
 from stages.rlhf.chat import cited, declines
-from stages.rlhf.records import PromptRow, RmRow, SftRow, read_rows, write_jsonl
+from stages.rlhf.records import (
+    WITHOUT_EVIDENCE,
+    PromptRow,
+    RmRow,
+    SftRow,
+    read_rows,
+    write_jsonl,
+)
 from stages.rlhf.retrieval.library import Library
 from tests.conftest import ROOT, naming, write_fingerprint, write_params
 from tests.retrieval_fixtures import TEXTS, demonstrations, groups
@@ -70,7 +77,7 @@ def test_without_rag_rows_stay_as_they_are(folder: Path) -> None:
 
 
 def test_rows_get_passages_and_metrics_count_them(folder: Path) -> None:
-    assert not run(folder, enabled=True, passage_tokens=2000).startswith("failed")
+    assert not run(folder, enabled=True, passage_tokens=2000, reading=2).startswith("failed")
     rows, before = folder / "data" / "rows", files_of(folder / "data" / "preprocess")
     for name in ("corpus.jsonl", "tokenizer.json"):
         assert (rows / name).read_bytes() == before[name]
@@ -82,7 +89,7 @@ def test_rows_get_passages_and_metrics_count_them(folder: Path) -> None:
     groups = read_rows(rows / "rm" / "train.jsonl", RmRow)
     lessons = read_rows(rows / "reading.jsonl", SftRow)
     taught = [row.id for row in [*train, *groups] if row.passages]
-    assert [row.id for row in lessons] == [f"{i}-{n}" for n in range(4) for i in taught]
+    assert [row.id for row in lessons] == [f"{i}-{n}" for n in range(3) for i in taught]
     assert details["reading"] == len(lessons) > 0
     counts = details["rows"]["sft"]["train"]
     assert counts == {kind: kinds.count(kind) for kind in ("cited", "closed", "refused")}
@@ -93,7 +100,7 @@ def test_rows_get_passages_and_metrics_count_them(folder: Path) -> None:
     assert details["retrieval"]["questions"] == 8  # of 12 rows; four have no phrase
     assert details["retrieval"]["hit@1"] == 1
     assert details["retrieval"]["by_kind"]["asked"]["questions"] == 8
-    gone = read_rows(folder / "data" / "index" / "without_evidence.jsonl", SftRow)
+    gone = read_rows(folder / "data" / "index" / WITHOUT_EVIDENCE, SftRow)
     assert len(gone) == details["without_evidence"] == 12
     assert all(cited(row.answer) is None and not declines(row.answer) for row in gone)
     assert all(row.passages for row in gone)
@@ -102,7 +109,9 @@ def test_rows_get_passages_and_metrics_count_them(folder: Path) -> None:
 def test_another_seed_draws_others(folder: Path) -> None:
     found = []
     for seed in (7, 8):
-        assert not run(folder, seed, enabled=True, passage_tokens=2000).startswith("failed")
+        assert not run(folder, seed, enabled=True, passage_tokens=2000, reading=2).startswith(
+            "failed"
+        )
         found.append({name: files_of(folder / "data" / name) for name in ("rows", "index")})
     one, other = found
     for part in ("sft", "rm", "judge", "ppo"):

@@ -45,8 +45,11 @@ def test_evaluate_compares_with_and_without(chain: Path) -> None:
     found = json.loads((chain / "metrics" / "details" / "evaluate.json").read_text("utf-8"))["rag"]
     assert set(found) == {"closed", "rag", "evidence_out", "refusal"}
     for condition in ("closed", "rag", "evidence_out"):
-        assert {"base", "sft", "ppo", "questions"} == set(found[condition])
-    assert {"precision", "recall"} <= set(found["refusal"]["ppo"])
+        checked = set() if condition == "closed" else {"checked"}
+        assert {"base", "sft", "ppo", "questions"} | checked == set(found[condition])
+    for model in ("ppo", "checked"):
+        assert {"precision", "recall"} <= set(found["refusal"][model])
+    assert found["rag"]["checked"]["supported"] in (None, 1.0)  # a passage that states it has it
 
 
 def test_the_report_shows_both(chain: Path) -> None:
@@ -57,10 +60,11 @@ def test_the_report_shows_both(chain: Path) -> None:
     assert [name for name, _ in rows] == [
         f"{condition} · {model}"
         for condition in ("근거 없이", "찾은 근거로", "근거를 뺐을 때")
-        for model in ("기반 모델", "SFT", "PPO")
+        for model in ("기반 모델", "SFT", "PPO", "PPO, 근거와 맞춘 답")
+        if (condition, model) != ("근거 없이", "PPO, 근거와 맞춘 답")
     ]
     assert f"{found['rag']['ppo']['contains']:.3f}" in rows[5][1]
-    assert f"{found['evidence_out']['sft']['declined']:.3f}" in rows[7][1]
+    assert f"{found['evidence_out']['sft']['declined']:.3f}" in rows[8][1]
     assert 'href="#rag"' in page
 
 

@@ -109,7 +109,7 @@ def test_a_trained_model_names_its_base_and_no_place(folder: Path, method: str) 
 
 
 def test_the_best_ranked_answer_is_taken_and_of_equals_the_first() -> None:
-    found = sft.best_answers(GROUPS)
+    found = [row.demonstration() for row in GROUPS]
     assert [row.answer for row in found] == BEST
     assert [row.question for row in found] == [group.question for group in GROUPS]
 

@@ -46,15 +46,6 @@ RETIRED = {  # pattern of whole words -> what to write
 }
 
 
-# Variables of the code that made the committed run: to rename one is to run all of it again. They
-# go with the next change of their stage.
-KEPT = {
-    "stages/base.py": {"taught"},
-    "stages/index.py": {"said"},
-    "stages/rlhf/evidence/reading.py": {"said"},
-}
-
-
 def sources() -> list[Path]:
     found = [
         path
@@ -76,10 +67,7 @@ def retired(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_retired_word(path: Path) -> None:
-    kept = KEPT.get(path.relative_to(ROOT).as_posix(), set())
-    found = retired(path.read_text(encoding="utf-8"))
-    assert [line for line in found if line.split("'")[1] not in kept] == []
-    assert {line.split("'")[1] for line in found} >= kept, "renamed: take it off the list"
+    assert retired(path.read_text(encoding="utf-8")) == []
 
 
 def test_words_are_found_in_prose_and_identifiers() -> None:

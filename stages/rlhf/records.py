@@ -24,6 +24,9 @@ from stages.rlhf import chat
 if TYPE_CHECKING:  # stages that write no table do not import pandas
     import pandas as pd
 
+READING = "reading.jsonl"  # of data/rows: lessons, SftRow
+WITHOUT_EVIDENCE = "without_evidence.jsonl"  # of data/index: SftRow of test
+
 LengthUnit = Literal["characters", "tokens"]
 
 
@@ -84,6 +87,17 @@ class RmRow(PromptRow):
     def best(self) -> int:
         """Index of the best-ranked answer, the first of several."""
         return self.ranks.index(min(self.ranks))
+
+    @property
+    def best_answer(self) -> str:
+        """The best-ranked answer, the first of several."""
+        return self.answers[self.best]
+
+    def demonstration(self) -> SftRow:
+        """The question with its best-ranked answer."""
+        return SftRow(
+            id=self.id, question=self.question, answer=self.best_answer, passages=self.passages
+        )
 
 
 Row = TypeVar("Row", bound=PromptRow)

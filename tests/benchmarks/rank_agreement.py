@@ -43,7 +43,7 @@ def metrics_of(rows: list[RmRow], model: embedder.Embedder) -> list[Mapping[str,
     found, start = [], 0
     for row in rows:
         own = vectors[start : (start := start + len(row.answers))]
-        best = row.answers[row.best]
+        best = row.best_answer
         found.append(
             {
                 "chrF": np.array([chrf(answer, best) for answer in row.answers]),

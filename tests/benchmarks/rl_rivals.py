@@ -171,7 +171,7 @@ def dpo(world: World, rate: float) -> Any:
             pairs.append(
                 {
                     "prompt_ids": codec.prompt_ids(group.question),
-                    "chosen_ids": codec.response_ids(group.answers[group.best]),
+                    "chosen_ids": codec.response_ids(group.best_answer),
                     "rejected_ids": codec.response_ids(rng.choice(worse)),
                 }
             )

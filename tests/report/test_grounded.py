@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from stages.rlhf.chat import REFUSAL
-from stages.rlhf.records import Response, SftRow, write_jsonl
+from stages.rlhf.records import WITHOUT_EVIDENCE, Response, SftRow, write_jsonl
 from stages.rlhf.report.comparison import Bootstrap
 from stages.rlhf.report.grounded import CLOSED, RAG, WITHOUT, matrix, plain, spoken, values_of
+from stages.rlhf.retrieval.support import Support
 from stages.rlhf.runs.process_group import SINGLE_PROCESS
 
 SHOWN = ("일본의 수도는 도쿄이다.", "프랑스의 수도는 파리이다.")
@@ -145,11 +146,13 @@ def test_without_passages_the_reference_cites_nothing(
 ) -> None:
     from stages import evaluate  # here, so that the other tests do not wait for its imports
 
-    write_jsonl(tmp_path / "without_evidence.jsonl", [plain(FOUND[0])])
+    write_jsonl(tmp_path / WITHOUT_EVIDENCE, [plain(FOUND[0])])
     own = {name: said("도쿄입니다.") for name in ("base", "sft", "ppo")}
     monkeypatch.setattr(evaluate, "greedy", lambda *given: own)
     params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
     generated: Any = SimpleNamespace(responses=own)
+    Support.of(["일본의 수도는 도쿄이다."]).save(tmp_path)
+    monkeypatch.setattr(evaluate, "again", lambda *given: [])
     places = {"index": tmp_path, "base": tmp_path}
     conditions = evaluate.with_and_without(
         params, places, FOUND[:1], generated, tmp_path, SINGLE_PROCESS

@@ -165,7 +165,7 @@ def test_where_passages_do_not_answer_to_decline_is_best() -> None:
     assert len(pairs) == len(GROUPS)
     for (row, after), asked in zip(pairs, ROWS, strict=True):
         assert not any(states(text, asked) for text in after.passages)
-        assert after.answers[after.best] == REFUSAL
+        assert after.best_answer == REFUSAL
         assert after.ranks[-1] == min(row.ranks) - 1
         assert len(after.answers) == len(row.answers) + 1
         names = {"none": "unsupported"}

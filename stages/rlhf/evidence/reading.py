@@ -27,11 +27,11 @@ _SYLLABLES, _FINALS, _RIEUL = 0xAC00, 28, 8  # Unicode's order of syllables; ㄹ
 
 
 class Names:
-    """The rare nouns of a library's texts, and their numbers; `said`: what else names them."""
+    """The rare nouns of a library's texts, and their numbers; `mentions`: other texts with them."""
 
-    def __init__(self, texts: Sequence[str], said: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Sequence[str], mentions: Iterable[str] = ()) -> None:
         found, words, numbers = Counter[str](), Counter[str](), set[str]()
-        tails = {tail for text in said for _, tail in nouns(text)}
+        tails = {tail for text in mentions for _, tail in nouns(text)}
         for text in texts:
             here = {noun: tail for noun, tail in nouns(text) if not _NUMBER.search(noun)}
             found.update(here.keys())
@@ -111,17 +111,18 @@ class Renaming:
 
 
 def lessons(rows: Sequence[SftRow], names: Names, rounds: int, seed: int) -> Iterator[SftRow]:
-    """Every row that has passages, `rounds` times with one of them, then as often with all.
+    """Every row that has passages, `rounds` times with all; before that, a third as often with one.
 
     Each time it has other names. Refusals stay as they are. An answer with a name or number that
     neither its question nor its passages have teaches to invent: it is left out. Ids get the number
     of the time.
     """
-    for number in range(2 * rounds):
+    alone = -(-rounds // 3)
+    for number in range(alone + rounds):
         for row in rows:
             if row.passages:
                 rng = Random(f"{seed}/{number}/{row.id}")
-                shown = with_one_passage(row, rng) if number < rounds else row
+                shown = with_one_passage(row, rng) if number < alone else row
                 if made := renamed(shown, Renaming(names, rng), number):
                     yield made
 

@@ -12,8 +12,8 @@ from stages.rlhf.measure.win_rate import mean_and_interval
 from stages.rlhf.records import Response, SftRow
 from stages.rlhf.report.comparison import Bootstrap
 
-WITHOUT_EVIDENCE = "without_evidence.jsonl"  # of data/index
 CLOSED, RAG, WITHOUT = "closed", "rag", "evidence_out"
+CHECKED = "checked"  # PPO, its answers compared with the passages
 TEXT = ("exact", "contains", "wrong_fact_rate")  # of what an answer says, citations aside
 REASONS = {
     "wrong_fact_rate": "no answer to a row with a must_contain phrase commits to a value",

@@ -22,6 +22,7 @@ from stages.rlhf.report.structure import Part
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MODELS = {"base": "기반 모델", "sft": "SFT", "ppo": "PPO", "best_of_n": "best-of-n"}
 SHOWN = ("base", "sft", "ppo")  # models of a sample
+ANSWERERS = {**{name: MODELS[name] for name in SHOWN}, "checked": "PPO, 근거와 맞춘 답"}
 KINDS = {
     "unseen_wording": "처음 보는 표현",
     "never_asked": "물은 적 없는 사실",
@@ -217,6 +218,7 @@ def page(inputs: ReportInputs, plots: Path) -> str:
         length=length,
         models=MODELS,
         shown_models=SHOWN,
+        answerers=ANSWERERS,
         kinds=kinds,
         columns=METRICS,
         paired=PAIRED,

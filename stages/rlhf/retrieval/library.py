@@ -1,7 +1,7 @@
 """The passages of an index with all that finds them, in one folder.
 
 passages.jsonl   {"source", "sentences"}
-words.json       in how many passages each content word is
+words.json       in how many passages each content word is; words of many questions
 lexical/         BM25
 dense/           embeddings, if they are wanted
 """
@@ -38,11 +38,13 @@ class Library:
         folder: Path,
         embedder_folder: Path | None = None,
         kept: Path | None = None,
+        questions: Sequence[str] = (),
     ) -> "Library":
         """Index the passages, of equal ones the first, and write all of it to `folder`.
 
         With a folder of an embedder, by its embeddings, too. `kept`: a folder from which a build
-        that was killed resumes. Raises ValueError where there is no passage.
+        that was killed resumes. `questions`: those from which Support learns how people ask.
+        Raises ValueError where there is no passage.
         """
         by_text: dict[str, Passage] = {}
         for passage in passages:
@@ -51,7 +53,7 @@ class Library:
         lexical = Lexical.build(distinct, names, kept)
         lexical.save(folder / LEXICAL)
         texts = [passage.text for passage in distinct]
-        support = Support.of(texts)
+        support = Support.of(texts, questions)
         support.save(folder)
         indexes: list[Index] = [lexical]
         if embedder_folder:

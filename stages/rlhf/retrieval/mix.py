@@ -80,7 +80,7 @@ class Mix:
         is better than all.
         """
         rng = self._rng(row)
-        best = row.answers[row.best]
+        best = row.best_answer
         shown = self._shown(rng, row.question, best)
         if shown is None:
             return row
@@ -170,7 +170,7 @@ class Mix:
         """An answer of a group with the passage that supports it, or with any."""
         numbers = range(1, 1 + len(shown.passages))
         own = [n for n in numbers if self.supports(shown.passages[n - 1], row.question, answer)]
-        if answer == row.answers[row.best]:
+        if answer == row.best_answer:
             own = [n for n in numbers if shown.passages[n - 1] in shown.supporting]
         return cite(answer, own[0] if own else rng.choice(numbers))
 

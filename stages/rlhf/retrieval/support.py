@@ -1,26 +1,28 @@
 """Does a passage state what an answer states? From the words of both, without a model.
 
 An answer's claim is what its first sentence adds to the question: its content words that the
-question lacks. A passage supports it where it has most of the claim, by the words' weights, and
-the rarest word of the question's topic, its subject. Of a phrase that every correct answer contains
-nothing is estimated: it is in the passage, or not.
+question lacks. Words that many questions have (기호, 연도) say what is wanted, in these words or
+in others, and are no claim. A passage supports it where it has most of the claim, by the words'
+weights, and the rarest word of the question's topic, its subject. Of a phrase that every correct
+answer contains nothing is estimated: it is in the passage, or not.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from stages.rlhf.measure.text import contains
 from stages.rlhf.retrieval.passages import sentences_of
-from stages.rlhf.retrieval.tokens import morphemes, topic
+from stages.rlhf.retrieval.tokens import terms, topic
 
 FILE = "words.json"  # of an index
 SUPPORTS, UNRELATED = 0.6, 0.25  # weight of the claim from which, up to which, a passage is so
+COMMON = 0.005  # share of the questions from which on a word says what is wanted
 
 # Content words of "안녕하세요", "네, 좋은 질문입니다", "물론이죠", "답해 드리겠습니다"
 COURTESY = frozenset(
@@ -32,26 +34,30 @@ Stance = Literal["supports", "other", "unclear"]
 
 
 class Support:
-    """`frequencies`: in how many of the `count` passages of the index each content word is."""
+    """`frequencies`: in how many of the `count` passages of the index each content word is.
 
-    def __init__(self, frequencies: Mapping[str, int], count: int) -> None:
-        self.frequencies, self.count = frequencies, count
+    `common`: words of many questions.
+    """
+
+    def __init__(
+        self, frequencies: Mapping[str, int], count: int, common: Iterable[str] = ()
+    ) -> None:
+        self.frequencies, self.count, self.common = frequencies, count, frozenset(common)
         self.rarest = lru_cache(maxsize=1 << 14)(self._rarest)
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "Support":
-        """Count the words of all passages."""
-        found: Counter[str] = Counter()
-        count = 0
-        for words in morphemes(list(texts)):
-            found.update(set(words))
-            count += 1
-        return cls(found, count)
+    def of(cls, texts: Iterable[str], questions: Sequence[str] = ()) -> "Support":
+        """Count the words of all passages, and those of questions."""
+        found, count = _counts(texts)
+        in_questions, _ = _counts(questions)
+        least = max(2, COMMON * len(questions))
+        return cls(found, count, (word for word, n in in_questions.items() if n >= least))
 
     def save(self, folder: Path) -> None:
         """One file, JSON."""
         words = dict(sorted(self.frequencies.items()))
-        text = json.dumps({"passages": self.count, "words": words}, ensure_ascii=False)
+        whole = {"passages": self.count, "words": words, "questions": sorted(self.common)}
+        text = json.dumps(whole, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -60,7 +66,7 @@ class Support:
         if not (folder / FILE).is_file():
             raise ValueError(f"{folder}: no {FILE}; expected an index: rag.enabled makes one")
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(found["words"], found["passages"])
+        return cls(found["words"], found["passages"], found["questions"])
 
     def weight(self, word: str) -> float:
         """Inverse document frequency, as BM25 has it: never negative."""
@@ -80,45 +86,71 @@ class Support:
         subjects = self.rarest(question)
         if not subjects:
             return "unclear"
-        words = words_of(passage)
         named = [_names(passage, word) for word in subjects]
         if phrase is not None:
             share = float(contains(passage, phrase))
-        elif wanted := claim(question, answer):
-            share = sum(map(self.weight, wanted & words)) / sum(map(self.weight, wanted))
+        elif wanted := self.claim(question, answer):
+            there = (word for word in wanted if _names(passage, word))
+            share = sum(map(self.weight, there)) / sum(map(self.weight, wanted))
         else:
             return "unclear"
         if named[0] and share >= SUPPORTS:
             return "supports"
         return "other" if share <= UNRELATED or not any(named) else "unclear"
 
+    def claim(self, question: str, answer: str) -> Words:
+        """What the answer claims, but for words of many questions, if there are others."""
+        found = claim(question, answer)
+        return found - self.common or found
+
     def foreign(self, passage: str, question: str) -> bool:
         """Whether the passage is about something else: it has neither of the rarest words."""
         return not any(_names(passage, word) for word in self.rarest(question))
 
 
+def _counts(texts: Iterable[str]) -> tuple[Counter[str], int]:
+    """In how many texts each word is, and how many there are."""
+    found, count = Counter[str](), 0
+    for words in terms(list(texts)):
+        found.update(set(words))
+        count += 1
+    return found, count
+
+
 @lru_cache(maxsize=1 << 16)
 def words_of(text: str) -> Words:
     """Content words of a text, each once."""
-    return frozenset(next(iter(morphemes([text]))))
+    return frozenset(next(iter(terms([text]))))
 
 
-def _names(passage: str, word: str) -> bool:
-    """Whether the passage has the word, or one that begins so: 설국의, which is split as 설/국."""
-    if word in words_of(passage):
-        return True
-    form = re.escape(word.rpartition("/")[0])
-    return re.search(rf"(?<!\w){form}", passage.lower()) is not None
+def _names(text: str, word: str) -> bool:
+    """Whether a word of the text begins so, or has this stem.
+
+    What Kiwi takes for a noun may have a particle at its end: 비제이, of 비제이다.
+    """
+    form, _, kind = word.rpartition("/")
+    if kind == "V":
+        return word in words_of(text)
+    shorter = form[:-1] if len(form) > 2 and form.endswith("이") else form
+    return re.search(rf"(?<!\w){re.escape(shorter)}", text.lower()) is not None
+
+
+def _has(text: str, word: str) -> bool:
+    """Whether the text has the noun anywhere, or other words as `_names` has them."""
+    form, _, kind = word.rpartition("/")
+    return form in text.lower() if kind == "N" else _names(text, word)
 
 
 @lru_cache(maxsize=1 << 16)
 def claim(question: str, answer: str) -> Words:
     """The content words, which the question lacks, of the first sentence that has any.
 
-    A sentence that asks claims nothing, nor does one of courtesy.
+    A sentence that asks claims nothing, nor does one of courtesy. Of 작은창자 in the question, 창자
+    is known, too: Kiwi may take the name apart in one of both.
     """
-    known = words_of(question) | COURTESY
     for sentence in sentences_of(answer):
-        if not sentence.endswith("?") and (found := words_of(sentence) - known):
-            return found
+        words = words_of(sentence) - COURTESY - words_of(question)
+        new = frozenset(word for word in words if not _has(question, word))
+        if not sentence.endswith("?") and new:
+            return new
     return frozenset()

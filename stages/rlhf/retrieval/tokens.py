@@ -17,6 +17,7 @@ _WORD = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣ]+|[a-z]+|\d+|[一-龥]+|[ぁ-ヿ]+")
 # Kiwi's tags without particles (J), endings (E), suffixes (XS), copulas and marks (SF, SP, ...)
 _CONTENT = re.compile(r"N[NPR]|V[VA]|M[MA]|XPN|XR|SL|SH|SN")
 _NOUN = re.compile(r"NN[GP]|XPN|SL|SH")
+_JOINED = re.compile(r"NN[GP]|NR|XPN|SL|SH|SN")
 _BOUND = {"NNB", "XSN"}  # nouns only after another
 _FUNCTION = re.compile(r"J|E|XS|VC|VX|S[FPSEO]")  # particles, endings, suffixes, copulas, marks
 _ASKING = re.compile(  # content words that a question ends with: 누구인지 알려 줄 수 있나요
@@ -37,6 +38,27 @@ def morphemes(texts: Sequence[str]) -> Iterator[list[str]]:
     """Form and part of speech (N, V, ...) of every morpheme with a meaning of its own."""
     for found in _kiwi().tokenize(texts):
         yield [f"{t.form.lower()}/{t.tag[0]}" for t in found if _CONTENT.match(t.tag)]
+
+
+def terms(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The same, but nouns and numbers with those joined to them as one: 네덜란드어/N, 5월/N.
+
+    So a name is one term, however Kiwi takes it apart in this sentence or that.
+    """
+    for text, found in zip(texts, _kiwi().tokenize(texts), strict=True):
+        made: list[str] = []
+        start, end = 0, -1  # of the last noun
+        for token in found:
+            noun = _JOINED.match(token.tag)
+            if end == token.start and (noun or token.tag in _BOUND):
+                end = token.end
+                made[-1] = f"{text[start:end].lower()}/N"
+            elif noun:
+                start, end = token.start, token.end
+                made.append(f"{text[start:end].lower()}/N")
+            elif _CONTENT.match(token.tag):
+                made.append(f"{token.form.lower()}/{token.tag[0]}")
+        yield made
 
 
 def nouns(text: str) -> Iterator[tuple[str, str]]:

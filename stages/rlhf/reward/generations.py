@@ -103,6 +103,35 @@ def greedy(
     return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
 
 
+def again(
+    params: EvaluateParams,
+    base: Path,
+    loaded: Generations,
+    messages: Sequence[str],
+    work: Path,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> list[list[Response]]:
+    """`evaluate.best_of` sampled responses of PPO to each message, as `generate` has loaded it."""
+    base_model = params.base_model
+    codec = Codec(load_tokenizer(base))
+    prompts = [codec.prompt_ids(message) for message in messages]
+    with loaded.roles.use(POLICY) as model:
+        found = sample(
+            model,
+            prompts,
+            params.evaluate.best_of,
+            codec,
+            base_model.max_answer_tokens,
+            base_model.generate,
+            params.ppo.temperature,
+            params.seed,
+            "evaluate",
+            "again",
+            checkpointer=Checkpointer(work, group),
+        )
+    return [[to_response(one, codec) for one in ids] for _, ids in found]
+
+
 def _greedy(
     bare: Roles,
     roles: Roles,

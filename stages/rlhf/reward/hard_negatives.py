@@ -197,7 +197,7 @@ def make(
 
     None if it cannot be made, is too long, or equals an answer of the group.
     """
-    text = MAKERS[kind](row, row.answers[row.best], _other_answer(row, rows, rng), fits, rng)
+    text = MAKERS[kind](row, row.best_answer, _other_answer(row, rows, rng), fits, rng)
     if text is None or any(same_text(text, answer) for answer in row.answers) or not fits(text):
         return None
     if kind in ENDLESS_KINDS and not text:
@@ -208,10 +208,10 @@ def make(
 
 def _other_answer(row: RmRow, rows: Sequence[RmRow], rng: random.Random) -> str:
     """The best answer to an unrelated question; empty if none is found."""
-    mine = f"{row.question} {row.answers[row.best]}"
+    mine = f"{row.question} {row.best_answer}"
     for _ in range(TRIES):
         other = rows[rng.randrange(len(rows))]
-        answer = other.answers[other.best]
+        answer = other.best_answer
         if alike(mine, f"{other.question} {answer}") < ALIKE:
             return answer
     return ""
@@ -259,7 +259,7 @@ def counts(negatives: Sequence[HardNegative | None]) -> dict[str, int]:
 
 def agrees(greedy: str, row: RmRow) -> bool:
     """Whether SFT's most likely answer is the best-ranked one: people and model know it."""
-    return same_text(greedy, row.answers[row.best])
+    return same_text(greedy, row.best_answer)
 
 
 def slip(row: RmRow, sampled: Sequence[list[int]], codec: Codec) -> HardNegative | None:
@@ -268,7 +268,7 @@ def slip(row: RmRow, sampled: Sequence[list[int]], codec: Codec) -> HardNegative
     Only for rows that it `agrees` on, for elsewhere a sample may be better than the best-ranked
     answer. None if all are the best answer.
     """
-    best = row.answers[row.best]
+    best = row.best_answer
     for ids in sampled:
         text = codec.text(ids)
         if not same_text(text, best):

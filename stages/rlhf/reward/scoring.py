@@ -45,7 +45,7 @@ def hard_negative_accuracy(
         read = [(codec.prompt_ids(row.message), [ids]) for row, ids in pairs]
         return list(model.score(read, codec).mean.tolist())
 
-    best = scores([(row, codec.response_ids(row.answers[row.best])) for row in rows])
+    best = scores([(row, codec.response_ids(row.best_answer)) for row in rows])
     found: dict[str, Any] = {}
     for kind, twins in held_out(rows, fits, *seed).items():
         if not twins:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -121,6 +122,18 @@ def labels_of(rows: Sequence[Example], ids: Tensor, mask: Tensor) -> Tensor:
     return ids.masked_fill(~mask | before, -100)
 
 
+def loss_of(model: Any, rows: Sequence[Example], pad_id: int) -> Tensor:
+    """Mean cross-entropy of what is predicted; of lessons the head sees the answers alone."""
+    ids, mask = pad([row.ids for row in rows], pad_id, model.device)
+    labels = labels_of(rows, ids, mask)
+    if all(row.first == 1 for row in rows):
+        whole: Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return whole
+    states = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+    answers = labels[:, 1:] != -100
+    return cross_entropy(model.lm_head(states[answers]).float(), labels[:, 1:][answers])
+
+
 def pretrain(
     model: Any,
     documents: Sequence[Example],
@@ -174,10 +187,8 @@ def pretrain(
             own = processes.shard(batch)
             loss = torch.zeros((), device=model.device)
             if own:
-                ids, mask = pad([row.ids for row in own], pad_id, model.device)
                 with products(model.device, autocast):
-                    labels = labels_of(own, ids, mask)
-                    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+                    loss = loss_of(model, own, pad_id)
                 loss = loss * (predicted(own) / predicted(batch))
                 loss.backward()
             of_step.append(loss.detach())
