@@ -33,6 +33,10 @@ KINDS = {
 }
 
 
+ALL = "all"  # of all kinds of question, in metrics/tables/rag.csv
+CONDITIONS = {"closed": "no passages", "rag": "passages found", "evidence_out": "evidence gone"}
+ANSWERERS = {"base": "base", "sft": "SFT", "ppo": "PPO", "checked": "PPO checked"}
+
 QUESTION = "콩팥이 맡은 일이 무엇인지 설명해 주세요."
 GLOSS = {  # for those who do not read Korean
     QUESTION: "Please explain what task the kidney has.",
@@ -389,6 +393,33 @@ def rl_rivals_table() -> str:
     return "\n".join(lines)
 
 
+def rag_table() -> str:
+    """metrics/tables/rag.csv: with and without passages, and how well refusals fit."""
+    rows = table("rag")
+    shares = ("exact", "contains", "wrong_fact_rate", "supported", "declined")
+    columns = [(ALL, key) for key in shares]
+    columns += [("never_asked", key) for key in ("exact", "contains", "wrong_fact_rate")]
+    titles = [key if kind == ALL else f"{key}, never asked" for kind, key in columns]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in rows:
+        for condition, title in CONDITIONS.items():
+            for model, name in ANSWERERS.items():
+                keys = [f"{condition}.{model}.{kind}.{key}" for kind, key in columns]
+                if keys[0] in row:
+                    cells = [cell(row, key) for key in keys]
+                    lines.append(f"| {row['row']}: {title}, {name} | {' | '.join(cells)} |")
+    lines.append("")
+    for row in rows:
+        found = [
+            f"{name} precision {spanned(row, f'refusal.{model}.precision')},"
+            f" recall {spanned(row, f'refusal.{model}.recall')}"
+            for model, name in ANSWERERS.items()
+            if f"refusal.{model}.recall" in row
+        ]
+        lines.append(f"Refusals, {row['row']}: {'; '.join(found)}.")
+    return "\n".join([*lines, "", f"Made at commit {rows[0]['commit']}."])
+
+
 def control_table() -> str:
     """metrics/tables/control.csv: data in which form and truth are confounded, and no defences."""
     rows = table("control")
@@ -606,6 +637,7 @@ READMES: Mapping[str, Blocks] = {
         "seeds": seeds_table,
         "rivals": rivals_table,
         "control": control_table,
+        "rag": rag_table,
         "sweep": partial(whole_table, "sft_sweep", {}, words=2),
         "cut_off": partial(whole_table, "cut_off", {"cost": "missing EOS costs"}),
         "embedder": partial(whole_table, "embedder", {"spearman": "Spearman", **SPEED}),

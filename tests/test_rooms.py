@@ -26,7 +26,7 @@ LAYERS = {
     "reward": ("config", "runs", "model", "decoding", "train", "measure"),
     "ppo": ("config", "runs", "model", "decoding", "train", "measure", "reward", "evidence"),
     "report": ("config", "measure", "model"),
-    "bot": ("config", "model", "decoding", "retrieval", "reward"),
+    "bot": ("config", "model", "decoding", "retrieval", "evidence", "reward"),
     "web": ("bot",),
     "plan": ("config", "runs", "ingest", "measure", "model", "train", "reward"),
 }

@@ -5,6 +5,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def main(
     """Ask the models of data/ a question.
 
     Answers appear as they are decoded, then their scores in standard deviations of SFT's answers.
-    With passages, they are below the question, and the one that an answer cites is named.
+    With passages, they are below the question. Below an answer that none of them states is one
+    that they state, sampled from the same model, or that there is none.
 
     \b
         koqa ask "대한민국의 수도는 어디인가요?"
@@ -94,7 +96,11 @@ def main(
                 row |= {"tokens": len(text.ids), "ended": text.ended}
                 row |= {"made_at": bot.made_at(name)}
                 if passages:
-                    row |= {"passages": shown[number], "cited": cited(row["answer"])}
+                    answer, here = str(row["answer"]), (question, shown[number])
+                    tries = chain([answer], bot.samples(name, prompt, params.seed))
+                    row |= {"passages": shown[number], "cited": cited(answer)}
+                    row |= {"source": passages.source(*here, answer)}
+                    row |= {"checked": passages.stated(*here, tries)}
                 row |= {"reward": found and found.reward, "judge": found and found.judge}
                 click.echo(json.dumps(row, ensure_ascii=False) if as_json else _verdict(row))
 
@@ -119,9 +125,13 @@ def _read(file: Path) -> Iterator[str]:
 def _show(piece: str, as_json: bool) -> None:
     """A piece of an answer, for people: a model may say what a terminal would obey."""
     if piece and not as_json:
-        plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in piece)
-        click.echo(plain.replace("\n", "\n      "), nl=False)
+        click.echo(_plain(piece), nl=False)
         sys.stdout.flush()
+
+
+def _plain(text: str) -> str:
+    plain = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    return plain.replace("\n", "\n      ")
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -132,4 +142,7 @@ def _verdict(row: dict[str, Any]) -> str:
         parts += [f"reward {row['reward']:+.2f} sd", f"judge {row['judge']:+.2f} sd"]
     if row["made_at"]:
         parts.append(f"made at {row['made_at']}")
-    return f"{cut}\n      " + click.style(", ".join(parts), dim=True)
+    below = ""
+    if row.get("passages") and row["source"] is None and row["checked"] != row["answer"]:
+        below = f"\n   in the passages: {_plain(row['checked'])}"
+    return f"{cut}\n      " + click.style(", ".join(parts), dim=True) + below

@@ -73,7 +73,7 @@ def main(
         test = bot.data / "preprocess" / "sft" / "test.jsonl"
         rows = spread(read_rows(test, SftRow), EXAMPLES) if test.is_file() else []
         examples = [row.question for row in rows]
-    batcher = Batcher(bot, names)
+    batcher = Batcher(bot, names, source=passages.source if passages else None)
     bound = listener.getsockname()[:2]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
     click.echo(f"http://{shown}:{bound[1]}/  {', '.join(names)} of {params.model}; votes: {votes}")

@@ -135,17 +135,21 @@ def gate_columns() -> Columns:
 
 
 def rag_columns() -> Columns:
-    """Each model without passages, with them, and with the evidence gone; what the index finds."""
+    """Each model without passages, with them, and with the evidence gone; what the index finds.
+
+    `checked` is PPO, its answers compared with the passages.
+    """
     found: Columns = {}
     for condition in ("closed", "rag", "evidence_out"):
-        for model in ("base", "sft", "ppo"):
+        checked = () if condition == "closed" else ("checked",)
+        for model in ("base", "sft", "ppo", *checked):
             for kind in (ALL, *KINDS):
                 prefix = f"rag.{condition}.{model}" + (f".by_kind.{kind}" if kind != ALL else "")
                 for key in ("exact", "contains", "wrong_fact_rate", "supported", "declined"):
                     for end in ENDS:
                         name = f"{condition}.{model}.{kind}.{key}{end}"
                         found[name] = EVALUATE, f"{prefix}.{key}{end}"
-    for model in ("sft", "ppo"):
+    for model in ("sft", "ppo", "checked"):
         for key in (f"{key}{end}" for key in ("precision", "recall") for end in ENDS):
             found[f"refusal.{model}.{key}"] = EVALUATE, f"rag.refusal.{model}.{key}"
     for kind in KINDS:
@@ -200,7 +204,11 @@ TABLES = {
     ),
     "seeds_pooled": Table(("evaluate",), {}, read_pooled),
     "rivals": Table(("sft",), rivals.rows(), read_rivals),
-    "rag": Table(("evaluate",), {"seed 0": {"rag.enabled": True}}, metrics(rag_columns())),
+    "rag": Table(
+        ("evaluate",),
+        {name: {"rag.enabled": True, **SEEDS[name]} for name in ("seed 0", "seed 1", "seed 2")},
+        metrics(rag_columns()),
+    ),
     "control": Table(
         ("evaluate",),
         {"default": {}, "confounded": {**CONFOUNDED, **NO_DEBIASING}},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.cli import ask, export
-from stages.rlhf.bot.models import FOLDERS, NAMES, Bot
+from stages.rlhf.bot.models import FOLDERS, NAMES, SAMPLES, Bot
 from stages.rlhf.bot.stream import Text
 from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import draw_uniforms, generate, generate_all
@@ -84,6 +84,18 @@ def test_a_sampled_answer_depends_on_its_seed_alone(
         expected = generate(model, [prompt], bot.codec, 32, temperature, uniforms)
     assert [answers[1]] == expected
     assert bot.scores([(prompt, answers[0])]) is None
+
+
+def test_further_answers_are_sampled_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bot = opened(write_run(tmp_path, monkeypatch), names=("ppo",), scored=False)
+    prompt = bot.prompt(QUESTIONS[5])
+    found = list(bot.samples("ppo", prompt, 3))
+    assert len(found) == SAMPLES
+    assert len(set(found)) > 1
+    assert found == list(bot.samples("ppo", prompt, 3))
+    assert found != list(bot.samples("ppo", prompt, 4))
 
 
 def test_pieces_of_text_are_whole_characters_and_together_the_text(

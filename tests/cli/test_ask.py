@@ -1,6 +1,7 @@
 """`koqa ask` and `koqa export`, as they are typed."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from click.testing import CliRunner, Result
 from stages.cli import ask
 from stages.cli.main import koqa
 from stages.rlhf.bot import served
+from stages.rlhf.bot.models import Bot
+from stages.rlhf.retrieval.library import Library
+from stages.rlhf.retrieval.passages import Passage
 from tests.bot_fixtures import opened, write_run
 from tests.tokenizer_fixtures import QUESTIONS
 
@@ -36,6 +40,30 @@ def test_all_models_answer_with_scores(tmp_path: Path, monkeypatch: pytest.Monke
         (found,) = bot.scores([(prompt, ids)]) or (None,)
         assert found is not None
         assert (row["reward"], row["judge"]) == pytest.approx(tuple(found), abs=1e-5)
+
+
+def test_with_passages_an_answer_is_compared_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_run(tmp_path, monkeypatch)
+    texts = ("일본의 수도는 도쿄이다.", "프랑스의 수도는 파리이다.")
+    Library.build([Passage("a", (text,)) for text in texts], ["pieces"], data / "index")
+    question, right = "프랑스의 수도는 어디인가요?", "프랑스의 수도는 파리입니다."
+    tried = []
+
+    def samples(bot: Bot, name: str, prompt: list[int], seed: int) -> Iterator[str]:
+        for answer in ("도쿄입니다.", right, "없습니다."):
+            tried.append(answer)
+            yield answer
+
+    monkeypatch.setattr(Bot, "samples", samples)
+    (row,) = map(json.loads, run("ask", question, "--rag", "--json").output.splitlines())
+    assert row["source"] is None  # what a tiny random model says
+    number = row["passages"].index(texts[1]) + 1
+    assert row["checked"] == f"{right} [{number}]"
+    assert tried == ["도쿄입니다.", right]
+    assert f"in the passages: {right} [{number}]" in run("ask", question, "--rag").output
+    assert "in the passages" not in run("ask", question, "--no-rag").output
 
 
 def test_for_people_it_prints_question_answer_and_verdict(

@@ -1,6 +1,7 @@
 """Stances by hand over twenty passages; weights against BM25's formula; what an answer claims."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,38 @@ def test_a_claim_is_what_the_first_sentence_adds(answer: str, words: set[str] | 
 
 def test_a_greeting_claims_nothing() -> None:
     assert claim(CAPITAL, "안녕하세요! 파리입니다.") == {"파리/N"}
+
+
+def test_a_word_of_many_questions_is_no_claim() -> None:
+    texts = ["기린의 먹이 습성은 초식이다.", "사자의 식성은 육식이다.", "사자의 먹이는 영양이다."]
+    question, answer = "기린의 먹이 습성은 무엇인가요?", "기린의 식성은 초식입니다."
+    assert Support.of(texts).stance(texts[0], question, answer) == "unclear"
+    questions = [f"{name}의 식성은?" for name in ("소", "말", "개")]
+    informed = Support.of(texts, questions)
+    assert "식성/N" in informed.common
+    assert informed.common.isdisjoint({"소/N", "말/N", "개/N"})
+    assert informed.stance(texts[0], question, answer) == "supports"
+    assert informed.stance(texts[0], question, "기린의 식성은 육식입니다.") == "other"
+    assert informed.claim(question, "식성입니다.") == {"식성/N"}  # nothing else is said
+
+
+def test_a_name_is_one_word_however_it_is_taken_apart() -> None:
+    support = Support.of(["케냐의 화폐는 실링이다.", "카르멘의 작곡가는 비제이다."])
+    money = "케냐의 돈은?", "실링입니다."
+    assert support.stance("케냐에서 쓰는 돈은 실링이다.", *money) == "supports"
+    question = "네덜란드 사람들이 쓰는 언어는?"
+    assert claim(question, "네덜란드에서 쓰는 말은 네덜란드어입니다.") >= {"네덜란드어/N"}
+    known = "카르멘의 작곡가는 누구예요?", "카르멘의 작곡가는 비제이다."
+    assert support.stance("카르멘: 작곡가 비제, 나라 프랑스", *known) == "supports"
+    assert claim("작은창자의 기능은?", "작은창자는 흡수를 맡습니다.") == {"흡수/N", "맡/V"}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    made = Support.of(TEXTS, ["프랑스의 수도는?", "일본의 수도는?"])
+    made.save(tmp_path)
+    loaded = Support.load(tmp_path)
+    assert (loaded.frequencies, loaded.count, loaded.common) == (
+        dict(made.frequencies),
+        made.count,
+        {"수도/N"},
+    )

@@ -190,3 +190,17 @@ def test_lessons_with_one_passage_come_first_and_long_ones_are_left_out(tmp_path
     assert [row.first for row in among] == [lengths["3"], lengths["2"]]
     for row in alone + among:
         assert codec.text(row.ids[row.first :]) == "서울 [1]"
+
+
+def test_the_loss_of_lessons_is_the_model_s() -> None:
+    torch.manual_seed(0)
+    model = new_llama(ARCHITECTURE, IDS, max_length=40)
+    rows = [Example([1, 9, 8, 7, 6, 2], 3), Example([1, 5, 2], 1), Example([1, 4, 4, 2], 3)]
+    ids, mask = pad([row.ids for row in rows], 0)
+    labels = labels_of(rows, ids, mask)
+    expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    assert pretraining.loss_of(model, rows, 0).item() == pytest.approx(expected.item(), rel=1e-5)
+    whole = [Example(row.ids) for row in rows]
+    labels = labels_of(whole, ids, mask)
+    expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    assert pretraining.loss_of(model, whole, 0).item() == expected.item()

@@ -94,6 +94,19 @@ def test_an_answer_names_what_it_cites(batcher: Batcher, tmp_path: Path, say: Sa
     }
 
 
+def test_an_answer_that_no_passage_states_is_marked(
+    batcher: Batcher, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def source(question: str, passages: tuple[str, ...], answer: str) -> int | None:
+        assert (question, passages) == (QUESTION, PASSAGES)
+        return 2 if "한라산" in answer else None
+
+    monkeypatch.setattr(batcher, "source", source)
+    found = events(client_of(batcher, tmp_path, lambda question: PASSAGES), QUESTION)
+    stated = {event["model"]: event["stated"] for event in found if "answer" in event}
+    assert stated == {"base": False, "sft": False, "ppo": True}
+
+
 def test_where_nothing_is_found_the_question_is_alone(
     batcher: Batcher, bot: Bot, tmp_path: Path
 ) -> None:
@@ -299,6 +312,21 @@ def test_the_page_marks_the_passage_that_an_answer_cites(
             "sft": "근거에 답이 없다고 보고 답하지 않았습니다.",
             "ppo": "",
         }
+        assert not wrong
+        page.context.close()
+
+
+@needs_browser
+def test_the_page_says_that_no_passage_states_an_answer(
+    browser: Browser, batcher: Batcher, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "source", lambda *given: None)
+    with Serving(batcher, tmp_path, lambda question: PASSAGES) as url:
+        page, wrong = answered(browser, url)
+        notes = {name: card(page, name).locator(".grounds").text_content() for name in NAMES}
+        unstated = "근거에 없는 답입니다. 모델이 기억하거나 지어낸 말일 수 있습니다."
+        declined = "근거에 답이 없다고 보고 답하지 않았습니다."
+        assert notes == {"base": unstated, "sft": declined, "ppo": unstated}
         assert not wrong
         page.context.close()
 

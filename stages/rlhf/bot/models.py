@@ -1,7 +1,7 @@
 """The models of data/ by name, ready to answer, and the two reward models that score answers."""
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stages.rlhf.retrieval.library import Library
 
 NAMES = ("base", "sft", "ppo")
+SAMPLES = 4  # answers that are tried where no passage states the greedy one
 FOLDERS = {"base": "base", "sft": "sft", "ppo": "ppo/best", "rm": "rm", "judge": "judge"}
 
 
@@ -44,13 +45,23 @@ class Passages:
     """Finds the passages that a question is shown with, as stage `index` gave them to rows."""
 
     def __init__(self, library: "Library", rag: RagConfig, codec: Codec) -> None:
-        self.library, self.rag, self.codec = library, rag, codec
+        from stages.rlhf.evidence import grounding  # else nobody waits for it
+
+        self.library, self.rag, self.codec, self._grounding = library, rag, codec, grounding
 
     def __call__(self, question: str) -> tuple[str, ...]:
         """Their texts, best first."""
         found = self.library.find(clean_line(question), self.rag.passages)
         texts = [self.library.texts[i] for i in found]
         return tuple(texts[: fitting(texts, self._tokens, self.rag.passage_tokens)])
+
+    def source(self, question: str, passages: Sequence[str], answer: str) -> int | None:
+        """The number of the passage that states the answer; None if no one does."""
+        return self._grounding.source(self.library.support, clean_line(question), passages, answer)
+
+    def stated(self, question: str, passages: Sequence[str], answers: Iterable[str]) -> str:
+        """The first answer that a passage states, else a refusal."""
+        return self._grounding.stated(self.library.support, clean_line(question), passages, answers)
 
     def _tokens(self, text: str) -> int:
         return len(self.codec.response_ids(text)) - 1  # but EOS
@@ -194,6 +205,18 @@ class Bot:
         limits = self.codec, self.entry.max_answer_tokens, alone
         with holder.use(role) as model:
             return generate_all(model, prompts, *limits)
+
+    def samples(self, name: str, prompt: list[int], seed: int) -> Iterator[str]:
+        """Answers to a prompt, sampled one by one at ppo.temperature: SAMPLES of them."""
+        holder, role = self._holder(name)
+        most = self.entry.max_answer_tokens
+        alone = self.entry.generate.model_copy(update={"engine": "koqa"})
+        limits = self.codec, most, alone, self.params.ppo.temperature
+        for number in range(SAMPLES):
+            draws = draw_uniforms(1, most, seed, "again", number)
+            with holder.use(role) as model:
+                (ids,) = generate_all(model, [prompt], *limits, draws)
+            yield self.codec.text(ids)
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scores] | None:
         """Of (prompt, answer) pairs; None without the two reward models."""

@@ -16,6 +16,7 @@ MOST_TOGETHER = 16  # questions decoded in one batch
 PIECE_SECONDS = 0.05  # between two pieces of one answer
 
 Event = dict[str, Any]
+Source = Callable[[str, Sequence[str], str], int | None]  # of question, passages, answer
 logger = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ class Question:
 
     `passages`: those of its prompt; None without retrieval.
     Events: {model, piece}; {model, answer, tokens, ended, reward, judge} of a whole answer, with
-    retrieval also {cited, declines}; {done}; {error}, after which nothing follows.
+    retrieval also {cited, declines, stated}; {done}; {error}, after which nothing follows.
     """
 
     def __init__(
@@ -48,13 +49,19 @@ class Full(Exception):
 class Batcher:
     """A queue in front of a Bot: the longest waiting question first, with all that fit its batch.
 
-    A batch is greedy, or sampled from a seed per question.
+    A batch is greedy, or sampled from a seed per question. `source` finds the passage that states
+    an answer, where there are passages.
     """
 
     def __init__(
-        self, bot: Bot, models: Sequence[str], together: int = MOST_TOGETHER, start: bool = True
+        self,
+        bot: Bot,
+        models: Sequence[str],
+        together: int = MOST_TOGETHER,
+        start: bool = True,
+        source: Source | None = None,
     ) -> None:
-        self.bot, self.models, self.together = bot, models, together
+        self.bot, self.models, self.together, self.source = bot, models, together, source
         self._waiting: deque[Question] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -144,6 +151,9 @@ class Batcher:
             }
             if one.passages is not None:
                 one.answers[name] |= {"cited": cited(answer), "declines": declines(answer)}
+                if self.source and one.passages:
+                    stated = self.source(one.text, one.passages, answer) is not None
+                    one.answers[name]["stated"] = stated
             one.send(one.answers[name])
 
 

@@ -19,6 +19,7 @@ const words = {
     evidence: (n) => `근거 ${n}개`, none: "질문에 맞는 근거를 찾지 못해 질문만 보고 답합니다.",
     passage: (n) => `근거 ${n}`, declines: "근거에 답이 없다고 보고 답하지 않았습니다.",
     uncited: "근거를 밝히지 않은 답입니다.", missing: (n) => `${n}번 근거는 없습니다.`,
+    unstated: "근거에 없는 답입니다. 모델이 기억하거나 지어낸 말일 수 있습니다.",
   },
   en: {
     welcome: "What would you like to know?",
@@ -39,6 +40,7 @@ const words = {
     evidence: (n) => (n === 1 ? "1 passage" : `${n} passages`), none: "No passage was found; the answers are from the question alone.",
     passage: (n) => `passage ${n}`, declines: "Declined: no answer found in the passages.",
     uncited: "Cites no passage.", missing: (n) => `There is no passage ${n}.`,
+    unstated: "No passage states this: the model may remember it, or have made it up.",
   },
 };
 const language = navigator.language.startsWith("ko") ? "ko" : "en";
@@ -193,8 +195,9 @@ class Turn {
     });
   }
 
-  remark({ cited, declines }) {
+  remark({ cited, declines, stated }) {
     if (declines) return t.declines;
+    if (stated === false) return t.unstated;
     if (cited === null) return this.passages.length ? t.uncited : "";
     return this.passages[cited - 1] ? "" : t.missing(cited);
   }
