@@ -25,7 +25,7 @@ from stages.rlhf import runtime
 from stages.rlhf.config.base import load
 from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.measure import EvaluateParams
-from stages.rlhf.evidence.grounding import checked, unstated
+from stages.rlhf.evidence.grounding import checked, one_by_one, unstated
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
@@ -174,10 +174,13 @@ def with_and_without(
     for condition in (grounded.RAG, grounded.WITHOUT):
         first, of_condition = answers[condition]["ppo"], rows[condition]
         indices = unstated(first, of_condition, support)
-        messages = [of_condition[index].message for index in indices]
+        alone = [(index, one) for index in indices for one in one_by_one(of_condition[index])]
+        messages = [one.message for _, one in alone]
         own = work / f"{condition}_again"
         more = again(params, paths["base"], found, messages, own, process_group)
-        others = dict(zip(indices, more, strict=True))
+        others: dict[int, list[Response]] = {index: [] for index in indices}
+        for (index, _), response in zip(alone, more, strict=True):
+            others[index].append(response)
         answers[condition][grounded.CHECKED] = checked(first, others, of_condition, support)
     return answers, rows
 

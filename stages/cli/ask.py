@@ -49,7 +49,7 @@ def main(
 
     Answers appear as they are decoded, then their scores in standard deviations of SFT's answers.
     With passages, they are below the question. Below an answer that none of them states is one
-    that they state, sampled from the same model, or that there is none.
+    that they state, of the same model to each of them alone, or that there is none.
 
     \b
         koqa ask "대한민국의 수도는 어디인가요?"
@@ -97,7 +97,7 @@ def main(
                 row |= {"made_at": bot.made_at(name)}
                 if passages:
                     answer, here = str(row["answer"]), (question, shown[number])
-                    tries = chain([answer], bot.samples(name, prompt, params.seed))
+                    tries = chain([answer], bot.one_by_one(name, *here))
                     row |= {"passages": shown[number], "cited": cited(answer)}
                     row |= {"source": passages.source(*here, answer)}
                     row |= {"checked": passages.stated(*here, tries)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.cli import ask, export
-from stages.rlhf.bot.models import FOLDERS, NAMES, SAMPLES, Bot
+from stages.rlhf.bot.models import FOLDERS, NAMES, Bot
 from stages.rlhf.bot.stream import Text
 from stages.rlhf.chat import Codec
 from stages.rlhf.decoding.generation import draw_uniforms, generate, generate_all
@@ -86,16 +86,12 @@ def test_a_sampled_answer_depends_on_its_seed_alone(
     assert bot.scores([(prompt, answers[0])]) is None
 
 
-def test_further_answers_are_sampled_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_passage_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bot = opened(write_run(tmp_path, monkeypatch), names=("ppo",), scored=False)
-    prompt = bot.prompt(QUESTIONS[5])
-    found = list(bot.samples("ppo", prompt, 3))
-    assert len(found) == SAMPLES
-    assert len(set(found)) > 1
-    assert found == list(bot.samples("ppo", prompt, 3))
-    assert found != list(bot.samples("ppo", prompt, 4))
+    question, passages = QUESTIONS[5], ("서울이다.", "부산이다.")
+    prompts = [bot.prompt(question, (passage,)) for passage in passages]
+    expected = [bot.codec.text(ids) for ids in bot.greedy("ppo", prompts)]
+    assert list(bot.one_by_one("ppo", question, passages)) == expected
 
 
 def test_pieces_of_text_are_whole_characters_and_together_the_text(

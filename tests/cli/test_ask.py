@@ -1,7 +1,7 @@
 """`koqa ask` and `koqa export`, as they are typed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,12 +51,12 @@ def test_with_passages_an_answer_is_compared_with_them(
     question, right = "프랑스의 수도는 어디인가요?", "프랑스의 수도는 파리입니다."
     tried = []
 
-    def samples(bot: Bot, name: str, prompt: list[int], seed: int) -> Iterator[str]:
+    def one_by_one(bot: Bot, name: str, question: str, passages: Sequence[str]) -> Iterator[str]:
         for answer in ("도쿄입니다.", right, "없습니다."):
             tried.append(answer)
             yield answer
 
-    monkeypatch.setattr(Bot, "samples", samples)
+    monkeypatch.setattr(Bot, "one_by_one", one_by_one)
     (row,) = map(json.loads, run("ask", question, "--rag", "--json").output.splitlines())
     assert row["source"] is None  # what a tiny random model says
     number = row["passages"].index(texts[1]) + 1

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from stages.rlhf.chat import REFUSAL
-from stages.rlhf.evidence.grounding import checked, source, stated, unstated
+from stages.rlhf.evidence.grounding import (
+    checked,
+    clauses,
+    one_by_one,
+    source,
+    stated,
+    unstated,
+)
 from stages.rlhf.records import PromptRow, Response
 from stages.rlhf.retrieval.support import Support
 from tests.retrieval_fixtures import TEXTS
@@ -50,7 +57,7 @@ def test_the_first_that_a_passage_states_is_given_with_its_number(
     assert stated(SUPPORT, QUESTION, SHOWN, answers) == expected
 
 
-def test_no_answer_is_sampled_once_one_is_found() -> None:
+def test_no_answer_is_made_once_one_is_found() -> None:
     def answers() -> Iterator[str]:
         yield WRONG
         yield RIGHT
@@ -68,3 +75,43 @@ def test_of_each_row_what_is_stated() -> None:
     found = checked(first, again, rows, SUPPORT)
     assert [one.text for one in found] == [f"{RIGHT} [2]", f"{RIGHT} [2]", REFUSAL, REFUSAL]
     assert [one.tokens for one in found] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("passage", "answer", "found"),
+    [
+        ("소나타의 작가는 한슬이다. 소나타가 나온 해는 1862년이다.", "1862년입니다.", True),
+        ("소나타의 작가는 한슬이다. 소나타가 나온 해는 1862년이다.", "한슬입니다.", False),
+        ("소나타: 소나타의 작가 한슬, 소나타가 나온 해 1862년.", "한슬입니다.", False),
+        ("소나타: 소나타의 작가 한슬, 소나타가 나온 해 1862년.", "1862년입니다.", True),
+        ("소나타가 나온 해는 1862년이고 왈츠가 나온 해는 1901년이다.", "1862년입니다.", True),
+        ("소나타가 나온 해는 1862년이고 왈츠가 나온 해는 1901년이다.", "1901년입니다.", False),
+    ],
+)
+def test_subject_topic_and_claim_are_in_one_clause(passage: str, answer: str, found: bool) -> None:
+    texts = ["소나타가 나온 해는 1862년이다.", "왈츠가 나온 해는 1901년이다.", "작가 한슬."]
+    support = Support.of(texts * 3 + ["다른 글이다."] * 20)
+    assert source(support, "소나타가 나온 해는 언제인가요?", (passage,), answer) == (
+        1 if found else None
+    )
+
+
+def test_of_a_claim_in_the_words_of_questions_the_rarest_counts() -> None:
+    texts = ["작곡가의 나라는 노르웨이이다.", "화가의 나라는 독일이다.", "화가의 나라는 독일이다."]
+    questions = ["화가의 나라는?", "작곡가는?", "노르웨이의 수도는?"] * 2
+    support = Support.of([*texts, "귄트는 노래이다."], questions)
+    question, answer = "귄트를 쓴 사람의 모국은?", "귄트 작곡가의 나라는 노르웨이입니다."
+    assert support.claim(question, answer) <= support.common
+    assert source(support, question, ("귄트를 쓴 사람의 모국은 노르웨이이다.",), answer) == 1
+    assert source(support, question, ("귄트를 쓴 사람의 모국은 독일이다.",), answer) is None
+
+
+def test_parts_of_sentences() -> None:
+    text = "가는 나이고 다는 라이다. 마: 바, 사. 최고 기온이다."
+    assert list(clauses(text)) == ["가는 나이", "다는 라이다.", "마: 바", "사.", "최고 기온이다."]
+
+
+def test_a_row_with_each_passage_alone() -> None:
+    row = PromptRow(id="1", question=QUESTION, passages=SHOWN)
+    assert [one.passages for one in one_by_one(row)] == [(passage,) for passage in SHOWN]
+    assert not one_by_one(PromptRow(id="1", question=QUESTION))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from stages.rlhf.retrieval.library import Library
 
 NAMES = ("base", "sft", "ppo")
-SAMPLES = 4  # answers that are tried where no passage states the greedy one
 FOLDERS = {"base": "base", "sft": "sft", "ppo": "ppo/best", "rm": "rm", "judge": "judge"}
 
 
@@ -206,16 +205,10 @@ class Bot:
         with holder.use(role) as model:
             return generate_all(model, prompts, *limits)
 
-    def samples(self, name: str, prompt: list[int], seed: int) -> Iterator[str]:
-        """Answers to a prompt, sampled one by one at ppo.temperature: SAMPLES of them."""
-        holder, role = self._holder(name)
-        most = self.entry.max_answer_tokens
-        alone = self.entry.generate.model_copy(update={"engine": "koqa"})
-        limits = self.codec, most, alone, self.params.ppo.temperature
-        for number in range(SAMPLES):
-            draws = draw_uniforms(1, most, seed, "again", number)
-            with holder.use(role) as model:
-                (ids,) = generate_all(model, [prompt], *limits, draws)
+    def one_by_one(self, name: str, question: str, passages: Sequence[str]) -> Iterator[str]:
+        """A greedy answer with each passage alone."""
+        for passage in passages:
+            (ids,) = self.greedy(name, [self.prompt(question, (passage,))])
             yield self.codec.text(ids)
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scores] | None:

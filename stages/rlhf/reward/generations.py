@@ -110,26 +110,15 @@ def again(
     messages: Sequence[str],
     work: Path,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> list[list[Response]]:
-    """`evaluate.best_of` sampled responses of PPO to each message, as `generate` has loaded it."""
+) -> list[Response]:
+    """Greedy responses of PPO alone to other messages, as `generate` has loaded it."""
     base_model = params.base_model
     codec = Codec(load_tokenizer(base))
     prompts = [codec.prompt_ids(message) for message in messages]
+    limits = codec, base_model.max_answer_tokens, base_model.generate
     with loaded.roles.use(POLICY) as model:
-        found = sample(
-            model,
-            prompts,
-            params.evaluate.best_of,
-            codec,
-            base_model.max_answer_tokens,
-            base_model.generate,
-            params.ppo.temperature,
-            params.seed,
-            "evaluate",
-            "again",
-            checkpointer=Checkpointer(work, group),
-        )
-    return [[to_response(one, codec) for one in ids] for _, ids in found]
+        found = generate_all(model, prompts, *limits, checkpointer=Checkpointer(work, group))
+    return [to_response(ids, codec) for ids in found]
 
 
 def _greedy(
