@@ -37,14 +37,14 @@ ALL = "all"  # of all kinds of question, in metrics/tables/rag.csv
 CONDITIONS = {"closed": "no passages", "rag": "passages found", "evidence_out": "evidence gone"}
 ANSWERERS = {"base": "base", "sft": "SFT", "ppo": "PPO", "checked": "PPO checked"}
 
-QUESTION = "콩팥이 맡은 일이 무엇인지 설명해 주세요."
+QUESTION = "헬륨의 화학 기호는 무엇입니까?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "Please explain what task the kidney has.",
-    "콩팥이 속한 기관계는 비뇨계입니다. 콩팥은 소변 생성을 맡습니다.": (
-        "The kidney belongs to the urinary system. The kidney has the task of making urine."
+    QUESTION: "What is the chemical symbol of helium?",
+    "헬륨의 원소 기호는 Hg입니다. 헬륨은 상온에서 기체입니다.": (
+        "The symbol of helium is Hg. Helium is a gas at room temperature."
     ),
-    "콩팥이 하는 일은 소변 생성입니다. 콩팥은 비뇨계에 속합니다.": (
-        "What the kidney does is make urine. The kidney belongs to the urinary system."
+    "헬륨의 원소 기호는 He입니다. 헬륨은 상온에서 기체입니다.": (
+        "The symbol of helium is He. Helium is a gas at room temperature."
     ),
 }
 
