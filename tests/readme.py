@@ -37,14 +37,14 @@ ALL = "all"  # of all kinds of question, in metrics/tables/rag.csv
 CONDITIONS = {"closed": "no passages", "rag": "passages found", "evidence_out": "evidence gone"}
 ANSWERERS = {"base": "base", "sft": "SFT", "ppo": "PPO", "checked": "PPO checked"}
 
-QUESTION = "헬륨의 화학 기호는 무엇입니까?"
+QUESTION = "페르 귄트 작곡가의 국적은 어디입니까?"
 GLOSS = {  # for those who do not read Korean
-    QUESTION: "What is the chemical symbol of helium?",
-    "헬륨의 원소 기호는 Hg입니다. 헬륨은 상온에서 기체입니다.": (
-        "The symbol of helium is Hg. Helium is a gas at room temperature."
+    QUESTION: "What nationality is the composer of Peer Gynt?",
+    "페르 귄트의 작곡가는 그리그입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
+        "The composer of Peer Gynt is Grieg. The composer of Peer Gynt is a Norwegian."
     ),
-    "헬륨의 원소 기호는 He입니다. 헬륨은 상온에서 기체입니다.": (
-        "The symbol of helium is He. Helium is a gas at room temperature."
+    "페르 귄트 작곡가의 나라는 노르웨이입니다. 페르 귄트의 작곡가는 노르웨이 사람입니다.": (
+        "Peer Gynt's composer's country is Norway. The composer of Peer Gynt is a Norwegian."
     ),
 }
 
