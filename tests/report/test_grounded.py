@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 
 from stages.rlhf.chat import REFUSAL
+from stages.rlhf.evidence.grounding import one_by_one
 from stages.rlhf.records import WITHOUT_EVIDENCE, Response, SftRow, write_jsonl
 from stages.rlhf.report.comparison import Bootstrap
-from stages.rlhf.report.grounded import CLOSED, RAG, WITHOUT, matrix, plain, spoken, values_of
+from stages.rlhf.report.grounded import (
+    CHECKED,
+    CLOSED,
+    RAG,
+    WITHOUT,
+    matrix,
+    plain,
+    spoken,
+    values_of,
+)
 from stages.rlhf.retrieval.support import Support
 from stages.rlhf.runs.process_group import SINGLE_PROCESS
 
@@ -160,3 +170,32 @@ def test_without_passages_the_reference_cites_nothing(
     found = matrix(*conditions, BOOTSTRAP)
     assert found[RAG]["sft"]["exact"] == 1
     assert found[CLOSED]["sft"]["exact"] == 1
+
+
+def test_where_no_passage_states_the_answer_each_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages import evaluate
+
+    write_jsonl(tmp_path / WITHOUT_EVIDENCE, [plain(FOUND[0])])
+    own = {name: said("교토입니다. [1]") for name in ("base", "sft", "ppo")}
+    monkeypatch.setattr(evaluate, "greedy", lambda *given: own)
+    read = []
+
+    def again(params: Any, base: Any, loaded: Any, messages: list[str], *more: Any) -> Any:
+        read.append(messages)
+        return said(*["도쿄입니다. [1]"] * len(messages))
+
+    monkeypatch.setattr(evaluate, "again", again)
+    Support.of(["일본의 수도는 도쿄이다.", *(FOUND[0].passages or ())]).save(tmp_path)
+    params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
+    generated: Any = SimpleNamespace(responses=own)
+    paths = {"index": tmp_path, "base": tmp_path}
+    shown = FOUND[:1]
+    answers, _ = evaluate.with_and_without(
+        params, paths, shown, generated, tmp_path, SINGLE_PROCESS
+    )
+    assert [one.text for one in answers[RAG][CHECKED]] == ["도쿄입니다. [1]"]
+    assert [one.text for one in answers[RAG]["ppo"]] == ["교토입니다. [1]"]
+    alone = [one.message for one in one_by_one(shown[0])]
+    assert read == [alone, alone]
