@@ -16,6 +16,8 @@ from stages.rlhf.reward.model import load_reward_model
 from stages.rlhf.runs.checkpoints import Checkpointer
 from stages.rlhf.runs.process_group import SINGLE_PROCESS, ProcessGroup
 
+Limits = tuple[Codec, int, GenerationScale]  # with the most new tokens
+
 
 class Generations(NamedTuple):
     """By model (base, sft, ppo, best_of_n): a response per question, and its scores."""
@@ -95,12 +97,9 @@ def greedy(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, list[Response]]:
     """Greedy responses to other messages, of base, SFT and PPO as `generate` has loaded them."""
-    base_model = params.base_model
-    codec = Codec(load_tokenizer(base))
-    limits = codec, base_model.max_answer_tokens, base_model.generate
-    prompts = [codec.prompt_ids(message) for message in messages]
+    prompts, limits = _prompts(params, base, messages)
     found = _greedy(loaded.bare, loaded.roles, prompts, limits, work, group)
-    return {name: [to_response(one, codec) for one in ids] for name, ids in found.items()}
+    return {name: [to_response(one, limits[0]) for one in ids] for name, ids in found.items()}
 
 
 def again(
@@ -112,20 +111,26 @@ def again(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Response]:
     """Greedy responses of PPO alone to other messages, as `generate` has loaded it."""
-    base_model = params.base_model
-    codec = Codec(load_tokenizer(base))
-    prompts = [codec.prompt_ids(message) for message in messages]
-    limits = codec, base_model.max_answer_tokens, base_model.generate
+    prompts, limits = _prompts(params, base, messages)
     with loaded.roles.use(POLICY) as model:
         found = generate_all(model, prompts, *limits, checkpointer=Checkpointer(work, group))
-    return [to_response(ids, codec) for ids in found]
+    return [to_response(ids, limits[0]) for ids in found]
+
+
+def _prompts(
+    params: EvaluateParams, base: Path, messages: Sequence[str]
+) -> tuple[list[list[int]], Limits]:
+    """Their ids, and what `generate_all` takes after them."""
+    codec = Codec(load_tokenizer(base))
+    limits = codec, params.base_model.max_answer_tokens, params.base_model.generate
+    return [codec.prompt_ids(message) for message in messages], limits
 
 
 def _greedy(
     bare: Roles,
     roles: Roles,
     prompts: list[list[int]],
-    limits: tuple[Codec, int, GenerationScale],
+    limits: Limits,
     work: Path,
     group: ProcessGroup,
 ) -> dict[str, list[list[int]]]:
