@@ -653,6 +653,7 @@ READMES: Mapping[str, Blocks] = {
     },
     "stages/rlhf/retrieval/README.md": {
         "retrieval": partial(whole_table, "retrieval", {"build_seconds": "build (s)"}),
+        "retrieval_scale": partial(whole_table, "retrieval_scale", {"build_seconds": "build (s)"}),
     },
 }
 
