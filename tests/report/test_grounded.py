@@ -1,5 +1,6 @@
 """Three conditions by hand: what answers say, what they cite, when they decline."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,22 +152,28 @@ def test_what_is_undefined_is_null_with_a_reason() -> None:
     assert "by_kind" not in found[RAG]["sft"]
 
 
+Again = Callable[..., list[Response]]
+
+
+def with_and_without(folder: Path, patch: pytest.MonkeyPatch, text: str, again: Again) -> Any:
+    """The stage's answers and rows on one question: every model says `text`, then `again`."""
+    from stages import evaluate  # here, so that the other tests do not wait for its imports
+
+    write_jsonl(folder / WITHOUT_EVIDENCE, [plain(FOUND[0])])
+    Support.of(SHOWN).save(folder)
+    own = {name: said(text) for name in ("base", "sft", "ppo")}
+    patch.setattr(evaluate, "greedy", lambda *given: own)
+    patch.setattr(evaluate, "again", again)
+    params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
+    generated: Any = SimpleNamespace(responses=own)
+    paths = {"index": folder, "base": folder}
+    return evaluate.with_and_without(params, paths, FOUND[:1], generated, folder, SINGLE_PROCESS)
+
+
 def test_without_passages_the_reference_cites_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages import evaluate  # here, so that the other tests do not wait for its imports
-
-    write_jsonl(tmp_path / WITHOUT_EVIDENCE, [plain(FOUND[0])])
-    own = {name: said("도쿄입니다.") for name in ("base", "sft", "ppo")}
-    monkeypatch.setattr(evaluate, "greedy", lambda *given: own)
-    params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
-    generated: Any = SimpleNamespace(responses=own)
-    Support.of(["일본의 수도는 도쿄이다."]).save(tmp_path)
-    monkeypatch.setattr(evaluate, "again", lambda *given: [])
-    places = {"index": tmp_path, "base": tmp_path}
-    conditions = evaluate.with_and_without(
-        params, places, FOUND[:1], generated, tmp_path, SINGLE_PROCESS
-    )
+    conditions = with_and_without(tmp_path, monkeypatch, "도쿄입니다.", lambda *given: [])
     found = matrix(*conditions, BOOTSTRAP)
     assert found[RAG]["sft"]["exact"] == 1
     assert found[CLOSED]["sft"]["exact"] == 1
@@ -175,27 +182,15 @@ def test_without_passages_the_reference_cites_nothing(
 def test_where_no_passage_states_the_answer_each_is_read_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages import evaluate
-
-    write_jsonl(tmp_path / WITHOUT_EVIDENCE, [plain(FOUND[0])])
-    own = {name: said("교토입니다. [1]") for name in ("base", "sft", "ppo")}
-    monkeypatch.setattr(evaluate, "greedy", lambda *given: own)
     read = []
 
     def again(params: Any, base: Any, loaded: Any, messages: list[str], *more: Any) -> Any:
         read.append(messages)
         return said(*["도쿄입니다. [1]"] * len(messages))
 
-    monkeypatch.setattr(evaluate, "again", again)
-    Support.of(["일본의 수도는 도쿄이다.", *(FOUND[0].passages or ())]).save(tmp_path)
-    params: Any = SimpleNamespace(evaluate=SimpleNamespace(max_questions=9))
-    generated: Any = SimpleNamespace(responses=own)
-    paths = {"index": tmp_path, "base": tmp_path}
-    shown = FOUND[:1]
-    answers, _ = evaluate.with_and_without(
-        params, paths, shown, generated, tmp_path, SINGLE_PROCESS
-    )
-    assert [one.text for one in answers[RAG][CHECKED]] == ["도쿄입니다. [1]"]
-    assert [one.text for one in answers[RAG]["ppo"]] == ["교토입니다. [1]"]
-    alone = [one.message for one in one_by_one(shown[0])]
+    answers, _ = with_and_without(tmp_path, monkeypatch, "교토입니다. [1]", again)
+    for condition in (RAG, WITHOUT):
+        assert [one.text for one in answers[condition][CHECKED]] == ["도쿄입니다. [1]"]
+        assert [one.text for one in answers[condition]["ppo"]] == ["교토입니다. [1]"]
+    alone = [one.message for one in one_by_one(FOUND[0])]
     assert read == [alone, alone]
