@@ -22,10 +22,11 @@ import pandas as pd
 
 from stages.cli.options import one_sentence_errors, path_options
 from stages.rlhf import runtime
+from stages.rlhf.chat import message
 from stages.rlhf.config.base import load
 from stages.rlhf.config.limits import Limits
 from stages.rlhf.config.measure import EvaluateParams
-from stages.rlhf.evidence.grounding import checked, one_by_one, unstated
+from stages.rlhf.evidence.grounding import TRIES, about, checked, unstated
 from stages.rlhf.files import RUN
 from stages.rlhf.measure.text import length
 from stages.rlhf.model import embedder
@@ -173,14 +174,17 @@ def with_and_without(
     support = Support.load(paths["index"])
     for condition in (grounded.RAG, grounded.WITHOUT):
         first, of_condition = answers[condition]["ppo"], rows[condition]
-        indices = unstated(first, of_condition, support)
-        alone = [(index, one) for index in indices for one in one_by_one(of_condition[index])]
-        messages = [one.message for _, one in alone]
+        others: dict[int, list[Response]] = {i: [] for i in unstated(first, of_condition, support)}
+        alone = [
+            (index, message(row.question, (passage,)))
+            for index, row in ((index, of_condition[index]) for index in others)
+            for passage in about(support, row.question, row.passages or ())
+        ]
+        messages = [text for _, text in alone]
         own = work / f"{condition}_again"
-        more = again(params, paths["base"], found, messages, own, process_group)
-        others: dict[int, list[Response]] = {index: [] for index in indices}
-        for (index, _), response in zip(alone, more, strict=True):
-            others[index].append(response)
+        more = again(params, paths["base"], found, messages, TRIES, own, process_group)
+        for (index, _), responses in zip(alone, more, strict=True):
+            others[index] += responses
         answers[condition][grounded.CHECKED] = checked(first, others, of_condition, support)
     return answers, rows
 

@@ -5,7 +5,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,10 @@ def main(
                 row |= {"made_at": bot.made_at(name)}
                 if passages:
                     answer, here = str(row["answer"]), (question, shown[number])
-                    tries = chain([answer], bot.one_by_one(name, *here))
+                    tries = partial(bot.tries, name, question)
                     row |= {"passages": shown[number], "cited": cited(answer)}
                     row |= {"source": passages.source(*here, answer)}
-                    row |= {"checked": passages.stated(*here, tries)}
+                    row |= {"checked": passages.checked(*here, answer, tries)}
                 row |= {"reward": found and found.reward, "judge": found and found.judge}
                 click.echo(json.dumps(row, ensure_ascii=False) if as_json else _verdict(row))
 

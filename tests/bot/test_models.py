@@ -86,12 +86,22 @@ def test_a_sampled_answer_depends_on_its_seed_alone(
     assert bot.scores([(prompt, answers[0])]) is None
 
 
-def test_each_passage_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_sampled_with_each_passage_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bot = opened(write_run(tmp_path, monkeypatch), names=("ppo",), scored=False)
     question, passages = QUESTIONS[5], ("서울이다.", "부산이다.")
-    prompts = [bot.prompt(question, (passage,)) for passage in passages]
-    expected = [bot.codec.text(ids) for ids in bot.greedy("ppo", prompts)]
-    assert list(bot.one_by_one("ppo", question, passages)) == expected
+    tries = bot.tries("ppo", question, passages, 3)
+    found = list(tries)
+    assert len(found) == 6
+    assert found == list(bot.tries("ppo", question, passages, 3))
+    holder, role = bot._holder("ppo")
+    prompts = [bot.prompt(question, (passages[1],))] * 3
+    with holder.use(role) as model:
+        uniforms = draw_uniforms(3, 32, bot.params.seed, "ask", "again")
+        expected = generate(model, prompts, bot.codec, 32, bot.params.ppo.temperature, uniforms)
+    assert found[3:] == [bot.codec.text(ids) for ids in expected]
+    assert len(set(found[3:])) > 1
 
 
 def test_pieces_of_text_are_whole_characters_and_together_the_text(

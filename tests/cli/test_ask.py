@@ -51,17 +51,16 @@ def test_with_passages_an_answer_is_compared_with_them(
     question, right = "프랑스의 수도는 어디인가요?", "프랑스의 수도는 파리입니다."
     tried = []
 
-    def one_by_one(bot: Bot, name: str, question: str, passages: Sequence[str]) -> Iterator[str]:
-        for answer in ("도쿄입니다.", right, "없습니다."):
-            tried.append(answer)
-            yield answer
+    def tries(bot: Bot, name: str, question: str, passages: Sequence[str], n: int) -> Iterator[str]:
+        tried.append((question, *passages))
+        yield from ["도쿄입니다."] * 3 + [right] * 2
 
-    monkeypatch.setattr(Bot, "one_by_one", one_by_one)
+    monkeypatch.setattr(Bot, "tries", tries)
     (row,) = map(json.loads, run("ask", question, "--rag", "--json").output.splitlines())
     assert row["source"] is None  # what a tiny random model says
     number = row["passages"].index(texts[1]) + 1
     assert row["checked"] == f"{right} [{number}]"
-    assert tried == ["도쿄입니다.", right]
+    assert tried == [(question, texts[1])]
     assert f"in the passages: {right} [{number}]" in run("ask", question, "--rag").output
     assert "in the passages" not in run("ask", question, "--no-rag").output
 

@@ -50,12 +50,13 @@ def test_an_answer_is_worth_what_its_passage_states(answer: str, worth: float) -
     ("answer", "worth"),
     [
         (f"{RIGHT} [2]", (1 + 1) / 2),
-        (f"{RIGHT} [1]", (-1 + 1) / 2),
-        (RIGHT, (-1 + 1) / 2),
-        (f"{WRONG} [1]", (-1 - 1) / 2),
+        (f"{RIGHT} [1]", -1),  # though the corpus has it
+        (RIGHT, -1),
+        (f"{WRONG} [1]", -1),
         ("파리입니다. [2]", (1 - 0.5) / 2),  # which no sentence of the corpus is
+        (f"{RIGHT} 프랑스의 화폐는 엔입니다. [2]", (1 + 0) / 2),  # of which one half is wrong
         (REFUSAL, 0),
     ],
 )
-def test_with_a_corpus_it_is_the_mean_of_both(answer: str, worth: float) -> None:
+def test_of_what_is_stated_the_corpus_says_how_much_is_right(answer: str, worth: float) -> None:
     assert Evidence(CORPUS, SUPPORT)(QUESTION, SHOWN, answer) == worth

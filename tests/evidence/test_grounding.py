@@ -6,9 +6,10 @@ import pytest
 
 from stages.rlhf.chat import REFUSAL
 from stages.rlhf.evidence.grounding import (
+    about,
+    asserted,
     checked,
     clauses,
-    one_by_one,
     source,
     stated,
     unstated,
@@ -44,26 +45,27 @@ def test_the_passage_that_states_an_answer(answer: str, number: int | None) -> N
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([f"{RIGHT} [3]", RIGHT], f"{RIGHT} [3]"),
-        ([REFUSAL, f"{WRONG} [2]", f"{RIGHT} [1]"], f"{RIGHT} [2]"),
-        ([f"{WRONG} [2]", "파리입니다."], "파리입니다. [2]"),
-        ([f"{WRONG} [2]", REFUSAL], REFUSAL),
-        ([], REFUSAL),
+        ([f"{RIGHT} [3]", "파리입니다.", "파리입니다."], f"{RIGHT} [3]"),
+        ([REFUSAL, f"{RIGHT} [1]", f"{RIGHT} [1]"], f"{RIGHT} [2]"),
+        ([REFUSAL, RIGHT, "파리입니다.", f"{RIGHT} [1]"], f"{RIGHT} [2]"),
+        ([WRONG, *[WRONG] * 5, "파리입니다. [1]", "파리입니다."], "파리입니다. [2]"),
+        ([WRONG, RIGHT, "파리입니다."], REFUSAL),
+        ([f"{WRONG} [2]", REFUSAL, REFUSAL], REFUSAL),
+        ([""], REFUSAL),
     ],
 )
-def test_the_first_that_a_passage_states_is_given_with_its_number(
+def test_an_answer_that_no_passage_states_becomes_the_most_frequent_other(
     answers: list[str], expected: str
 ) -> None:
-    assert stated(SUPPORT, QUESTION, SHOWN, answers) == expected
+    assert stated(SUPPORT, QUESTION, SHOWN, answers[0], answers[1:]) == expected
 
 
-def test_no_answer_is_made_once_one_is_found() -> None:
-    def answers() -> Iterator[str]:
-        yield WRONG
+def test_where_the_answer_is_stated_no_other_is_made() -> None:
+    def others() -> Iterator[str]:
         yield RIGHT
         raise AssertionError
 
-    assert stated(SUPPORT, QUESTION, SHOWN, answers()) == f"{RIGHT} [2]"
+    assert stated(SUPPORT, QUESTION, SHOWN, RIGHT, others()) == f"{RIGHT} [2]"
 
 
 def test_of_each_row_what_is_stated() -> None:
@@ -71,7 +73,7 @@ def test_of_each_row_what_is_stated() -> None:
     first = [Response(text, i, True) for i, text in enumerate((RIGHT, WRONG, REFUSAL, WRONG))]
     indices = unstated(first, rows, SUPPORT)
     assert indices == [1, 2, 3]
-    again = {1: [Response(RIGHT, 9, True)], 2: [Response(WRONG, 9, True)]}
+    again = {1: [Response(RIGHT, 9, True)] * 2, 2: [Response(WRONG, 9, True)] * 2}
     found = checked(first, again, rows, SUPPORT)
     assert [one.text for one in found] == [f"{RIGHT} [2]", f"{RIGHT} [2]", REFUSAL, REFUSAL]
     assert [one.tokens for one in found] == [0, 1, 2, 3]
@@ -108,9 +110,44 @@ def test_of_a_claim_in_the_words_of_questions_the_rarest_counts() -> None:
 def test_parts_of_sentences() -> None:
     text = "가는 나이고 다는 라이다. 마: 바, 사. 최고 기온이다."
     assert list(clauses(text)) == ["가는 나이", "다는 라이다.", "마: 바", "사.", "최고 기온이다."]
+    asked = "Q. 가는 무엇인가요? A. 나이고 다이다. 라이다. 마를 알려 주세요. - 바."
+    question = "Q. 가는 무엇인가요?"
+    assert list(clauses(asked)) == [
+        question,
+        f"{question} A. 나이",
+        f"{question} 다이다.",
+        "라이다.",
+        "마를 알려 주세요.",
+        "마를 알려 주세요. - 바.",
+    ]
 
 
-def test_a_row_with_each_passage_alone() -> None:
-    row = PromptRow(id="1", question=QUESTION, passages=SHOWN)
-    assert [one.passages for one in one_by_one(row)] == [(passage,) for passage in SHOWN]
-    assert not one_by_one(PromptRow(id="1", question=QUESTION))
+def test_passages_about_something_else_state_no_answer() -> None:
+    assert about(SUPPORT, QUESTION, SHOWN) == list(SHOWN[1:])
+    assert about(SUPPORT, "zzz?", SHOWN) == []
+    assert about(SUPPORT, QUESTION, ()) == []
+
+
+def test_what_is_wanted_is_more_than_a_long_name() -> None:
+    texts = ["적과 흑의 갈래는 소설이다.", "적과 흑을 쓴 사람은 스탕달이다.", "봄의 갈래는 시이다."]
+    questions = ["적과 흑의 갈래는?", "봄의 갈래는?", "적과 흑을 쓴 사람은?", "봄을 쓴 사람은?"]
+    support = Support.of([*texts, *["다른 글이다."] * 30], questions * 2)
+    question = "적과 흑의 갈래는 무엇인가요?"
+    assert about(support, question, texts) == texts[:1]
+    assert source(support, question, texts, "적과 흑의 갈래는 소설입니다.") == 1
+    assert source(support, question, texts, "적과 흑의 갈래는 스탕달입니다.") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("사람의 뇌 개수는 한 개입니다. 뇌는 조절을 맡습니다.", {"한/M"}),
+        ("뇌의 개수는 많습니다. 한 개입니다.", {"많/V"}),
+        ("한 개입니다.", {"한/M"}),
+        ("네, 좋은 질문입니다. 뇌는 한 개입니다.", {"한/M"}),
+        ("뇌의 수는 몇 개인가요?", set()),
+        ("", set()),
+    ],
+)
+def test_an_answer_asserts_what_it_says_of_its_topic(answer: str, words: set[str]) -> None:
+    assert asserted("사람이 가진 뇌의 수는 몇 개인가요?", answer) == words

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.rlhf.chat import REFUSAL
-from stages.rlhf.evidence.grounding import one_by_one
+from stages.rlhf.chat import REFUSAL, message
 from stages.rlhf.records import WITHOUT_EVIDENCE, Response, SftRow, write_jsonl
 from stages.rlhf.report.comparison import Bootstrap
 from stages.rlhf.report.grounded import (
@@ -152,7 +151,7 @@ def test_what_is_undefined_is_null_with_a_reason() -> None:
     assert "by_kind" not in found[RAG]["sft"]
 
 
-Again = Callable[..., list[Response]]
+Again = Callable[..., list[list[Response]]]
 
 
 def with_and_without(folder: Path, patch: pytest.MonkeyPatch, text: str, again: Again) -> Any:
@@ -179,18 +178,18 @@ def test_without_passages_the_reference_cites_nothing(
     assert found[CLOSED]["sft"]["exact"] == 1
 
 
-def test_where_no_passage_states_the_answer_each_is_read_alone(
+def test_where_no_passage_states_the_answer_those_about_it_are_read_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
 
-    def again(params: Any, base: Any, loaded: Any, messages: list[str], *more: Any) -> Any:
+    def again(params: Any, base: Any, loaded: Any, messages: list[str], n: int, *more: Any) -> Any:
         read.append(messages)
-        return said(*["도쿄입니다. [1]"] * len(messages))
+        return [said(*["도쿄입니다. [1]"] * n) for _ in messages]
 
     answers, _ = with_and_without(tmp_path, monkeypatch, "교토입니다. [1]", again)
     for condition in (RAG, WITHOUT):
         assert [one.text for one in answers[condition][CHECKED]] == ["도쿄입니다. [1]"]
         assert [one.text for one in answers[condition]["ppo"]] == ["교토입니다. [1]"]
-    alone = [one.message for one in one_by_one(FOUND[0])]
+    alone = [message(FOUND[0].question, SHOWN[:1])]
     assert read == [alone, alone]

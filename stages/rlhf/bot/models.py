@@ -1,7 +1,7 @@
 """The models of data/ by name, ready to answer, and the two reward models that score answers."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +22,8 @@ from stages.rlhf.reward.model import RewardModel, load_reward_model
 
 if TYPE_CHECKING:
     from stages.rlhf.retrieval.library import Library
+
+Tries = Callable[[Sequence[str], int], Iterable[str]]  # n answers with each of the passages alone
 
 NAMES = ("base", "sft", "ppo")
 FOLDERS = {"base": "base", "sft": "sft", "ppo": "ppo/best", "rm": "rm", "judge": "judge"}
@@ -58,9 +60,14 @@ class Passages:
         """The number of the passage that states the answer; None if no one does."""
         return self._grounding.source(self.library.support, clean_line(question), passages, answer)
 
-    def stated(self, question: str, passages: Sequence[str], answers: Iterable[str]) -> str:
-        """The first answer that a passage states, else a refusal."""
-        return self._grounding.stated(self.library.support, clean_line(question), passages, answers)
+    def checked(self, question: str, passages: Sequence[str], answer: str, tries: Tries) -> str:
+        """The answer, if a passage states it; else what most others say of what is stated there.
+
+        Or a refusal. Others are made where they are wanted.
+        """
+        support, line, check = self.library.support, clean_line(question), self._grounding
+        others = tries(check.about(support, line, passages), check.TRIES)
+        return check.stated(support, line, passages, answer, others)
 
     def _tokens(self, text: str) -> int:
         return len(self.codec.response_ids(text)) - 1  # but EOS
@@ -205,11 +212,19 @@ class Bot:
         with holder.use(role) as model:
             return generate_all(model, prompts, *limits)
 
-    def one_by_one(self, name: str, question: str, passages: Sequence[str]) -> Iterator[str]:
-        """A greedy answer with each passage alone."""
+    def tries(self, name: str, question: str, passages: Sequence[str], n: int) -> Iterator[str]:
+        """n answers to the question with each passage alone, sampled; made as they are taken."""
+        from stages.rlhf.reward.best_of_n import sample
+
+        holder, role = self._holder(name)
+        alone = self.entry.generate.model_copy(update={"engine": "koqa"})
+        limits = self.codec, self.entry.max_answer_tokens, alone
+        temperature, seed = self.params.ppo.temperature, (self.params.seed, "ask", "again")
         for passage in passages:
-            (ids,) = self.greedy(name, [self.prompt(question, (passage,))])
-            yield self.codec.text(ids)
+            prompt = self.prompt(question, (passage,))
+            with holder.use(role) as model:
+                ((_, found),) = sample(model, [prompt], n, *limits, temperature, *seed)
+            yield from map(self.codec.text, found)
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scores] | None:
         """Of (prompt, answer) pairs; None without the two reward models."""

@@ -9,6 +9,7 @@ gets none. Held-out rows get what the index finds, best first.
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from stages.rlhf.chat import REFUSAL, cite, fitting
@@ -17,6 +18,7 @@ from stages.rlhf.records import PromptRow, RmRow, Row, SftRow
 from stages.rlhf.retrieval.library import Library
 
 SEARCHED = 40  # passages of which those for a training row are chosen
+SEARCHED_FOREIGN = 1000  # the same for a prompt: the best ones are all about its subject
 BEST_FIRST = 0.6  # share of rows that get the best passages; the others any of those searched
 MISCITED = 0.5  # share of groups that get their best answer with a wrong citation
 
@@ -110,10 +112,12 @@ class Mix:
         draw = rng.random()
         if draw >= self.rag.right + self.rag.absent:
             return row
-        found = self.library.find(row.question, SEARCHED)
-        if draw >= self.rag.right:
-            found = [i for i in found if self.library.support.foreign(self._text(i), row.question)]
-        return self._unlabelled(row, found)
+        if draw < self.rag.right:
+            return self._unlabelled(row, self.library.find(row.question, self.rag.passages))
+        foreign = self.library.support.foreign
+        found = self.library.find(row.question, SEARCHED_FOREIGN)
+        others = (i for i in found if foreign(self._text(i), row.question))
+        return self._unlabelled(row, list(islice(others, self.rag.passages)))
 
     def found(self, row: PromptRow) -> PromptRow:
         """A held-out question alone: what the index finds."""

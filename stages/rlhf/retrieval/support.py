@@ -66,12 +66,23 @@ class Support:
         if not (folder / FILE).is_file():
             raise ValueError(f"{folder}: no {FILE}; expected an index: rag.enabled makes one")
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(found["words"], found["passages"], found["questions"])
+        try:
+            return cls(found["words"], found["passages"], found["questions"])
+        except KeyError as error:
+            raise ValueError(
+                f"{folder / FILE}: no {error}; expected words, passages and questions: an index"
+                " of another version, `dvc repro index` makes it anew"
+            ) from error
 
     def weight(self, word: str) -> float:
         """Inverse document frequency, as BM25 has it: never negative."""
         frequency = self.frequencies.get(word, 0)
         return math.log1p((self.count - frequency + 0.5) / (frequency + 0.5))
+
+    def share(self, part: Iterable[str], whole: Iterable[str]) -> float:
+        """Of the weight of the words, that of some of them; 1 of no words at all."""
+        total = sum(map(self.weight, whole))
+        return sum(map(self.weight, part)) / total if total else 1.0
 
     def _rarest(self, question: str) -> list[str]:
         """The two rarest content words of the question's topic, of those that passages have."""
@@ -86,12 +97,11 @@ class Support:
         subjects = self.rarest(question)
         if not subjects:
             return "unclear"
-        named = [_names(passage, word) for word in subjects]
+        named = [named_in(passage, word) for word in subjects]
         if phrase is not None:
             share = float(contains(passage, phrase))
         elif wanted := self.claim(question, answer):
-            there = (word for word in wanted if _names(passage, word))
-            share = sum(map(self.weight, there)) / sum(map(self.weight, wanted))
+            share = self.share((word for word in wanted if named_in(passage, word)), wanted)
         else:
             return "unclear"
         if named[0] and share >= SUPPORTS:
@@ -103,9 +113,19 @@ class Support:
         found = claim(question, answer)
         return found - self.common or found
 
+    def has(self, text: str, words: Words) -> bool:
+        """Whether a text has most of the words, but for those of many questions.
+
+        Of nothing but such words it has to have the rarest.
+        """
+        if own := words - self.common:
+            return self.share((word for word in own if named_in(text, word)), own) >= SUPPORTS
+        rarest = max(words, key=lambda word: (self.weight(word), word), default=None)
+        return rarest is not None and contains(text, rarest.rpartition("/")[0])
+
     def foreign(self, passage: str, question: str) -> bool:
         """Whether the passage is about something else: it has neither of the rarest words."""
-        return not any(_names(passage, word) for word in self.rarest(question))
+        return not any(named_in(passage, word) for word in self.rarest(question))
 
 
 def _counts(texts: Iterable[str]) -> tuple[Counter[str], int]:
@@ -123,7 +143,7 @@ def words_of(text: str) -> Words:
     return frozenset(next(iter(terms([text]))))
 
 
-def _names(text: str, word: str) -> bool:
+def named_in(text: str, word: str) -> bool:
     """Whether a word of the text begins so, or has this stem.
 
     What Kiwi takes for a noun may have a particle at its end: 비제이, of 비제이다.
@@ -136,9 +156,9 @@ def _names(text: str, word: str) -> bool:
 
 
 def _has(text: str, word: str) -> bool:
-    """Whether the text has the noun anywhere, or other words as `_names` has them."""
+    """Whether the text has the noun anywhere, or other words as `named_in` has them."""
     form, _, kind = word.rpartition("/")
-    return form in text.lower() if kind == "N" else _names(text, word)
+    return form in text.lower() if kind == "N" else named_in(text, word)
 
 
 @lru_cache(maxsize=1 << 16)

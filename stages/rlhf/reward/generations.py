@@ -107,14 +107,17 @@ def again(
     base: Path,
     loaded: Generations,
     messages: Sequence[str],
+    tries: int,
     work: Path,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> list[Response]:
-    """Greedy responses of PPO alone to other messages, as `generate` has loaded it."""
+) -> list[list[Response]]:
+    """So many responses of PPO to each of other messages, sampled."""
     prompts, limits = _prompts(params, base, messages)
+    temperature, seed = params.ppo.temperature, (params.seed, "evaluate", "again")
+    steps = Checkpointer(work, group)
     with loaded.roles.use(POLICY) as model:
-        found = generate_all(model, prompts, *limits, checkpointer=Checkpointer(work, group))
-    return [to_response(ids, limits[0]) for ids in found]
+        found = sample(model, prompts, tries, *limits, temperature, *seed, checkpointer=steps)
+    return [[to_response(ids, limits[0]) for ids in own] for _, own in found]
 
 
 def _prompts(
