@@ -6,8 +6,12 @@ import pytest
 
 from stages.rlhf.chat import REFUSAL, cited, declines, fitting, without_citations
 from stages.rlhf.records import PromptRow, RmRow, SftRow
-from stages.rlhf.retrieval.mix import Mix
-from tests.retrieval_fixtures import TEXTS, blanks, demonstrations, groups, library, mix
+from stages.rlhf.retrieval.lexical import Lexical
+from stages.rlhf.retrieval.library import Library
+from stages.rlhf.retrieval.mix import SEARCHED, Mix
+from stages.rlhf.retrieval.passages import Passage
+from stages.rlhf.retrieval.support import Support
+from tests.retrieval_fixtures import TEXTS, blanks, demonstrations, groups, library, mix, rag
 
 ROWS, GROUPS = demonstrations(), groups()
 PROMPTS = [PromptRow(id=row.id, question=row.question) for row in ROWS]
@@ -199,6 +203,20 @@ def test_prompts_get_passages_found_or_on_something_else() -> None:
             assert country.removesuffix("의") not in text
             assert what[:2] not in text
     assert all(mix(right=0, absent=0).prompt(row) == row for row in PROMPTS)
+
+
+def test_a_prompt_gets_something_else_though_many_passages_are_on_its_subject() -> None:
+    own = [f"프랑스의 오래된 강은 {n}번 강이다." for n in range(2 * SEARCHED)]
+    others = [f"오래된 성 {n}번이다." for n in range(3 * SEARCHED)]
+    passages = [Passage(str(n), (text,)) for n, text in enumerate([*own, *others])]
+    texts = [passage.text for passage in passages]
+    lexical = Lexical.build(passages, ["pieces", "morphemes"])
+    made = Mix(Library(texts, [lexical], Support.of(texts)), rag(right=0, absent=1), 0, blanks)
+    row = PromptRow(id="a", question="프랑스의 오래된 강은 무엇인가요?")
+    found = made.prompt(row).passages
+    assert found is not None
+    assert len(found) == 3
+    assert set(found) <= set(others)
 
 
 @pytest.mark.parametrize("room", [2, 6, 14])

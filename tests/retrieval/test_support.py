@@ -143,6 +143,40 @@ def test_a_name_is_one_word_however_it_is_taken_apart() -> None:
     assert claim("작은창자의 기능은?", "작은창자는 흡수를 맡습니다.") == {"흡수/N", "맡/V"}
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "found"),
+    [
+        ("파리와 런던이다.", {"파리/N", "런던/N"}, True),
+        ("파리는 도시이다.", {"파리/N", "런던/N"}, False),  # of equal weight: one half
+        ("파리이다.", {"파리/N", "수도/N"}, True),  # of many questions
+        ("수도이다.", {"파리/N", "수도/N"}, False),
+        ("수도이다.", {"수도/N"}, True),
+        ("도시이다.", {"수도/N"}, False),
+        ("수도이다.", set(), False),
+    ],
+)
+def test_what_a_text_has_of_some_words(text: str, words: set[str], found: bool) -> None:
+    support = Support.of(TEXTS, ["프랑스의 수도는?", "일본의 수도는?"])
+    assert support.common == {"수도/N"}
+    assert support.has(text, frozenset(words)) == found
+
+
+def test_a_share_is_by_weight() -> None:
+    support = Support.of(TEXTS)
+    rare, frequent = support.weight("파리/N"), support.weight("수도/N")
+    share = support.share(["파리/N"], ["파리/N", "수도/N"])
+    assert share == pytest.approx(rare / (rare + frequent))
+    assert share > 0.5
+    assert support.share([], []) == 1
+
+
+def test_an_index_of_another_version_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "words.json"
+    file.write_text('{"passages": 1, "words": {}}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words\.json: no 'questions'; expected words, passages"):
+        Support.load(tmp_path)
+
+
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     made = Support.of(TEXTS, ["프랑스의 수도는?", "일본의 수도는?"])
     made.save(tmp_path)
