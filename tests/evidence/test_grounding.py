@@ -130,7 +130,8 @@ def test_passages_about_something_else_state_no_answer() -> None:
 
 def test_what_is_wanted_counts_though_a_long_name_outweighs_it() -> None:
     name = "푸른 바다 노인의 항해"
-    texts = [f"{name}의 갈래는 소설이다.", f"{name}를 쓴 사람은 스탕달이다.", "봄의 갈래는 시이다."]
+    texts = [f"{name}의 갈래는 소설이다.", f"{name}를 쓴 사람은 스탕달이다."]
+    texts += ["봄의 갈래는 시이다.", "겨울의 갈래는 시이다."]
     questions = ["봄의 갈래는?", "겨울의 갈래는?", "봄을 쓴 사람은?", "겨울을 쓴 사람은?"]
     support = Support.of([*texts, *["다른 글이다."] * 30], questions)
     question = f"{name}의 갈래는 무엇인가요?"
