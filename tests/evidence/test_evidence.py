@@ -37,9 +37,9 @@ def test_without_passages_it_is_the_corpus_check(answer: str, support: Support |
         (f"{QUESTION} [2]", -1),
         ("[2]", -1),
         ("", -1),
-        (REFUSAL, -1),  # two passages are about France's capital
-        (f"{REFUSAL} [2]", -1),
-        (f"{RIGHT} [2] {REFUSAL}", -1),
+        (REFUSAL, 0),
+        (f"{REFUSAL} [2]", 0),
+        (f"{RIGHT} [2] {REFUSAL}", 0),
     ],
 )
 def test_an_answer_is_worth_what_its_passage_states(answer: str, worth: float) -> None:
@@ -55,16 +55,8 @@ def test_an_answer_is_worth_what_its_passage_states(answer: str, worth: float) -
         (f"{WRONG} [1]", -1),
         ("파리입니다. [2]", (1 - 0.5) / 2),  # which no sentence of the corpus is
         (f"{RIGHT} 프랑스의 화폐는 엔입니다. [2]", (1 + 0) / 2),  # of which one half is wrong
-        (REFUSAL, -1),
+        (REFUSAL, 0),
     ],
 )
 def test_of_what_is_stated_the_corpus_says_how_much_is_right(answer: str, worth: float) -> None:
     assert Evidence(CORPUS, SUPPORT)(QUESTION, SHOWN, answer) == worth
-
-
-def test_where_no_passage_is_about_the_question_to_decline_is_best() -> None:
-    for corpus in (None, CORPUS):
-        evidence = Evidence(corpus, SUPPORT)
-        assert evidence(QUESTION, SHOWN[:1], REFUSAL) == 1
-        assert evidence(QUESTION, SHOWN[:2], REFUSAL) == -1
-        assert evidence(QUESTION, SHOWN[:1], f"{RIGHT} [1]") == -1
