@@ -61,9 +61,9 @@ class Passages:
         return self._grounding.source(self.library.support, clean_line(question), passages, answer)
 
     def checked(self, question: str, passages: Sequence[str], answer: str, tries: Tries) -> str:
-        """The answer, if a passage states it; else what most others say of what is stated there.
+        """The answer if a passage states it, else the most frequent other that is, else a refusal.
 
-        Or a refusal. Others are made where they are wanted.
+        Others are made where they are wanted.
         """
         support, line, check = self.library.support, clean_line(question), self._grounding
         others = tries(check.about(support, line, passages), check.TRIES)
